@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Joins src/ into the two headers at the top level.
+
+    amalgamate.py            writes arrowquant.h and arrowquant_simd.h
+    amalgamate.py --check    exits 1 when they differ from src/, writes nothing
+    amalgamate.py -o DIR     works on DIR instead of the top level
+
+Needs nothing but Python 3. It also keeps the house in order; each of these is an error: a source
+that no header contains, an #include that leads to a room above, a file that stands before what it
+includes, a macro that a .c file leaves defined, one name for two things in two files.
+"""
+import argparse
+import pathlib
+import re
+import sys
+
+TOP = pathlib.Path(__file__).resolve().parent
+SRC = TOP / "src"
+
+# From the bottom up: a room includes only itself, rooms before it, and (all but simd) the API.
+ROOMS = ["simd", "base", "config", "quant", "calib", "infer", "format", "model"]
+
+MANUAL = "api/manual.h"
+API = "api/arrowquant_api.h"
+
+# The kernels: in both headers, once in a file that includes both.
+KERNELS = [
+    "simd/simd.h",
+]
+
+# What arrowquant_simd.h has besides the kernels.
+SIMD_API = "simd/arrowquant_simd_api.h"
+SIMD_EXPORTS = "simd/exports.c"
+
+# Everything else of arrowquant.h, each file after all that it includes.
+LIBRARY = [
+    "base/base.h",
+    "base/text.h",
+    "base/crc32.h",
+    "base/json.h",
+    "base/yaml.h",
+    "base/file.h",
+    "base/thread.h",
+    "quant/quant.h",
+    "format/safetensors.h",
+    "format/native.h",
+    "model/folder.h",
+    "model/staging.h",
+]
+
+QUOTED = re.compile(r'\s*#\s*include\s*"([^"]+)"')
+SYSTEM = re.compile(r"\s*#\s*include\s*(<[^>]+>)")
+DIRECTIVE = re.compile(r"\s*#\s*(if|ifdef|ifndef|endif)\b")
+DEFINE = re.compile(r"^\s*#\s*define\s+(\w+)", re.M)
+UNDEF = re.compile(r"^\s*#\s*undef\s+(\w+)", re.M)
+STATIC = re.compile(r"^(?:[A-Z][A-Z0-9_]*\s+)?static\b[^;{}=(]*?\b(\w+)\s*(?:\(|\[|=|;)", re.M)
+TYPE = re.compile(r"^\}\s*(\w+);|^(?:struct|union|enum)\s+(\w+)\s*\{", re.M)
+
+
+class Disorder(Exception):
+    """Something in src/ that the headers must not be built from."""
+
+
+def room_of(name):
+    return name.split("/")[0]
+
+
+def read(name):
+    path = SRC / name
+    if not path.is_file():
+        raise Disorder(f"src/{name} is in the list of amalgamate.py and does not exist")
+    return path.read_text(encoding="utf-8")
+
+
+def without_comments(text):
+    return re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+
+
+def guard_of(text):
+    """The name of a header's include guard, or None."""
+    found = re.match(r"\s*#\s*ifndef\s+(\w+_H)\s+#\s*define\s+\1\s", without_comments(text))
+    return found.group(1) if found else None
+
+
+class Joiner:
+    """Appends files one after the other, checking what each of them includes."""
+
+    def __init__(self):
+        self.done = set()    # names of the files so far
+        self.system = set()  # <headers> that are included whatever the switches
+        self.parts = []
+
+    def text(self, text):
+        self.parts.append(text)
+
+    def include(self, name, target):
+        path = (SRC / name).parent.joinpath(target).resolve()
+        if SRC not in path.parents:
+            raise Disorder(f"src/{name} includes \"{target}\", which is outside src/")
+        other = path.relative_to(SRC).as_posix()
+        here, there = room_of(name), room_of(other)
+        if there == "api":
+            allowed = here not in ("api", "simd")
+        else:
+            allowed = here != "api" and ROOMS.index(there) <= ROOMS.index(here)
+        if not allowed:
+            raise Disorder(f"src/{name} includes src/{other}: {here}/ may not include {there}/")
+        if other not in self.done:
+            raise Disorder(f"src/{name} includes src/{other}, which stands after it (or is not) "
+                           "in the list of amalgamate.py")
+
+    def file(self, name):
+        text = read(name)
+        guard = guard_of(text)
+        lines, depth = [], 0
+        source = text.rstrip("\n").split("\n")
+        last = max((i for i, line in enumerate(source) if re.match(r"#\s*endif", line)), default=-1)
+        for number, line in enumerate(source):
+            if guard and (re.match(rf"\s*#\s*(ifndef|define)\s+{guard}\s*$", line) or number == last):
+                continue
+            quoted, system = QUOTED.match(line), SYSTEM.match(line)
+            if quoted:
+                self.include(name, quoted.group(1))
+                continue
+            if system:
+                if system.group(1) in self.system:
+                    continue
+                if depth == 0:
+                    self.system.add(system.group(1))
+            directive = DIRECTIVE.match(line)
+            if directive:
+                depth += -1 if directive.group(1) == "endif" else 1
+            lines.append(line)
+        if depth != 0:
+            raise Disorder(f"src/{name}: #if and #endif do not match")
+        body = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+        self.text(f"/* ---- begin src/{name} ---- */\n\n{body}\n\n/* ---- end src/{name} ---- */\n\n")
+        self.done.add(name)
+
+    def files(self, names):
+        for name in names:
+            self.file(name)
+
+    def result(self):
+        return "".join(self.parts).rstrip("\n") + "\n"
+
+
+def every_file():
+    return [MANUAL, API, *KERNELS, SIMD_API, SIMD_EXPORTS, *LIBRARY]
+
+
+def check_reached():
+    listed = every_file()
+    for name in listed:
+        if listed.count(name) > 1:
+            raise Disorder(f"src/{name} is twice in the list of amalgamate.py")
+    for path in sorted(SRC.rglob("*")):
+        name = path.relative_to(SRC).as_posix()
+        if path.is_file() and name not in listed:
+            raise Disorder(f"src/{name} is in neither header: put it into the list of amalgamate.py")
+
+
+def macros_of(name):
+    """Macros that are still defined at the end of the file, its include guard aside."""
+    text = without_comments(read(name))
+    names = dict.fromkeys(DEFINE.findall(text))
+    gone = set(UNDEF.findall(text)) | {guard_of(read(name))}
+    return [macro for macro in names if macro not in gone]
+
+
+def check_names():
+    """File-local names and internal macros share one file with everybody else's."""
+    owner = {}
+    for name in every_file():
+        left = macros_of(name)
+        if name.endswith(".c") and left:
+            raise Disorder(f"src/{name} defines {', '.join(left)} and does not #undef at its end")
+        text = without_comments(read(name))
+        found = set(left) | set(STATIC.findall(text))
+        found |= {a or b for a, b in TYPE.findall(text) if (a or b)}
+        for word in sorted(found):
+            if owner.setdefault(word, name) != name:
+                raise Disorder(f"{word} is defined both in src/{owner[word]} and in src/{name}")
+
+
+def version():
+    return re.search(r'#define AQ_VERSION "([^"]+)"', read(API)).group(1)
+
+
+def banner(header, subject):
+    return (f"/* {header} {version()}: {subject}\n"
+            "   Generated: do not edit this file. Edit src/..., run amalgamate.py. */\n\n")
+
+
+def license_comment():
+    text = (TOP / "LICENSE").read_text(encoding="utf-8").rstrip("\n")
+    return f"/*\n{text}\n*/\n"
+
+
+def kernels(joiner):
+    joiner.text("#ifndef AQ_KERNELS_INCLUDED\n#define AQ_KERNELS_INCLUDED\n\n")
+    joiner.files(KERNELS)
+    joiner.text("#endif /* AQ_KERNELS_INCLUDED */\n\n")
+
+
+def undefine(names):
+    """Linkage macros always; the rest stays visible to the unit tests of internals."""
+    always = [macro for macro in ("AQ_LIB", "AQ_PRINTF") if macro in names]
+    rest = [macro for macro in names if macro not in always]
+    lines = [f"#undef {macro}" for macro in ["AQ_AMALGAMATED", *always]]
+    lines += ["#ifndef AQ_TEST_BUNDLE", *[f"#  undef {macro}" for macro in rest], "#endif"]
+    return "\n".join(lines) + "\n"
+
+
+def build_library():
+    joiner = Joiner()
+    joiner.text(banner("arrowquant.h", "quantizes diffusion models to INT2, INT4 and INT8."))
+    joiner.text(read(MANUAL).rstrip("\n").replace("@VERSION@", version()) + "\n\n")
+    joiner.done.add(MANUAL)
+    joiner.text("#ifndef ARROWQUANT_H\n#define ARROWQUANT_H\n\n")
+    joiner.file(API)
+    joiner.text("#endif /* ARROWQUANT_H */\n\n"
+                "#if defined(ARROWQUANT_IMPLEMENTATION) && !defined(AQ_IMPLEMENTATION_INCLUDED)\n"
+                "#define AQ_IMPLEMENTATION_INCLUDED\n#define AQ_AMALGAMATED\n\n")
+    kernels(joiner)
+    joiner.files(LIBRARY)
+    joiner.text(undefine([macro for name in LIBRARY for macro in macros_of(name)]))
+    joiner.text("#endif /* ARROWQUANT_IMPLEMENTATION */\n\n")
+    joiner.text(license_comment())
+    return joiner.result()
+
+
+def build_simd():
+    joiner = Joiner()
+    joiner.text(banner("arrowquant_simd.h", "the kernels of arrowquant.h, usable without it."))
+    joiner.file(SIMD_API)
+    joiner.text("#if defined(ARROWQUANT_SIMD_IMPLEMENTATION) && "
+                "!defined(AQ_SIMD_IMPLEMENTATION_INCLUDED)\n"
+                "#define AQ_SIMD_IMPLEMENTATION_INCLUDED\n\n")
+    kernels(joiner)
+    joiner.file(SIMD_EXPORTS)
+    joiner.text("#endif /* ARROWQUANT_SIMD_IMPLEMENTATION */\n\n")
+    joiner.text(license_comment())
+    return joiner.result()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Joins src/ into the two headers.")
+    parser.add_argument("--check", action="store_true", help="exit 1 when the headers are stale")
+    parser.add_argument("-o", metavar="DIR", type=pathlib.Path, default=TOP,
+                        help="where the headers are (the top level)")
+    options = parser.parse_args()
+    try:
+        check_reached()
+        check_names()
+        headers = {"arrowquant.h": build_library(), "arrowquant_simd.h": build_simd()}
+    except Disorder as problem:
+        print(f"amalgamate.py: {problem}", file=sys.stderr)
+        return 1
+    stale = False
+    for name, text in headers.items():
+        path = options.o / name
+        if path.is_file() and path.read_bytes() == text.encode("utf-8"):
+            continue
+        if options.check:
+            print(f"{name} differs from src/: edit src/…, run amalgamate.py", file=sys.stderr)
+            stale = True
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text.encode("utf-8"))
+            print(f"{name}: {text.count(chr(10))} lines")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2 @@
+#define ARROWQUANT_IMPLEMENTATION
+#include "../arrowquant.h"

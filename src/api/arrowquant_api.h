@@ -1,0 +1,588 @@
+#ifndef ARROWQUANT_API_H
+#define ARROWQUANT_API_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define AQ_VERSION_MAJOR 0
+#define AQ_VERSION_MINOR 1
+#define AQ_VERSION_PATCH 0
+#define AQ_VERSION "0.1.0"
+
+#ifndef ARROWQUANT_API
+#  ifdef ARROWQUANT_STATIC
+#    if defined(__GNUC__) || defined(__clang__)
+#      define ARROWQUANT_API static __attribute__((unused))
+#    else
+#      define ARROWQUANT_API static
+#    endif
+#  else
+#    define ARROWQUANT_API extern
+#  endif
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ================================================================ errors */
+
+/* X(constant, value, name, text, hint): the hint says what to do about it. */
+#define AQ_STATUS_LIST(X)                                                                          \
+    X(AQ_OK, 0, "ok", "success", "")                                                               \
+    X(AQ_ERR_BIT_WIDTH, 1, "bit_width", "invalid bit width", "use 2, 4 or 8")                      \
+    X(AQ_ERR_TIME_GROUPS, 2, "time_groups", "invalid number of time groups", "use 1 to 100")       \
+    X(AQ_ERR_GROUP_SIZE, 3, "group_size", "invalid group size", "use 32, 64, 128 or 256")          \
+    X(AQ_ERR_ACCURACY, 4, "accuracy", "invalid accuracy threshold", "use a number from 0 to 1")    \
+    X(AQ_ERR_CONFIGURATION, 5, "configuration", "invalid configuration",                           \
+      "see `aq config` for every field, its range and its default")                                \
+    X(AQ_ERR_UNKNOWN_MODALITY, 6, "unknown_modality", "the model's modality cannot be told",       \
+      "set `modality` to text, code, image or audio")                                              \
+    X(AQ_ERR_MODEL_NOT_FOUND, 7, "model_not_found", "no model there",                              \
+      "give a model folder, a .safetensors file or a .safetensors.index.json")                     \
+    X(AQ_ERR_METADATA, 8, "metadata", "model metadata is missing or malformed",                    \
+      "repair the named file or download it again")                                                \
+    X(AQ_ERR_QUANTIZATION, 9, "quantization", "quantization failed",                               \
+      "the message names the tensor; keep it with `layer_bits`, or lower the gate")                \
+    X(AQ_ERR_VALIDATION, 10, "validation", "quality is below the threshold",                       \
+      "use more bits, a smaller group size, or a lower threshold")                                 \
+    X(AQ_ERR_IO, 11, "io", "a file could not be read or written",                                  \
+      "check the path, its permissions and the free space")                                        \
+    X(AQ_ERR_ARROW, 12, "arrow", "invalid Arrow data", "check the schema against docs/FORMAT.md")  \
+    X(AQ_ERR_SHAPE, 13, "shape", "shapes do not agree", "compare the shapes in the message")       \
+    X(AQ_ERR_OUT_OF_MEMORY, 14, "out_of_memory", "out of memory",                                  \
+      "use enable_streaming, fewer threads, or raise max_memory_limit_mb")                         \
+    X(AQ_ERR_CANCELLED, 15, "cancelled", "cancelled", "nothing was left behind; run it again")     \
+    X(AQ_ERR_UNSUPPORTED, 16, "unsupported", "not supported", "the message names what is")         \
+    X(AQ_ERR_CORRUPT, 17, "corrupt", "the file is corrupt", "download or write the file again")    \
+    X(AQ_ERR_ARGUMENT, 18, "argument", "invalid argument", "see the function's comment")           \
+    X(AQ_ERR_EXISTS, 19, "exists", "the output exists already",                                    \
+      "choose another path, or set `overwrite`")
+
+typedef enum aq_status {
+#define AQ_STATUS_ENUM(id, value, name, text, hint) id = value,
+    AQ_STATUS_LIST(AQ_STATUS_ENUM)
+#undef AQ_STATUS_ENUM
+    AQ_STATUS_COUNT
+} aq_status;
+
+/* What went wrong, owned by the caller; every fallible function takes one as its last argument,
+ * NULL allowed. `message` names file, tensor, expected, found and remedy; a path that is too long
+ * keeps its tail. `tensor` is "" and `offset` 0 where they mean nothing. Untouched on success. */
+typedef struct aq_error {
+    aq_status status;
+    char message[1024];
+    char tensor[256];
+    uint64_t offset; /* byte offset in the file, or index of the element in the tensor */
+} aq_error;
+
+ARROWQUANT_API const char *aq_status_name(aq_status status); /* "bit_width", … */
+ARROWQUANT_API const char *aq_status_text(aq_status status); /* "invalid bit width", … */
+ARROWQUANT_API const char *aq_status_hint(aq_status status); /* "use 2, 4 or 8", … */
+ARROWQUANT_API const char *aq_version(void);                 /* AQ_VERSION of the implementation */
+
+/* =============================================================== context */
+
+/* Every allocation of a call goes through one of these. `resize(user, NULL, 0, n)` allocates,
+ * `resize(user, p, old, n)` moves, `resize(user, p, old, 0)` frees and returns NULL. A failed
+ * allocation returns NULL and leaves p as it was. Must be callable from several threads. */
+typedef struct aq_allocator {
+    void *(*resize)(void *user, void *pointer, size_t old_size, size_t new_size);
+    void *user;
+} aq_allocator;
+
+typedef enum aq_isa { AQ_ISA_AUTO, AQ_ISA_SCALAR, AQ_ISA_AVX2, AQ_ISA_AVX512, AQ_ISA_NEON } aq_isa;
+
+typedef enum aq_log_level { AQ_LOG_INFO, AQ_LOG_WARNING } aq_log_level;
+
+/* One line, no newline; called from the thread that called the library. */
+typedef void (*aq_log_fn)(void *user, aq_log_level level, const char *message);
+
+struct aq_kernels; /* the function table of one ISA, see src/simd */
+
+/* Shared by any number of threads once created; only `cancel_requested` changes. A NULL context
+ * everywhere means the defaults: best ISA, malloc, all cores, no log. */
+typedef struct aq_context {
+    aq_allocator allocator;
+    const struct aq_kernels *kernels;
+    aq_isa isa;           /* the one in use, never AUTO */
+    uint32_t num_threads; /* 0: all cores */
+    aq_log_fn log;
+    void *log_user;
+    int cancel_requested; /* set through aq_context_cancel */
+} aq_context;
+
+/* `isa` AUTO honours the environment variable ARROW_QUANT_ISA (scalar|avx2|avx512|neon); naming an
+ * ISA that this machine lacks is AQ_ERR_UNSUPPORTED. `allocator` NULL means ARROWQUANT_MALLOC.
+ * The caller may set num_threads, log and log_user afterwards, before the first use. */
+ARROWQUANT_API aq_status aq_context_create(aq_isa isa, const aq_allocator *allocator,
+                                           aq_context **out, aq_error *err);
+ARROWQUANT_API void aq_context_destroy(aq_context *context); /* NULL allowed */
+
+/* Asks the calls that use this context to stop with AQ_ERR_CANCELLED; returns at once, may be
+ * called from any thread and from a signal handler. Stays set until aq_context_reset_cancel. */
+ARROWQUANT_API void aq_context_cancel(aq_context *context);
+ARROWQUANT_API void aq_context_reset_cancel(aq_context *context);
+ARROWQUANT_API const char *aq_isa_name(aq_isa isa); /* "scalar", "avx2", … */
+
+/* Frees what a function of this library returned as text; `size` as returned with it. */
+ARROWQUANT_API void aq_text_free(aq_context *context, char *text, size_t size);
+
+/* ================================================================ tensors */
+
+/* X(constant, value, safetensors name, bytes an element) */
+#define AQ_DTYPE_LIST(X)                                                                           \
+    X(AQ_DTYPE_F64, 0, "F64", 8)                                                                   \
+    X(AQ_DTYPE_F32, 1, "F32", 4)                                                                   \
+    X(AQ_DTYPE_F16, 2, "F16", 2)                                                                   \
+    X(AQ_DTYPE_BF16, 3, "BF16", 2)                                                                 \
+    X(AQ_DTYPE_F8_E4M3, 4, "F8_E4M3", 1)                                                           \
+    X(AQ_DTYPE_F8_E5M2, 5, "F8_E5M2", 1)                                                           \
+    X(AQ_DTYPE_I8, 6, "I8", 1)                                                                     \
+    X(AQ_DTYPE_I16, 7, "I16", 2)                                                                   \
+    X(AQ_DTYPE_I32, 8, "I32", 4)                                                                   \
+    X(AQ_DTYPE_I64, 9, "I64", 8)                                                                   \
+    X(AQ_DTYPE_U8, 10, "U8", 1)                                                                    \
+    X(AQ_DTYPE_U16, 11, "U16", 2)                                                                  \
+    X(AQ_DTYPE_U32, 12, "U32", 4)                                                                  \
+    X(AQ_DTYPE_U64, 13, "U64", 8)                                                                  \
+    X(AQ_DTYPE_BOOL, 14, "BOOL", 1)
+
+typedef enum aq_dtype {
+#define AQ_DTYPE_ENUM(id, value, name, size) id = value,
+    AQ_DTYPE_LIST(AQ_DTYPE_ENUM)
+#undef AQ_DTYPE_ENUM
+    AQ_DTYPE_COUNT
+} aq_dtype;
+
+ARROWQUANT_API const char *aq_dtype_name(aq_dtype dtype); /* "BF16", … */
+ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype);      /* bytes an element; 0 when unknown */
+
+/* How a group of weights is coded. The files name it, so that later codes can be added. */
+typedef enum aq_code {
+    AQ_CODE_AFFINE,   /* w = scale·q + min,          q in 0 … 2^bits − 1 */
+    AQ_CODE_SYMMETRIC /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
+} aq_code;
+
+/* How the parameters of a group are stored. */
+typedef enum aq_param_type {
+    AQ_PARAM_F16, /* scale and min as F16; |scale| < 2^-14 and |min| > 65504 do not fit */
+    AQ_PARAM_F32, /* scale and min as F32 */
+    AQ_PARAM_Q8   /* 8-bit scale and min against an F16 pair per row; see aq_quantize */
+} aq_param_type;
+
+typedef struct aq_quant_spec {
+    aq_code code;
+    aq_param_type params;
+    uint32_t bits;       /* 2, 4 or 8 */
+    uint32_t group_size; /* 32, 64, 128 or 256 */
+} aq_quant_spec;
+
+/* Sizes of the three buffers of one quantized tensor seen as [rows, cols]; groups run along cols,
+ * the last one of a row may be short. All buffers hold the bytes of the file format (little
+ * endian), on every machine. */
+typedef struct aq_quant_layout {
+    uint64_t rows, cols;
+    uint64_t groups;           /* a row: ceil(cols / group_size) */
+    uint64_t row_code_bytes;   /* codes LSB first, padded to whole 32-bit words */
+    uint64_t row_param_bytes;  /* [groups, 2] (scale, min), or [groups, 1] when symmetric */
+    uint64_t row_extra_bytes;  /* Q8 only: F16 [2] (scale, min), or [1] when symmetric */
+    uint64_t code_bytes, param_bytes, extra_bytes; /* the whole tensor: rows × the above */
+} aq_quant_layout;
+
+/* Raw sums over a tensor, from which the quality figures follow. */
+typedef struct aq_quality {
+    double dot;       /* Σ w·ŵ */
+    double original;  /* Σ w² */
+    double quantized; /* Σ ŵ² */
+    double error;     /* Σ (w − ŵ)² */
+    double max_error; /* max |w − ŵ| */
+    uint64_t count;   /* elements */
+} aq_quality;
+
+ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality);  /* two zero vectors: 1 */
+ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality); /* no error: +infinity */
+ARROWQUANT_API void aq_quality_add(aq_quality *total, const aq_quality *part);
+
+/* Fills `out`; AQ_ERR_BIT_WIDTH, AQ_ERR_GROUP_SIZE, or AQ_ERR_SHAPE when a size overflows. */
+ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
+                                           aq_quant_layout *out, aq_error *err);
+
+/* Quantizes weights [rows, cols] of a float dtype, row-major, in this machine's byte order, into
+ * the caller's buffers of the sizes that aq_quantized_size gives (`extra` may be NULL unless the
+ * parameters are Q8). Allocates nothing. Parameters minimise the squared error, each column
+ * weighted by column_weights[cols] (mean squared activations, say) unless that is NULL.
+ * `quality` may be NULL. The result is the same, bit for bit, on every ISA and for every thread
+ * count. Large tensors use context->num_threads threads.
+ * Q8: scale = S·(u + 1)/256 and min = M·i/128 with u (uint8) and i (int8) the two bytes of a group
+ * and S, M the row's F16 pair; symmetric: scale = S·i/128. All these products are exact in F32.
+ * Errors: AQ_ERR_QUANTIZATION for NaN or infinity (err->offset is the index), and for parameters
+ * that do not fit the chosen type (the message says so; use AQ_PARAM_F32, which always fits). */
+ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *spec,
+                                     const void *weights, aq_dtype dtype, uint64_t rows,
+                                     uint64_t cols, const float *column_weights, void *codes,
+                                     void *params, void *extra, aq_quality *quality,
+                                     aq_error *err);
+
+/* The inverse, into `out` [rows, cols] of dtype F32, F16 or BF16 (computed in F32, rounded once).
+ * To dequantize some rows, pass pointers to their first row. Allocates nothing. */
+ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,
+                                       const void *codes, const void *params, const void *extra,
+                                       uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
+                                       aq_error *err);
+
+/* ================================================================= config */
+
+typedef enum aq_profile { AQ_PROFILE_EDGE, AQ_PROFILE_LOCAL, AQ_PROFILE_CLOUD } aq_profile;
+
+typedef enum aq_modality {
+    AQ_MODALITY_UNKNOWN, /* in a config: detect it */
+    AQ_MODALITY_TEXT,
+    AQ_MODALITY_CODE,
+    AQ_MODALITY_IMAGE,
+    AQ_MODALITY_AUDIO
+} aq_modality;
+
+typedef enum aq_interpolation {
+    AQ_INTERPOLATION_LINEAR,
+    AQ_INTERPOLATION_CUBIC,
+    AQ_INTERPOLATION_SIGMOID
+} aq_interpolation;
+
+/* Bits of the layers whose name matches `pattern` (a whole tensor name, or a glob with * ? [ ]);
+ * 16 keeps them. The first match wins. */
+typedef struct aq_layer_bits {
+    const char *pattern;
+    uint32_t bits; /* 2, 4, 8 or 16 */
+} aq_layer_bits;
+
+/* Every switch of a run. Fill it with aq_config_from_profile, then change fields at will. Strings
+ * and lists are borrowed from the caller, except after a load (then aq_config_free frees them). */
+typedef struct aq_config {
+    aq_profile deployment_profile;
+    uint32_t bit_width;           /* 2, 4 or 8 */
+    uint32_t group_size;          /* 32, 64, 128 or 256 */
+    uint32_t num_time_groups;     /* 1 … 100 */
+    uint32_t calibration_samples; /* 1 … 1,000,000 */
+    uint32_t num_threads;         /* 0: all cores */
+    uint32_t parameter_bits;      /* 16 or 8 */
+    double min_accuracy;          /* least cosine similarity of a layer, 0 … 1 */
+    double min_sqnr_db;           /* least SQNR of a layer in dB; NaN: no such gate */
+    bool symmetric;
+    bool enable_time_aware;
+    bool enable_spatial;
+    bool enable_streaming; /* smaller blocks in memory; the same bytes out */
+    bool fail_fast;        /* a layer below a gate is an error, not a reason for more bits */
+    bool skip_sensitive_layers;
+    bool overwrite;
+    aq_modality modality;
+    uint64_t target_model_size_mb; /* 0: none */
+    uint64_t max_memory_limit_mb;  /* 0: none */
+
+    struct {
+        bool enabled;
+        bool log_violations;
+        double smoothness_threshold; /* 0 … 1 */
+    } markov_validation;             /* YAML: thermodynamic.validation */
+    struct {
+        bool enabled;
+        uint32_t window_size; /* 1 … 20 */
+        aq_interpolation interpolation;
+    } boundary_smoothing; /* YAML: thermodynamic.boundary_smoothing */
+
+    const char *variant;                 /* "fp16": read model.fp16.safetensors; NULL: none */
+    const char *const *components;       /* pipeline folders to quantize; none: the denoiser */
+    size_t component_count;
+    const char *const *sensitive_layers; /* whole tensor or module names to keep */
+    size_t sensitive_layer_count;
+    const char *const *sensitive_patterns; /* globs over tensor names to keep */
+    size_t sensitive_pattern_count;
+    const aq_layer_bits *layer_bits;
+    size_t layer_bits_count;
+
+    uint64_t explicit_fields; /* bit i: field i of the table was set by a file, the environment or
+                                 aq_config_set, not by the profile */
+    void *owned;              /* storage of a loaded config, freed by aq_config_free */
+} aq_config;
+
+ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile);
+ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out, aq_error *err);
+ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
+ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
+
+/* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
+ * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
+ * unknown name suggests the nearest. */
+ARROWQUANT_API aq_status aq_config_set(aq_config *config, const char *name, const char *value,
+                                       aq_error *err);
+
+/* Reads YAML text of `size` bytes; `source` names it in messages. `deployment_profile` in it
+ * applies first, the other keys override it. *out is filled only on success. */
+ARROWQUANT_API aq_status aq_config_from_yaml(aq_context *context, const char *text, size_t size,
+                                             const char *source, aq_config *out, aq_error *err);
+/* Writes the config as commented YAML; loading it gives an equal config. Free with aq_text_free. */
+ARROWQUANT_API aq_status aq_config_to_yaml(aq_context *context, const aq_config *config,
+                                           char **text, size_t *size, aq_error *err);
+#ifndef ARROWQUANT_NO_STDIO
+ARROWQUANT_API aq_status aq_config_load_yaml(aq_context *context, const char *path, aq_config *out,
+                                             aq_error *err);
+ARROWQUANT_API aq_status aq_config_save_yaml(aq_context *context, const aq_config *config,
+                                             const char *path, aq_error *err);
+#endif
+
+/* Overrides fields from ARROW_QUANT_BIT_WIDTH and its kin; a bad value is an error. */
+ARROWQUANT_API aq_status aq_config_apply_env(aq_config *config, aq_error *err);
+ARROWQUANT_API aq_status aq_config_validate(const aq_config *config, aq_error *err);
+ARROWQUANT_API bool aq_config_equal(const aq_config *a, const aq_config *b);
+ARROWQUANT_API void aq_config_free(aq_config *config); /* NULL and never-loaded ones allowed */
+
+#ifndef ARROWQUANT_NO_STDIO
+/* ================================================================= models */
+
+typedef enum aq_phase {
+    AQ_PHASE_PLAN,
+    AQ_PHASE_QUANTIZE,
+    AQ_PHASE_COPY,
+    AQ_PHASE_COMMIT,
+    AQ_PHASE_VALIDATE,
+    AQ_PHASE_DEQUANTIZE,
+    AQ_PHASE_VERIFY
+} aq_phase;
+
+typedef struct aq_progress {
+    double fraction; /* 0 … 1 of the whole call */
+    aq_phase phase;
+    const char *layer; /* the tensor or file at work, or "" */
+    uint64_t bytes_done, bytes_total;
+    double elapsed_s;
+    double eta_s; /* NaN while unknown */
+} aq_progress;
+
+/* Called only from the thread that called the library, some ten times a second, at each change of
+ * phase and at the end. Non-zero cancels the call. */
+typedef int (*aq_progress_fn)(void *user, const aq_progress *progress);
+
+ARROWQUANT_API const char *aq_phase_name(aq_phase phase);
+
+/* Why a tensor has the bits that it has. */
+typedef enum aq_reason {
+    AQ_REASON_QUANTIZED,        /* as the config asks */
+    AQ_REASON_NOT_FLOAT,        /* kept: integers and booleans */
+    AQ_REASON_NOT_MATRIX,       /* kept: scalars, 1-D tensors and empty ones */
+    AQ_REASON_NO_GAIN,          /* kept: codes and parameters would be no smaller */
+    AQ_REASON_SENSITIVE,        /* kept: embedding, norm, first or last projection, head */
+    AQ_REASON_SENSITIVE_CONFIG, /* kept: named by sensitive_layers or sensitive_patterns */
+    AQ_REASON_LAYER_BITS,       /* bits given by layer_bits */
+    AQ_REASON_RAISED,           /* more bits than asked: below min_accuracy or min_sqnr_db */
+    AQ_REASON_KEPT_BY_GATE,     /* kept: below the gates even at 8 bits */
+    AQ_REASON_SCALE_TENSOR      /* consumed: the scale of an FP8 weight, folded into it */
+} aq_reason;
+
+ARROWQUANT_API const char *aq_reason_text(aq_reason reason);
+
+/* One input tensor of a plan and, after the run, what became of it. */
+typedef struct aq_plan_tensor {
+    const char *name;
+    uint32_t shard; /* index into aq_plan.shards */
+    aq_dtype dtype;
+    uint32_t rank;
+    const uint64_t *shape;
+    uint64_t rows, cols;
+    uint64_t offset, bytes;     /* in the input shard's file */
+    size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
+    uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
+    aq_quant_spec spec;         /* when bits < 16 */
+    aq_reason reason;
+    const char *detail;         /* which rule or pattern decided, or "" */
+    uint64_t output_offset, output_bytes; /* in the output shard's data, predicted before the run */
+    aq_quality quality;         /* after the run, when bits < 16 */
+    bool f32_params, wide_params; /* after the run: the parameters were stored wider than asked */
+} aq_plan_tensor;
+
+/* One safetensors file, read and written under the same relative path. */
+typedef struct aq_plan_shard {
+    const char *path;     /* relative to the model folder */
+    const char *metadata; /* of the input, JSON object text or NULL */
+    uint64_t file_bytes;  /* of the input */
+    size_t first_tensor, tensor_count;
+} aq_plan_shard;
+
+/* What a run will do. Made by aq_plan_create, read by anyone, changed by nobody else. */
+typedef struct aq_plan {
+    const char *model_path; /* as given */
+    aq_config config;       /* effective, validated */
+    aq_modality modality;
+    aq_plan_tensor *tensors;
+    size_t tensor_count;
+    aq_plan_shard *shards;
+    size_t shard_count;
+    const char *const *notes; /* what a user should know: data-free defaults, skipped files, … */
+    size_t note_count;
+    uint64_t input_bytes;            /* of the quantized components' weight files */
+    uint64_t predicted_output_bytes; /* of the same, when no layer is raised */
+    struct aq_plan_state *state;     /* private */
+} aq_plan;
+
+typedef struct aq_layer_result {
+    const char *name;
+    uint32_t bits; /* 16: kept */
+    aq_reason reason;
+    const char *detail; /* rule, pattern or missed gate, or "" */
+    double cosine_similarity, sqnr_db, max_error; /* NaN when kept; SQNR may be infinite */
+    uint64_t weights, output_bytes;
+} aq_layer_result;
+
+/* What a run did. The first seven are those of ArrowQuant V2. Freed by aq_result_free. */
+typedef struct aq_result {
+    const char *quantized_path;
+    double compression_ratio;   /* input over output bytes of the quantized components */
+    double cosine_similarity;   /* mean over the quantized layers */
+    double model_size_mb;       /* output of the quantized components, 10^6 bytes */
+    aq_modality modality;
+    uint32_t bit_width;
+    double quantization_time_s;
+    double bits_per_weight;     /* of the quantized tensors, all parameters counted */
+    double sqnr_db;             /* over all quantized weights together */
+    uint64_t layers_quantized, layers_kept, layers_raised;
+    aq_layer_result *layers;    /* matrices of the quantized components, in file order */
+    size_t layer_count;
+    const char *const *notes;   /* from the plan and the run */
+    size_t note_count;
+    void *owned;
+} aq_result;
+
+/* Opens the model at `model_path` (a Hugging Face folder, a diffusers pipeline folder, a
+ * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
+ * headers only. `config` NULL: the local profile. */
+ARROWQUANT_API aq_status aq_plan_create(aq_context *context, const char *model_path,
+                                        const aq_config *config, aq_plan **out, aq_error *err);
+/* The plan as one JSON object. Free with aq_text_free. */
+ARROWQUANT_API aq_status aq_plan_to_json(aq_context *context, const aq_plan *plan, char **text,
+                                         size_t *size, aq_error *err);
+/* Quantizes into a temporary folder beside `output_path`; nothing is visible there before
+ * aq_plan_commit, which makes it durable and renames it. `progress` may be NULL. */
+ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
+                                         const char *output_path, aq_progress_fn progress,
+                                         void *user, aq_error *err);
+/* `result` may be NULL. */
+ARROWQUANT_API aq_status aq_plan_commit(aq_context *context, aq_plan *plan, aq_result *result,
+                                        aq_error *err);
+/* Frees the plan; what was executed and not committed is removed. NULL allowed. */
+ARROWQUANT_API void aq_plan_destroy(aq_plan *plan);
+
+/* The three steps in one. */
+ARROWQUANT_API aq_status aq_quantize_model(aq_context *context, const char *model_path,
+                                           const char *output_path, const aq_config *config,
+                                           aq_progress_fn progress, void *user, aq_result *result,
+                                           aq_error *err);
+ARROWQUANT_API void aq_result_free(aq_result *result); /* NULL allowed */
+/* The result as one JSON object (`with_layers`: the list of layers too). aq_text_free. */
+ARROWQUANT_API aq_status aq_result_to_json(aq_context *context, const aq_result *result,
+                                           bool with_layers, char **text, size_t *size,
+                                           aq_error *err);
+
+/* ------------------------------------------------------------ reading back */
+
+/* One tensor of an opened model. Pointers lead into the mapped file and live as long as it. */
+typedef struct aq_tensor {
+    const char *name;
+    aq_dtype dtype; /* of the original */
+    uint32_t rank;
+    const uint64_t *shape;
+    uint64_t rows, cols;
+    bool quantized;
+    aq_quant_spec spec;         /* when quantized */
+    aq_quant_layout layout;     /* when quantized */
+    const char *code_name;      /* "affine", "symmetric"; NULL when not quantized */
+    const char *method;         /* "ptq", …; NULL when not quantized */
+    const void *codes, *params, *extra; /* when quantized */
+    const void *data;           /* when not: `bytes` bytes of `dtype`, little endian */
+    uint64_t bytes;             /* stored, all parts together */
+    double cosine_similarity, sqnr_db; /* as recorded when it was written; NaN when not quantized */
+    const char *file;           /* relative path of its shard */
+} aq_tensor;
+
+typedef struct aq_model {
+    const char *path;
+    bool quantized;            /* written by this library */
+    aq_modality modality;
+    const aq_tensor *tensors;  /* sorted by name */
+    size_t tensor_count;
+    uint64_t weight_bytes;     /* of all weight files */
+    struct aq_model_state *state; /* private */
+} aq_model;
+
+/* Opens a folder or file written by this library, or a plain model; the files are mapped. In a
+ * diffusers pipeline the tensors of the quantized components (or of the denoiser) are shown; with
+ * more than one component their names start with "component/". */
+ARROWQUANT_API aq_status aq_model_open(aq_context *context, const char *path, aq_model **out,
+                                       aq_error *err);
+ARROWQUANT_API const aq_tensor *aq_model_find(const aq_model *model, const char *name);
+/* `previous` NULL starts; NULL ends. */
+ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_tensor *previous);
+/* Rows first_row … first_row + row_count − 1 as F32, F16 or BF16 into `out`. A kept float tensor
+ * is converted; an integer one is AQ_ERR_UNSUPPORTED. */
+ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
+                                              uint64_t first_row, uint64_t row_count,
+                                              aq_dtype dtype, void *out, aq_error *err);
+/* Compares each stored tensor with the checksum in the metadata: AQ_ERR_CORRUPT names the first
+ * that differs. *checked (may be NULL) counts the stored tensors that had a checksum. */
+ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *model,
+                                         aq_progress_fn progress, void *user, size_t *checked,
+                                         aq_error *err);
+ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
+
+/* -------------------------------------------------------------- validation */
+
+typedef struct aq_tensor_difference {
+    const char *name;
+    double cosine_similarity, sqnr_db, max_error;
+    uint32_t bits; /* of the second model's tensor; 16 when not quantized */
+    bool passed;
+} aq_tensor_difference;
+
+typedef struct aq_validation {
+    double cosine_similarity; /* mean over the compared layers */
+    double min_cosine_similarity;
+    double sqnr_db;           /* over all compared weights together */
+    double compression_ratio;
+    double model_size_mb;
+    bool passed;              /* every layer ≥ the gates */
+    aq_tensor_difference *layers;
+    size_t layer_count;
+    const char *const *only_in_first; /* tensor names */
+    size_t only_in_first_count;
+    const char *const *only_in_second;
+    size_t only_in_second_count;
+    void *owned;
+} aq_validation;
+
+/* Compares every quantized layer of `quantized_path` with `original_path`, from the files
+ * themselves. The gates are those of `config`; NULL: those the model was quantized with. A layer
+ * below them is passed = false, not an error; a missing tensor or another shape is an error. */
+ARROWQUANT_API aq_status aq_validate_quality(aq_context *context, const char *original_path,
+                                             const char *quantized_path, const aq_config *config,
+                                             aq_progress_fn progress, void *user,
+                                             aq_validation *out, aq_error *err);
+/* Compares all float tensors that two models have in common; missing ones are listed. */
+ARROWQUANT_API aq_status aq_compare_models(aq_context *context, const char *first_path,
+                                           const char *second_path, aq_progress_fn progress,
+                                           void *user, aq_validation *out, aq_error *err);
+ARROWQUANT_API void aq_validation_free(aq_validation *validation); /* NULL allowed */
+ARROWQUANT_API aq_status aq_validation_to_json(aq_context *context,
+                                               const aq_validation *validation, char **text,
+                                               size_t *size, aq_error *err);
+
+/* Writes a quantized model as plain safetensors of dtype F32, F16 or BF16 under the original
+ * names, so that any tool loads it. Other files are carried over, quantization_config is removed. */
+ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
+                                             const char *output_path, aq_dtype dtype,
+                                             bool overwrite, aq_progress_fn progress, void *user,
+                                             aq_error *err);
+#endif /* ARROWQUANT_NO_STDIO */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_API_H */

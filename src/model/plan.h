@@ -1,0 +1,78 @@
+/* What stands behind an aq_plan, shared by the files that make, execute and commit it. */
+#ifndef AQ_PLAN_H
+#define AQ_PLAN_H
+
+#include "../base/text.h"
+#include "folder.h"
+#include "staging.h"
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_NO_TENSOR ((size_t)-1)
+
+/* Lines for the user, in an arena. */
+typedef struct aq_notes {
+    const char **items;
+    size_t count, capacity;
+} aq_notes;
+
+struct aq_plan_state {
+    aq_arena arena;
+    aq_context *context;
+    aq_folder folder;
+    aq_component **shard_component;      /* of each shard of the plan */
+    const aq_st_file **shard_file;
+    const aq_st_tensor *const **by_name; /* of each shard: its tensors sorted by name */
+    aq_notes notes;
+    uint64_t other_bytes;                /* of the files that are carried over */
+    bool executed, committed;
+    aq_staging staging;
+    const char *output_path;             /* as given */
+    double started, seconds;
+    uint64_t output_bytes;               /* of the components' weight files */
+};
+
+AQ_LIB aq_status aq_note(aq_arena *arena, aq_notes *notes, aq_error *err, const char *format, ...)
+    AQ_PRINTF(4, 5);
+/* The name that messages and results show: "component/name" when there are several. */
+AQ_LIB const char *aq_plan_display_name(const aq_plan *plan, const aq_plan_tensor *tensor,
+                                        aq_arena *arena);
+/* The spec of a tensor at `bits` under this config. */
+AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits);
+/* model/plan_checks.c: what this version cannot do, and inputs that are quantized already */
+AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
+AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
+/* model/fp8.c: finds the scale tensors of FP8 weights */
+AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
+
+/* How an FP8 weight is scaled: w[r, c] = fp8[r, c] · scale[r / row_step, c / col_step]. */
+typedef struct aq_fp8_scale {
+    const float *values; /* NULL: not scaled */
+    uint64_t row_step, col_step, cols; /* cols: scales a row of scales */
+} aq_fp8_scale;
+
+AQ_LIB aq_status aq_fp8_scale_shape(const aq_plan *plan, const aq_plan_tensor *weight,
+                                    const aq_plan_tensor *scale, aq_fp8_scale *out,
+                                    aq_error *err);
+AQ_LIB void aq_fp8_apply(const aq_fp8_scale *scale, float *rows, uint64_t first_row,
+                         uint64_t row_count, uint64_t cols);
+
+/* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
+ * that its header needs whatever becomes of them */
+AQ_LIB aq_status aq_shard_order(aq_plan *plan, size_t shard, size_t **order, aq_error *err);
+AQ_LIB aq_status aq_shard_header_bound(aq_plan *plan, size_t shard, uint64_t *capacity,
+                                       aq_error *err);
+AQ_LIB void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *out);
+
+/* model/result.c */
+AQ_LIB aq_status aq_plan_report(const aq_plan *plan, char **text, size_t *size, aq_error *err);
+AQ_LIB aq_status aq_plan_result(const aq_plan *plan, aq_result *out, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+#endif /* AQ_PLAN_H */

@@ -1,0 +1,81 @@
+/* A run of a plan: what its threads share while tensors are quantized, copied and written. */
+#ifndef AQ_RUN_H
+#define AQ_RUN_H
+
+#include "../base/crc32.h"
+#include "../base/thread.h"
+#include "../quant/quant.h"
+#include "plan.h"
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Progress of any long call: bytes done of bytes in all, told to the caller's function. */
+typedef struct aq_meter {
+    aq_progress_fn report;
+    void *user;
+    aq_phase phase;
+    const char *layer;
+    uint64_t done, total;
+    double started, last;
+    double fraction; /* never goes back */
+} aq_meter;
+
+AQ_LIB void aq_meter_begin(aq_meter *meter, aq_progress_fn report, void *user, uint64_t total);
+/* From the calling thread only: `extra` bytes beyond meter->done. Forced, or ten times a second.
+ * AQ_ERR_CANCELLED when the caller's function wants to stop. */
+AQ_LIB aq_status aq_meter_tell(aq_meter *meter, uint64_t extra, bool forced, aq_error *err);
+
+/* One stored tensor of an output shard. */
+typedef struct aq_stored {
+    aq_st_output output;
+    uint32_t crc32;
+} aq_stored;
+
+/* One output shard while it is written. */
+typedef struct aq_shard_writer {
+    aq_file file;
+    uint64_t data_start; /* 8 + the header's capacity */
+    uint64_t cursor;     /* data bytes written so far */
+    aq_stored *stored;
+    size_t stored_count, stored_capacity, stored_first; /* first: of this shard */
+} aq_shard_writer;
+
+typedef struct aq_run {
+    aq_context *context;
+    aq_plan *plan;
+    aq_meter meter;
+    aq_crc32_tables crc;
+    uint32_t threads;
+    uint64_t memory_limit;   /* bytes for all workers' buffers together */
+    bool hard_limit;         /* the user set it */
+    size_t chunk_blocks;     /* blocks a task takes at once */
+    unsigned char *buffer;   /* workers × buffer_size, grows */
+    size_t buffer_size, buffer_bytes;
+    aq_file input;
+    aq_shard_writer out;
+} aq_run;
+
+/* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
+AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
+                                uint32_t *workers, aq_error *err);
+AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix, aq_dtype dtype,
+                               uint32_t rank, const uint64_t *shape, uint64_t bytes, uint32_t crc,
+                               aq_error *err);
+/* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
+AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
+/* model/run_shard.c: one output file, and what lies beside the weights */
+AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err);
+/* Folders first; then, after the shards, config.json and index of each component (shard_ends[s]:
+ * number of stored tensors after shard s), and the files that are carried over. */
+AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err);
+AQ_LIB aq_status aq_run_component_files(aq_run *run, const size_t *shard_ends, aq_error *err);
+AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+#endif /* AQ_RUN_H */

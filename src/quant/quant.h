@@ -1,0 +1,57 @@
+/* One tensor in, codes and parameters out, and back: what the public aq_quantize is made of. */
+#ifndef AQ_QUANT_H
+#define AQ_QUANT_H
+
+#include "../base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Quality sums are folded row by row inside a block and block by block over a tensor, in order.
+ * Blocks depend on the shape alone, so the sums do not depend on threads, chunks or budget. */
+#define AQ_BLOCK_WEIGHTS 262144u
+AQ_LIB uint64_t aq_block_rows(uint64_t cols); /* max(1, AQ_BLOCK_WEIGHTS / cols) */
+
+/* What quantizing a block found beside its result. */
+typedef struct aq_block_outcome {
+    aq_quality quality;
+    bool needs_f32;      /* a parameter does not fit F16 (or Q8): store F32 */
+    bool needs_wide;     /* a constant group under Q8: store F16 */
+    bool not_finite;     /* NaN or infinity, at element bad_index of the block */
+    uint64_t bad_index;
+    double bad_value;
+} aq_block_outcome;
+
+/* Rows of one tensor (any number; single-threaded, allocates nothing). Stops at the first row in
+ * which one of the flags becomes true; the buffers are then to be thrown away. */
+AQ_LIB void aq_quantize_block(const aq_context *context, const aq_quant_spec *spec,
+                              const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                              const float *column_weights, void *codes, void *params, void *extra,
+                              aq_block_outcome *outcome);
+/* Rows to F32, single-threaded. */
+AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
+                                const void *codes, const void *params, const void *extra,
+                                uint64_t rows, uint64_t cols, float *out);
+/* Adds the sums of rows × cols pairs to *quality, row by row; `second` stands for the quantized. */
+AQ_LIB void aq_compare_block(const aq_context *context, const float *first, const float *second,
+                             uint64_t rows, uint64_t cols, aq_quality *quality);
+
+AQ_LIB bool aq_dtype_is_float(aq_dtype dtype);
+/* Any float dtype, this machine's byte order. F64 is rounded to F32 (beyond its range: infinity). */
+AQ_LIB void aq_to_f32(const aq_context *context, aq_dtype dtype, const void *in, float *out,
+                      size_t count);
+/* F32, F16, BF16: rounded to nearest even. */
+AQ_LIB void aq_from_f32(const aq_context *context, aq_dtype dtype, const float *in, void *out,
+                        size_t count);
+/* File bytes are little endian: swaps in place on a big-endian machine, else does nothing. */
+AQ_LIB void aq_little_endian(void *data, size_t count, size_t element_size);
+
+AQ_LIB const char *aq_code_name(aq_code code);         /* "affine", "symmetric" */
+AQ_LIB const char *aq_param_type_name(aq_param_type type); /* "F16", "F32", "Q8" */
+AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* AQ_QUANT_H */

@@ -1,0 +1,94 @@
+/* A C test is a file of TEST functions and a main that RUNs them. The same file is compiled against
+ * the sources (internals extern), and against the built header as C and as C++ (internals static).
+ *
+ *     #include "test.h"
+ *     TEST(adds_up) { CHECK(1 + 1 == 2); CHECK_STR(aq_version(), AQ_VERSION); }
+ *     int main(void) { RUN(adds_up); return test_end(); }
+ */
+#ifndef AQ_TEST_H
+#define AQ_TEST_H
+
+#ifdef AQ_TEST_BUNDLE
+#  define ARROWQUANT_IMPLEMENTATION
+#  include "arrowquant.h"
+#else
+#  include "sources.h"
+#endif
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static unsigned long test_passed, test_failed, test_skipped;
+static int test_broken; /* the running test has failed a check */
+
+#define TEST(name) static void test_##name(void)
+#define RUN(name)                                                                                  \
+    do {                                                                                           \
+        test_broken = 0;                                                                           \
+        test_##name();                                                                             \
+        if (test_broken) {                                                                         \
+            test_failed++;                                                                         \
+            printf("FAILED %s:%s\n", __FILE__, #name);                                             \
+        } else {                                                                                   \
+            test_passed++;                                                                         \
+        }                                                                                          \
+    } while (0)
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            test_broken = 1;                                                                       \
+            printf("%s:%d: %s\n", __FILE__, __LINE__, #condition);                                 \
+        }                                                                                          \
+    } while (0)
+#define CHECK_STR(a, b)                                                                            \
+    do {                                                                                           \
+        const char *test_a = (a), *test_b = (b);                                                   \
+        if (!test_a || !test_b || strcmp(test_a, test_b) != 0) {                                   \
+            test_broken = 1;                                                                       \
+            printf("%s:%d: \"%s\" is not \"%s\"\n", __FILE__, __LINE__, test_a ? test_a : "NULL",   \
+                   test_b ? test_b : "NULL");                                                      \
+        }                                                                                          \
+    } while (0)
+/* a <= b <= c, with the numbers shown */
+#define CHECK_RANGE(low, value, high)                                                              \
+    do {                                                                                           \
+        double test_v = (double)(value);                                                           \
+        if (!(test_v >= (double)(low) && test_v <= (double)(high))) {                              \
+            test_broken = 1;                                                                       \
+            printf("%s:%d: %s = %.9g is not within %.9g … %.9g\n", __FILE__, __LINE__, #value,     \
+                   test_v, (double)(low), (double)(high));                                         \
+        }                                                                                          \
+    } while (0)
+#define CHECK_STATUS(call, expected)                                                               \
+    do {                                                                                           \
+        aq_status test_s = (call);                                                                 \
+        if (test_s != (expected)) {                                                                \
+            test_broken = 1;                                                                       \
+            printf("%s:%d: %s gave %s, not %s\n", __FILE__, __LINE__, #call,                       \
+                   aq_status_name(test_s), aq_status_name(expected));                              \
+        }                                                                                          \
+    } while (0)
+
+/* A reproducible generator for tests (splitmix64), and a standard normal from it. */
+static inline uint64_t test_random(uint64_t *state) {
+    uint64_t z = (*state += UINT64_C(0x9E3779B97F4A7C15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return z ^ (z >> 31);
+}
+static inline double test_uniform(uint64_t *state) { /* (0, 1) */
+    return ((double)(test_random(state) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+}
+static inline double test_normal(uint64_t *state) {
+    double radius = sqrt(-2.0 * log(test_uniform(state)));
+    return radius * cos(6.283185307179586 * test_uniform(state));
+}
+
+static inline int test_end(void) {
+    printf("%lu passed, %lu failed, %lu skipped\n", test_passed, test_failed, test_skipped);
+    return test_failed != 0;
+}
+
+#endif

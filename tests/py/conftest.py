@@ -1,0 +1,78 @@
+"""Fixtures that all Python tests share. They build what is missing, once for all workers."""
+import contextlib
+import fcntl
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+BUILD = REPO / "build"
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
+LIBS = ["-lpthread", "-lm"]
+
+
+@contextlib.contextmanager
+def held(name):
+    """One process at a time; the system lets go when the process dies."""
+    BUILD.mkdir(exist_ok=True)
+    with open(BUILD / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def call(command, **options):
+    """Runs a command that must succeed; its standard output."""
+    done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, errors="replace", timeout=280, **options)
+    assert done.returncode == 0, (f"{' '.join(str(word) for word in command)}\n"
+                                  f"exit status {done.returncode}\n"
+                                  + "\n".join((done.stdout + done.stderr).splitlines()[:60]))
+    return done.stdout
+
+
+def need(program):
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program} here")
+
+
+def stale(target, sources):
+    return not target.is_file() or any(
+        source.stat().st_mtime >= target.stat().st_mtime for source in sources)
+
+
+@pytest.fixture(scope="session")
+def repo():
+    """The top level of the project."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The bundled diffusion model."""
+    return REPO / "tests/fixtures/digits-dit"
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """tool(name): the program made from tests/c/tool_<name>.c and the built header."""
+    def build(name):
+        source = REPO / f"tests/c/tool_{name}.c"
+        target = BUILD / "tools" / name
+        inputs = [source, REPO / "arrowquant.h", *(REPO / "tests/c").glob("*.h")]
+        with held("tools"):
+            if stale(target, inputs):
+                target.parent.mkdir(exist_ok=True)
+                call(["gcc", "-std=c99", "-O2", *WARNINGS, "-DAQ_TEST_BUNDLE",
+                      "-I", REPO / "tests/c", "-I", REPO, source, "-o", target, *LIBS])
+        return target
+    return build
+
+
+@pytest.fixture(scope="session")
+def aq():
+    """The command-line tool."""
+    with held("aq"):
+        call(["make", "-s", "aq"], cwd=REPO)
+    return BUILD / "aq"

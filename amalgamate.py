@@ -26,6 +26,12 @@ API = "api/arrowquant_api.h"
 # The kernels: in both headers, once in a file that includes both.
 KERNELS = [
     "simd/simd.h",
+    "simd/float_mode.c",
+    "simd/scalar_convert.c",
+    "simd/scalar_sums.c",
+    "simd/scalar_fit.c",
+    "simd/scalar_codes.c",
+    "simd/dispatch.c",
 ]
 
 # What arrowquant_simd.h has besides the kernels.
@@ -35,17 +41,58 @@ SIMD_EXPORTS = "simd/exports.c"
 # Everything else of arrowquant.h, each file after all that it includes.
 LIBRARY = [
     "base/base.h",
+    "base/error.c",
+    "base/alloc.c",
     "base/text.h",
+    "base/text.c",
+    "base/number.c",
     "base/crc32.h",
+    "base/crc32.c",
     "base/json.h",
+    "base/json.c",
     "base/yaml.h",
+    "base/yaml.c",
+    "base/yaml_scalar.c",
     "base/file.h",
     "base/thread.h",
+    "base/thread.c",
+    "config/fields.h",
     "quant/quant.h",
+    "format/sort.h",
+    "format/sort.c",
+    "format/json_member.h",
+    "format/json_member.c",
     "format/safetensors.h",
+    "format/safetensors.c",
+    "format/safetensors_index.c",
+    "format/safetensors_writer.c",
     "format/native.h",
+    "format/native.c",
+    "format/native_write.c",
     "model/folder.h",
+    "model/policy.h",
     "model/staging.h",
+    "model/plan.h",
+    "model/run.h",
+    "model/open.h",
+    "model/config_json.h",
+    "model/weights.c",
+    "model/modality.c",
+    "model/folder.c",
+    "model/policy.c",
+    "model/fp8.c",
+    "model/layout.c",
+    "model/plan_checks.c",
+    "model/plan.c",
+    "model/staging.c",
+    "model/meter.c",
+    "model/config_json.c",
+    "model/run_tensor.c",
+    "model/run_shard.c",
+    "model/execute.c",
+    "model/result.c",
+    "model/open.c",
+    "model/verify.c",
 ]
 
 QUOTED = re.compile(r'\s*#\s*include\s*"([^"]+)"')
@@ -170,17 +217,19 @@ def macros_of(name):
 
 def check_names():
     """File-local names and internal macros share one file with everybody else's."""
-    owner = {}
+    owner, problems = {}, []
     for name in every_file():
         left = macros_of(name)
         if name.endswith(".c") and left:
-            raise Disorder(f"src/{name} defines {', '.join(left)} and does not #undef at its end")
+            problems.append(f"src/{name} defines {', '.join(left)} and does not #undef at its end")
         text = without_comments(read(name))
         found = set(left) | set(STATIC.findall(text))
         found |= {a or b for a, b in TYPE.findall(text) if (a or b)}
         for word in sorted(found):
             if owner.setdefault(word, name) != name:
-                raise Disorder(f"{word} is defined both in src/{owner[word]} and in src/{name}")
+                problems.append(f"{word} is defined both in src/{owner[word]} and in src/{name}")
+    if problems:
+        raise Disorder("\n    ".join(problems))
 
 
 def version():

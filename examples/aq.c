@@ -919,31 +919,39 @@ typedef struct listing {
     char **names, **families;
 } listing;
 
-static char *listed_name(const aq_plan *plan, const aq_plan_tensor *x) {
-    const char *path = plan->shards[x->shard].path, *first = plan->shards[0].path;
+static size_t folder_size(const char *path) {
     const char *slash = strrchr(path, '/');
-    size_t folder = slash ? (size_t)(slash - path) + 1 : 0, i;
-    bool several = false;
-    char *name;
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+static bool several_components(const aq_plan *plan) {
+    size_t i;
     for (i = 1; i < plan->shard_count; i++) {
-        const char *other = strrchr(plan->shards[i].path, '/');
-        size_t size = other ? (size_t)(other - plan->shards[i].path) + 1 : 0;
-        several |= strncmp(plan->shards[i].path, first, size) != 0;
+        const char *first = plan->shards[0].path, *path = plan->shards[i].path;
+        if (folder_size(first) != folder_size(path) ||
+            strncmp(first, path, folder_size(path)) != 0)
+            return true;
     }
-    if (!several) folder = 0;
-    name = (char *)allocate(folder + strlen(x->name) + 1, 1);
+    return false;
+}
+
+static char *listed_name(const aq_plan *plan, const aq_plan_tensor *x, bool with_component) {
+    const char *path = plan->shards[x->shard].path;
+    size_t folder = with_component ? folder_size(path) : 0, size = strlen(x->name);
+    char *name = (char *)allocate(folder + size + 1, 1);
     memcpy(name, path, folder);
-    memcpy(name + folder, x->name, strlen(x->name));
+    memcpy(name + folder, x->name, size);
     return name;
 }
 
 static void begin_listing(listing *l, const aq_plan *plan) {
+    bool with_component = several_components(plan);
     size_t i;
     l->plan = plan;
     l->names = (char **)allocate(plan->tensor_count, sizeof *l->names);
     l->families = (char **)allocate(plan->tensor_count, sizeof *l->families);
     for (i = 0; i < plan->tensor_count; i++) {
-        l->names[i] = listed_name(plan, &plan->tensors[i]);
+        l->names[i] = listed_name(plan, &plan->tensors[i], with_component);
         l->families[i] = family_of(l->names[i]);
     }
 }
@@ -1070,21 +1078,25 @@ static int dry_run(tool *t, const aq_plan *plan) {
     return print_plan(t, plan);
 }
 
-static void print_raised(const aq_result *r) {
+/* `asked`: the bits of each tensor before the run. */
+static void print_raised(const aq_plan *plan, const uint32_t *asked) {
+    listing l;
     size_t i;
-    for (i = 0; i < r->layer_count; i++) {
-        const aq_layer_result *l = &r->layers[i];
+    begin_listing(&l, plan);
+    for (i = 0; i < plan->tensor_count; i++) {
+        const aq_plan_tensor *x = &plan->tensors[i];
         number cosine, sqnr;
-        if (l->reason != AQ_REASON_RAISED && l->reason != AQ_REASON_KEPT_BY_GATE) continue;
+        if (x->reason != AQ_REASON_RAISED && x->reason != AQ_REASON_KEPT_BY_GATE) continue;
         fputs("    ", stdout);
-        put_clean(stdout, l->name);
-        if (l->reason == AQ_REASON_RAISED)
-            printf("  %u -> %u bits, cosine %s, SQNR %s dB\n", (unsigned)r->bit_width,
-                   (unsigned)l->bits, show_figure(cosine, l->cosine_similarity, 6),
-                   show_figure(sqnr, l->sqnr_db, 2));
+        put_clean(stdout, l.names[i]);
+        if (x->reason == AQ_REASON_RAISED)
+            printf("  %u -> %u bits, cosine %s, SQNR %s dB\n", (unsigned)asked[i],
+                   (unsigned)x->bits, show_figure(cosine, aq_quality_cosine(&x->quality), 6),
+                   show_figure(sqnr, aq_quality_sqnr_db(&x->quality), 2));
         else
-            printf("  %s\n", aq_reason_text(l->reason));
+            printf("  %u bits -> %s\n", (unsigned)asked[i], aq_reason_text(x->reason));
     }
+    end_listing(&l);
 }
 
 static void print_worst(const aq_result *r) {
@@ -1127,12 +1139,11 @@ static void print_layer_table(const tool *t, const aq_result *r) {
     free_table(&rows);
 }
 
-static void print_summary(const tool *t, const aq_plan *plan, const aq_result *r) {
+static void print_summary(const tool *t, const aq_plan *plan, const uint32_t *asked,
+                          const aq_result *r) {
     number in, out, cosine, sqnr;
-    bool any_changed = r->layers_raised > 0;
-    size_t i;
-    for (i = 0; i < r->layer_count; i++)
-        any_changed |= r->layers[i].reason == AQ_REASON_KEPT_BY_GATE;
+    size_t changed = count_reason(plan, AQ_REASON_RAISED) +
+                     count_reason(plan, AQ_REASON_KEPT_BY_GATE);
     put_clean(stdout, r->quantized_path);
     printf("\n  size     %s -> %s, ratio %.2f\n", show_bytes(in, plan->input_bytes),
            show_bytes(out, (uint64_t)(r->model_size_mb * 1e6 + 0.5)), r->compression_ratio);
@@ -1147,8 +1158,10 @@ static void print_summary(const tool *t, const aq_plan *plan, const aq_result *r
            (unsigned long long)r->layers_raised);
     printf("  modality %s\n  time     %.2f s\n", aq_modality_name(r->modality),
            r->quantization_time_s);
-    if (any_changed) puts("changed by the quality gates:");
-    print_raised(r);
+    if (changed > 0) {
+        puts("changed by the quality gates:");
+        print_raised(plan, asked);
+    }
     puts("not quantized as asked:");
     print_exceptions(plan);
     print_notes(r->notes, r->note_count);
@@ -1179,7 +1192,7 @@ static void print_result_tsv(const aq_result *r) {
     free_table(&row);
 }
 
-static int print_result(tool *t, const aq_plan *plan, const aq_result *r) {
+static int print_result(tool *t, const aq_plan *plan, const uint32_t *asked, const aq_result *r) {
     char *text = NULL;
     size_t size = 0;
     aq_error err;
@@ -1193,30 +1206,42 @@ static int print_result(tool *t, const aq_plan *plan, const aq_result *r) {
     else if (has(t, FLAG_TSV))
         print_result_tsv(r);
     else if (!has(t, FLAG_QUIET))
-        print_summary(t, plan, r);
+        print_summary(t, plan, asked, r);
     return EXIT_OK;
+}
+
+static uint32_t *bits_of_plan(const aq_plan *plan) {
+    uint32_t *bits = (uint32_t *)allocate(plan->tensor_count, sizeof *bits);
+    size_t i;
+    for (i = 0; i < plan->tensor_count; i++) bits[i] = plan->tensors[i].bits;
+    return bits;
+}
+
+static int execute_plan(tool *t, aq_plan *plan) {
+    uint32_t *asked = bits_of_plan(plan);
+    aq_result result;
+    aq_error err;
+    int code;
+    aq_status status = aq_plan_execute(t->context, plan, t->paths[1], show_progress, &t->progress,
+                                       &err);
+    if (!status) status = aq_plan_commit(t->context, plan, &result, &err);
+    end_progress(&t->progress);
+    if (status) {
+        code = run_error(t, &err);
+    } else {
+        code = print_result(t, plan, asked, &result);
+        aq_result_free(&result);
+    }
+    free(asked);
+    return code;
 }
 
 static int run_quantize(tool *t) {
     aq_plan *plan = NULL;
-    aq_result result;
     aq_error err;
-    aq_status status;
-    int code = EXIT_OK;
-    bool finished = false;
-    memset(&result, 0, sizeof result);
-    status = aq_plan_create(t->context, t->paths[0], &t->config, &plan, &err);
-    if (!status && has(t, FLAG_DRY_RUN)) {
-        code = dry_run(t, plan);
-    } else if (!status) {
-        status = aq_plan_execute(t->context, plan, t->paths[1], show_progress, &t->progress, &err);
-        if (!status) status = aq_plan_commit(t->context, plan, &result, &err);
-        finished = !status;
-    }
-    end_progress(&t->progress);
-    if (status) code = run_error(t, &err);
-    if (finished) code = print_result(t, plan, &result);
-    aq_result_free(&result);
+    int code;
+    if (aq_plan_create(t->context, t->paths[0], &t->config, &plan, &err)) return run_error(t, &err);
+    code = has(t, FLAG_DRY_RUN) ? dry_run(t, plan) : execute_plan(t, plan);
     aq_plan_destroy(plan);
     return code;
 }
@@ -1602,11 +1627,12 @@ static int run_config(tool *t) {
 
 /* ================================================================ main */
 
+/* What the summary of `quantize` says as notes goes to standard error when there is no summary. */
 static void log_line(void *user, aq_log_level level, const char *message) {
     tool *t = (tool *)user;
-    end_progress(&t->progress);
     if (level != AQ_LOG_WARNING) return;
-    fputs("aq: warning: ", stderr);
+    end_progress(&t->progress);
+    fputs("note: ", stderr);
     put_clean(stderr, message);
     fputc('\n', stderr);
 }
@@ -1623,10 +1649,8 @@ static int run(tool *t) {
     t->progress.enabled = !has(t, FLAG_QUIET);
     t->progress.bar = is_terminal();
     t->progress.phase = -1;
-    if (!has(t, FLAG_QUIET)) {
-        t->context->log = log_line;
-        t->context->log_user = t;
-    }
+    t->context->log_user = t;
+    if (!has(t, FLAG_QUIET) && (has(t, FLAG_JSON) || has(t, FLAG_TSV))) t->context->log = log_line;
     catch_signals(t->context);
     return t->chosen->run(t);
 }

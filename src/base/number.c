@@ -172,15 +172,17 @@ static size_t aq_digits_print(const char *digits, size_t count, int k, char *buf
         *out++ = (char)('0' + exponent % 10);
         return (size_t)(out - buffer);
     }
-    if (k <= 0) *out++ = '0';
-    for (int i = k < 0 ? k : 0; i < k || i < (int)count; i++) {
-        if (i == (k < 0 ? k : k > 0 ? k : 0) && i >= k) *out++ = '.';
-        *out++ = i >= 0 && i < (int)count ? digits[i] : '0';
-    }
-    if (k >= (int)count) {
-        *out++ = '.';
+    int size = (int)count, i = 0;
+    if (k <= 0) {
         *out++ = '0';
+        *out++ = '.';
+        for (; k < 0; k++) *out++ = '0';
+    } else {
+        for (; i < k; i++) *out++ = i < size ? digits[i] : '0';
+        *out++ = '.';
+        if (i >= size) *out++ = '0';
     }
+    for (; i < size; i++) *out++ = digits[i];
     return (size_t)(out - buffer);
 }
 

@@ -141,7 +141,7 @@ AQ_LIB void aq_append_json_string(aq_builder *builder, const char *text, size_t 
             i++;
             continue;
         }
-        const char *found = code ? strchr(from, (int)(code < 0x80 ? code : 1)) : NULL;
+        const char *found = code && code < 0x80 ? strchr(from, (int)code) : NULL;
         if (found) {
             char escape[2] = { '\\', to[found - from] };
             aq_append(builder, escape, 2);

@@ -176,7 +176,7 @@ static bool aq_yaml_begins_plain(const aq_yaml_parser *p) {
 static aq_status aq_yaml_plain(aq_yaml_parser *p, aq_yaml_node **out) {
     aq_yaml_mark at = aq_yaml_here(p);
     const char *text = p->text + p->position, *problem;
-    aq_yaml_node *node;
+    aq_yaml_node *node = NULL;
     aq_status status = aq_yaml_new_node(p, AQ_YAML_STRING, at, &node);
     if (status != AQ_OK) return status;
     node->size = aq_yaml_scan_plain(p);
@@ -248,32 +248,29 @@ static const char *aq_yaml_escape(aq_yaml_parser *p, uint32_t *code) {
     return NULL;
 }
 
-/* Bytes up to the closing quote, at most; 0 when the line ends first. */
-static size_t aq_yaml_quoted_size(const aq_yaml_parser *p, char quote) {
+/* *size: bytes up to the closing quote; false when the line ends first. */
+static bool aq_yaml_quoted_size(const aq_yaml_parser *p, char quote, size_t *size) {
     size_t i = 1;
     for (;;) {
-        char c = aq_yaml_peek(p, i);
-        if (c == '\0' || aq_yaml_is_break(c)) return 0;
-        if (c == '\\' && quote == '"') {
-            if (aq_yaml_peek(p, i + 1) == '\0' || aq_yaml_is_break(aq_yaml_peek(p, i + 1)))
-                return 0;
-            i++;
-        } else if (c == quote) {
-            if (quote == '"' || aq_yaml_peek(p, i + 1) != '\'') return i - 1;
-            i++;
-        }
-        i++;
+        char c = aq_yaml_peek(p, i), next = aq_yaml_peek(p, i + 1);
+        bool pair = (c == '\\' && quote == '"') || (c == quote && next == quote && quote == '\'');
+        if (c == '\0' || aq_yaml_is_break(c)) return false;
+        if (pair && (next == '\0' || aq_yaml_is_break(next))) return false;
+        if (c == quote && !pair) break;
+        i += pair ? 2 : 1;
     }
+    *size = i - 1;
+    return true;
 }
 
 static aq_status aq_yaml_quoted(aq_yaml_parser *p, aq_yaml_node **out) {
     aq_yaml_mark at = aq_yaml_here(p);
     char quote = aq_yaml_peek(p, 0), *text;
-    size_t raw = aq_yaml_quoted_size(p, quote), size = 0, capacity;
-    aq_yaml_node *node;
+    size_t raw = 0, size = 0, capacity;
+    aq_yaml_node *node = NULL;
     aq_status status = aq_yaml_new_node(p, AQ_YAML_STRING, at, &node);
     if (status != AQ_OK) return status;
-    if (raw == 0 && aq_yaml_peek(p, 1) != quote)
+    if (!aq_yaml_quoted_size(p, quote, &raw))
         return aq_yaml_fail(p, at, "quoted text that does not end on its line; text over several "
                                    "lines is not supported");
     capacity = raw + raw / 2 + 1; /* \L and \P take two bytes and make three */
@@ -462,7 +459,7 @@ static aq_status aq_yaml_flow_value(aq_yaml_parser *p, const aq_yaml_node *key,
 
 /* `a: 1` as an item of a list is a map of one pair. */
 static aq_status aq_yaml_flow_pair(aq_yaml_parser *p, aq_yaml_node **item) {
-    aq_yaml_node *map, *value, *last = NULL;
+    aq_yaml_node *map = NULL, *value = NULL, *last = NULL;
     aq_yaml_mark at;
     aq_status status;
     at.line = (*item)->line;
@@ -478,7 +475,7 @@ static aq_status aq_yaml_flow_pair(aq_yaml_parser *p, aq_yaml_node **item) {
 }
 
 static aq_status aq_yaml_flow_entry(aq_yaml_parser *p, bool is_map, aq_yaml_node **out) {
-    aq_yaml_node *entry, *value;
+    aq_yaml_node *entry = NULL, *value = NULL;
     aq_status status = aq_yaml_flow_node(p, &entry);
     if (status != AQ_OK) return status;
     aq_yaml_skip(p);
@@ -497,7 +494,7 @@ static aq_status aq_yaml_flow_entry(aq_yaml_parser *p, bool is_map, aq_yaml_node
 static aq_status aq_yaml_flow_collection(aq_yaml_parser *p, aq_yaml_node **out) {
     bool is_map = aq_yaml_peek(p, 0) == '{', outer = p->flow;
     char close = is_map ? '}' : ']';
-    aq_yaml_node *node, *child, *last = NULL;
+    aq_yaml_node *node = NULL, *child = NULL, *last = NULL;
     aq_yaml_mark start = aq_yaml_here(p);
     aq_status status = aq_yaml_open(p, is_map ? AQ_YAML_MAP : AQ_YAML_LIST, start, &node);
     if (status != AQ_OK) return status;
@@ -563,7 +560,7 @@ static aq_status aq_yaml_more(const aq_yaml_parser *p, uint32_t column, bool *mo
 
 static aq_status aq_yaml_block_list(aq_yaml_parser *p, aq_yaml_node **out) {
     aq_yaml_mark start = aq_yaml_here(p), here;
-    aq_yaml_node *node, *item, *last = NULL;
+    aq_yaml_node *node = NULL, *item = NULL, *last = NULL;
     bool more = true;
     aq_status status = aq_yaml_open(p, AQ_YAML_LIST, start, &node);
     if (status != AQ_OK) return status;
@@ -602,7 +599,7 @@ static aq_status aq_yaml_block_value(aq_yaml_parser *p, uint32_t column, aq_yaml
 
 /* A map whose first key has been read. */
 static aq_status aq_yaml_block_map(aq_yaml_parser *p, aq_yaml_node *key, aq_yaml_node **out) {
-    aq_yaml_node *node, *value, *last = NULL;
+    aq_yaml_node *node = NULL, *value = NULL, *last = NULL;
     aq_yaml_mark start;
     bool more;
     aq_status status;

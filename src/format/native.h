@@ -48,6 +48,10 @@ AQ_LIB aq_status aq_native_write(const aq_context *context, const aq_native *nat
  * bits, figures and checksums: the header's space is reserved before they are known. A sum over
  * tensors and checksums: listing every possible one bounds any choice of them. */
 AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original);
+/* The metadata without our member, for a file that is plain again; *text NULL when nothing is left.
+ * Else free it as aq_native_write's. */
+AQ_LIB aq_status aq_native_remove(const aq_context *context, const char *original, char **text,
+                                  size_t *size, aq_error *err);
 
 /* Reads it back. *present tells whether the file has our metadata at all. A version from the
  * future, a malformed object: AQ_ERR_METADATA naming the file. Unknown members are ignored. */

@@ -55,7 +55,7 @@ static void aq_native_append(aq_builder *builder, const aq_native *native) {
     aq_append_string(builder, "}}");
 }
 
-/* The input's own members, as they were written. */
+/* The input's own members, as they were written, each with a comma behind it. */
 static aq_status aq_native_append_original(aq_builder *builder, const char *original,
                                            aq_error *err) {
     aq_json_reader json;
@@ -98,6 +98,23 @@ AQ_LIB aq_status aq_native_write(const aq_context *context, const aq_native *nat
     aq_builder_free(&inner);
     aq_append(&outer, "}", 1);
     return aq_builder_finish(&outer, text, size, err);
+}
+
+AQ_LIB aq_status aq_native_remove(const aq_context *context, const char *original, char **text,
+                                  size_t *size, aq_error *err) {
+    aq_builder builder;
+    *text = NULL;
+    *size = 0;
+    if (!original) return AQ_OK;
+    aq_builder_init(&builder, context);
+    aq_append(&builder, "{", 1);
+    aq_status status = aq_native_append_original(&builder, original, err);
+    if (status != AQ_OK || (!builder.failed && builder.size == 1)) {
+        aq_builder_free(&builder);
+        return status;
+    }
+    if (!builder.failed) builder.data[builder.size - 1] = '}'; /* in place of the last comma */
+    return aq_builder_finish(&builder, text, size, err);
 }
 
 /* Bytes of a string that is escaped as JSON and then once more as part of a JSON string. */

@@ -361,7 +361,7 @@ static aq_status aq_st_parse_json(aq_st_parser *parser) {
 }
 
 /* The first 8 bytes of a file: the header's size, checked. */
-static aq_status aq_st_header_size(const uint8_t *bytes, uint64_t file_size, const char *path,
+static aq_status aq_st_read_size(const uint8_t *bytes, uint64_t file_size, const char *path,
                                    uint64_t *out, aq_error *err) {
     uint64_t size = 0;
     if (file_size < 8)
@@ -406,7 +406,7 @@ static aq_status aq_st_parse_header(aq_arena *arena, const char *text, size_t si
 AQ_LIB aq_status aq_st_parse(aq_arena *arena, const void *data, uint64_t size, const char *path,
                              aq_st_file *out, aq_error *err) {
     uint64_t header = 0;
-    aq_status status = aq_st_header_size((const uint8_t *)data, size, path, &header, err);
+    aq_status status = aq_st_read_size((const uint8_t *)data, size, path, &header, err);
     if (status != AQ_OK) return status;
     return aq_st_parse_header(arena, (const char *)data + 8, (size_t)header, size, path, out, err);
 }
@@ -420,7 +420,7 @@ AQ_LIB aq_status aq_st_read_header(aq_arena *arena, const char *path, aq_st_file
     aq_status status = aq_file_open(&file, path, &file_size, err);
     if (status != AQ_OK) return status;
     if (file_size >= 8) status = aq_file_read(&file, 0, bytes, sizeof(bytes), err);
-    if (status == AQ_OK) status = aq_st_header_size(bytes, file_size, path, &header, err);
+    if (status == AQ_OK) status = aq_st_read_size(bytes, file_size, path, &header, err);
     if (status == AQ_OK) {
         text = (char *)aq_alloc(arena->context, (size_t)header + 1);
         if (!text) status = aq_fail_memory(err, (size_t)header + 1);

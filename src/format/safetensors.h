@@ -97,6 +97,10 @@ AQ_LIB uint32_t aq_st_write_rank(aq_dtype dtype, bool quantized);
 AQ_LIB aq_status aq_st_write_header(const aq_context *context, const aq_file *file,
                                     uint64_t capacity, const aq_st_output *tensors, size_t count,
                                     const char *metadata, aq_error *err);
+/* Bytes (a multiple of 8) of exactly that header, without reserve. */
+AQ_LIB aq_status aq_st_header_size(const aq_context *context, const aq_st_output *tensors,
+                                   size_t count, const char *metadata, uint64_t *size,
+                                   aq_error *err);
 /* Bytes (a multiple of 8) that hold that header whatever the offsets, dtypes and extents are: only
  * names and ranks count. The bound is a sum over the tensors: where several outcomes are possible
  * (a layer's parts, or the layer kept as it is), listing them all bounds each of them. */

@@ -69,40 +69,57 @@ static aq_status aq_st_check_capacity(const char *path, uint64_t needed, uint64_
                    (unsigned long long)needed, (unsigned long long)capacity);
 }
 
+/* 8 bytes for the size, then the JSON without padding. Fails only on a list that no reader takes;
+ * memory is left to aq_builder_finish. */
+static aq_status aq_st_build_header(aq_builder *builder, const aq_st_output *tensors, size_t count,
+                                    const char *metadata, aq_error *err) {
+    uint64_t begin = 0;
+    aq_append(builder, "\0\0\0\0\0\0\0\0{", 9);
+    if (metadata) {
+        aq_append_string(builder, "\"__metadata__\":");
+        aq_append_string(builder, metadata);
+    }
+    for (size_t i = 0; i < count; i++) {
+        aq_status status = aq_st_check_output(&tensors[i], begin, err);
+        if (status != AQ_OK) return status;
+        begin = tensors[i].end;
+        if (i || metadata) aq_append(builder, ",", 1);
+        aq_st_append_entry(builder, &tensors[i]);
+    }
+    aq_append(builder, "}", 1);
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_st_header_size(const aq_context *context, const aq_st_output *tensors,
+                                   size_t count, const char *metadata, uint64_t *size,
+                                   aq_error *err) {
+    aq_builder builder;
+    aq_builder_init(&builder, context);
+    aq_status status = aq_st_build_header(&builder, tensors, count, metadata, err);
+    if (status == AQ_OK && builder.failed) status = aq_fail_memory(err, builder.size);
+    *size = (builder.size - 8 + 7) & ~(uint64_t)7;
+    aq_builder_free(&builder);
+    return status;
+}
+
 AQ_LIB aq_status aq_st_write_header(const aq_context *context, const aq_file *file,
                                     uint64_t capacity, const aq_st_output *tensors, size_t count,
                                     const char *metadata, aq_error *err) {
     aq_builder builder;
     char *text = NULL;
     size_t size = 0;
-    uint64_t begin = 0;
     aq_builder_init(&builder, context);
-    aq_append(&builder, "\0\0\0\0\0\0\0\0{", 9);
-    if (metadata) {
-        aq_append_string(&builder, "\"__metadata__\":");
-        aq_append_string(&builder, metadata);
-    }
-    for (size_t i = 0; i < count; i++) {
-        aq_status checked = aq_st_check_output(&tensors[i], begin, err);
-        if (checked != AQ_OK) {
-            aq_builder_free(&builder);
-            return checked;
-        }
-        begin = tensors[i].end;
-        if (i || metadata) aq_append(&builder, ",", 1);
-        aq_st_append_entry(&builder, &tensors[i]);
-    }
-    aq_append(&builder, "}", 1);
-    aq_status status = AQ_OK;
-    if (!builder.failed)
+    aq_status status = aq_st_build_header(&builder, tensors, count, metadata, err);
+    if (status == AQ_OK && !builder.failed)
         status = aq_st_check_capacity(file->path, builder.size - 8, capacity, err);
     if (status != AQ_OK) {
         aq_builder_free(&builder);
         return status;
     }
-    while (!builder.failed && builder.size - 8 < capacity)
-        aq_append(&builder, "        ",
-                  capacity - (builder.size - 8) < 8 ? (size_t)(capacity - (builder.size - 8)) : 8);
+    while (!builder.failed && builder.size - 8 < capacity) {
+        uint64_t missing = capacity - (builder.size - 8);
+        aq_append(&builder, "        ", missing < 8 ? (size_t)missing : 8);
+    }
     status = aq_builder_finish(&builder, &text, &size, err);
     if (status != AQ_OK) return status;
     for (unsigned i = 0; i < 8; i++) text[i] = (char)(unsigned char)(capacity >> (8 * i));

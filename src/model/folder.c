@@ -419,4 +419,7 @@ AQ_LIB aq_status aq_folder_open(aq_arena *arena, const char *path, const aq_conf
     return aq_detect_modality(arena, config, out, &out->modality, err);
 }
 
+#undef AQ_FOLDER_DEPTH
+#undef AQ_SMALL_JSON
+
 #endif /* ARROWQUANT_NO_STDIO */

@@ -35,7 +35,7 @@ static const aq_folder_entry *aq_entry_named(const aq_folder_entry *entries, siz
     return NULL;
 }
 
-static bool aq_digits(const char *text, size_t count) {
+static bool aq_all_digits(const char *text, size_t count) {
     for (size_t i = 0; i < count; i++) {
         if (text[i] < '0' || text[i] > '9') return false;
     }
@@ -46,8 +46,8 @@ static bool aq_digits(const char *text, size_t count) {
 static size_t aq_shard_mark(const char *name) {
     size_t size = strlen(name);
     for (size_t i = 1; i + 15 <= size; i++) {
-        if (name[i] == '-' && aq_digits(name + i + 1, 5) && memcmp(name + i + 6, "-of-", 4) == 0 &&
-            aq_digits(name + i + 10, 5))
+        if (name[i] == '-' && aq_all_digits(name + i + 1, 5) && memcmp(name + i + 6, "-of-", 4) == 0 &&
+            aq_all_digits(name + i + 10, 5))
             return i;
     }
     return 0;
@@ -226,5 +226,8 @@ AQ_LIB const char *aq_weight_file_to_skip(const char *name, const char *chosen) 
     if (strstr(name, ".safetensors.index.") != NULL) return "index of another variant";
     return NULL;
 }
+
+#undef AQ_WEIGHT_STEM_COUNT
+#undef AQ_LEGACY_COUNT
 
 #endif /* ARROWQUANT_NO_STDIO */

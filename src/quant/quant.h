@@ -19,7 +19,7 @@ typedef struct aq_block_outcome {
     bool needs_f32;      /* a parameter does not fit F16 (or Q8): store F32 */
     bool needs_wide;     /* a constant group under Q8: store F16 */
     bool not_finite;     /* NaN or infinity, at element bad_index of the block */
-    uint64_t bad_index;
+    uint64_t bad_index;  /* needs_…: the first weight of the first such group */
     double bad_value;
 } aq_block_outcome;
 
@@ -46,6 +46,11 @@ AQ_LIB void aq_from_f32(const aq_context *context, aq_dtype dtype, const float *
                         size_t count);
 /* File bytes are little endian: swaps in place on a big-endian machine, else does nothing. */
 AQ_LIB void aq_little_endian(void *data, size_t count, size_t element_size);
+
+/* The context's kernels, or the best ones when it is NULL. */
+AQ_LIB const struct aq_kernels *aq_kernels_of(const aq_context *context);
+/* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
+AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 
 AQ_LIB const char *aq_code_name(aq_code code);         /* "affine", "symmetric" */
 AQ_LIB const char *aq_param_type_name(aq_param_type type); /* "F16", "F32", "Q8" */

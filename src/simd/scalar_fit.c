@@ -70,17 +70,6 @@ AQ_SIMD_LIB const aq_simd_recipe *aq_simd_symmetric_recipe(uint32_t bits, size_t
     return aq_simd_recipe_at(table, bits, group);
 }
 
-AQ_SIMD_EXACT static float aq_fit_fold(float *lane) {
-    AQ_SIMD_EXACT_BODY
-    size_t half, i;
-    for (half = AQ_SIMD_LANES / 2; half > 0; half /= 2) {
-        for (i = 0; i < half; i++) {
-            lane[i] += lane[i + half];
-        }
-    }
-    return lane[0];
-}
-
 /* Nearest integer of a number within ±2^22, halves to even, without a call or a branch. */
 AQ_SIMD_EXACT static inline float aq_fit_round(float value, float low, float high) {
     AQ_SIMD_EXACT_BODY
@@ -115,9 +104,9 @@ AQ_SIMD_EXACT static void aq_fit_pass(const float *y, const float *weights, size
             }
         }
     }
-    out->code = aq_fit_fold(code);
-    out->code2 = aq_fit_fold(code2);
-    out->cross = aq_fit_fold(cross);
+    out->code = aq_scalar_fold(code);
+    out->code2 = aq_scalar_fold(code2);
+    out->cross = aq_scalar_fold(cross);
 }
 
 /* Codes the group on the grid (scale, min), then solves for the best scale and min of these codes.
@@ -156,7 +145,7 @@ AQ_SIMD_EXACT static float aq_fit_centre(const float *x, const float *weights, s
         y[i] = x[i] - centre;
         sum[i % AQ_SIMD_LANES] += weights ? weights[i] * y[i] : y[i];
     }
-    return aq_fit_fold(sum);
+    return aq_scalar_fold(sum);
 }
 
 static float aq_fit_weight(const float *weights, size_t count) {
@@ -165,7 +154,7 @@ static float aq_fit_weight(const float *weights, size_t count) {
     for (i = 0; i < count; i++) {
         sum[i % AQ_SIMD_LANES] += weights[i];
     }
-    return aq_fit_fold(sum);
+    return aq_scalar_fold(sum);
 }
 
 /* The range of the values that weigh something; false when they are all alike. */
@@ -320,6 +309,16 @@ AQ_SIMD_LIB void aq_scalar_fit_symmetric(const float *x, const float *weights, s
             out[index].code = 0.0f;
         }
     }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB float aq_simd_best_min(const aq_simd_fit *fit, float scale) {
+    AQ_SIMD_EXACT_BODY
+    return (float)((double)fit->mean - (double)scale * (double)fit->code);
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB int32_t aq_simd_round(float value, int32_t low, int32_t high) {
+    AQ_SIMD_EXACT_BODY
+    return (int32_t)aq_fit_round(value, (float)low, (float)high);
 }
 
 #undef AQ_FIT_MAGIC

@@ -136,7 +136,7 @@ typedef struct aq_simd_mode {
 AQ_SIMD_LIB aq_simd_mode aq_simd_mode_enter(void);
 AQ_SIMD_LIB void aq_simd_mode_leave(aq_simd_mode mode);
 
-/* ---- single values (scalar_convert.c) */
+/* ---- single values (scalar_convert.c, scalar_fit.c) */
 
 AQ_SIMD_LIB uint32_t aq_simd_bits(float value);
 AQ_SIMD_LIB float aq_simd_float(uint32_t bits);
@@ -145,6 +145,10 @@ AQ_SIMD_LIB uint16_t aq_simd_to_f16(float value);
 AQ_SIMD_LIB uint16_t aq_simd_to_bf16(float value);
 /* The best min for a scale near fit's: mean − scale·code, rounded once. */
 AQ_SIMD_LIB float aq_simd_best_min(const aq_simd_fit *fit, float scale);
+/* Clamped to low … high (within ±2^22), then to the nearest integer, halves to even. */
+AQ_SIMD_LIB int32_t aq_simd_round(float value, int32_t low, int32_t high);
+/* The sum of 16 lanes, which it overwrites, in the order that every ISA follows. */
+AQ_SIMD_LIB float aq_scalar_fold(float *lane);
 
 /* ---- the scalar table's functions */
 

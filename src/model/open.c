@@ -1,0 +1,449 @@
+/* Opens a model for reading: maps its weight files, puts quantized tensors together from their
+ * parts, finds and dequantizes them. */
+#include "open.h"
+
+#include "../base/text.h"
+#include "../format/sort.h"
+#include "../quant/quant.h"
+
+#include <math.h>
+
+#ifndef ARROWQUANT_NO_STDIO
+
+typedef struct aq_model_storage {
+    aq_model model;
+    struct aq_model_state state;
+} aq_model_storage;
+
+/* A tensor while the list is made. */
+typedef struct aq_open_item {
+    aq_tensor tensor;
+    size_t shard;
+    const char *own_name;
+} aq_open_item;
+
+typedef struct aq_open_list {
+    aq_model *model;
+    aq_open_item *items;
+    size_t count;
+    bool prefixed; /* names start with "component/" */
+    aq_error *err;
+} aq_open_list;
+
+/* ---- which components */
+
+/* Whether the folder holds a weight file that this library has written. What cannot be read is
+ * somebody else's: it is reported when it is opened, if it is. */
+static bool aq_folder_is_native(const aq_context *context, const char *folder) {
+    aq_arena arena;
+    aq_folder_entry *entries = NULL;
+    size_t count = 0;
+    const char *value = NULL;
+    aq_arena_init(&arena, context);
+    if (aq_list_folder(&arena, folder, &entries, &count, NULL) != AQ_OK) count = 0;
+    for (size_t i = 0; i < count; i++) {
+        aq_st_file file;
+        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(entries[i].name, ".safetensors"))
+            continue;
+        char *path = aq_path_join(&arena, folder, entries[i].name);
+        if (path && aq_st_read_header(&arena, path, &file, NULL) == AQ_OK &&
+            aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
+            value = NULL;
+        break; /* every file of a quantized component has the metadata */
+    }
+    aq_arena_free(&arena);
+    return value != NULL;
+}
+
+/* The component folders of a pipeline that are quantized. */
+static aq_status aq_native_components(aq_arena *arena, const char *path, const char ***names,
+                                      size_t *name_count, aq_error *err) {
+    aq_folder_entry *entries = NULL;
+    size_t count = 0;
+    *name_count = 0;
+    char *index = aq_path_join(arena, path, "model_index.json");
+    if (!index) return aq_fail_memory(err, strlen(path));
+    if (aq_path_kind_of(index) != AQ_PATH_FILE) return AQ_OK;
+    aq_status status = aq_list_folder(arena, path, &entries, &count, err);
+    if (status != AQ_OK) return status;
+    *names = (const char **)aq_arena_alloc(arena, (count + 1) * sizeof(**names));
+    if (!*names) return aq_fail_memory(err, count * sizeof(**names));
+    for (size_t i = 0; i < count; i++) {
+        if (entries[i].kind != AQ_PATH_FOLDER) continue;
+        char *folder = aq_path_join(arena, path, entries[i].name);
+        if (!folder) return aq_fail_memory(err, strlen(path));
+        if (aq_folder_is_native(arena->context, folder)) (*names)[(*name_count)++] = entries[i].name;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_open_folder(aq_model *model, const char *path, const aq_config *config,
+                                aq_error *err) {
+    struct aq_model_state *state = model->state;
+    aq_config effective = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    const char **names = NULL;
+    size_t count = 0;
+    if (config) {
+        effective.components = config->components;
+        effective.component_count = config->component_count;
+        effective.variant = config->variant;
+    }
+    if (!effective.component_count) {
+        aq_status status = aq_native_components(&state->arena, path, &names, &count, err);
+        if (status != AQ_OK) return status;
+        effective.components = names;
+        effective.component_count = count;
+    }
+    return aq_folder_open(&state->arena, path, &effective, &state->folder, err);
+}
+
+/* ---- weight files */
+
+static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error *err) {
+    struct aq_model_state *state = model->state;
+    aq_status status = aq_map_file(&shard->map, shard->file->path, err);
+    if (status != AQ_OK) return status;
+    if (shard->map.size != shard->file->file_size)
+        return aq_fail(err, AQ_ERR_CORRUPT,
+                       "%s: its size changed from %llu to %llu bytes while it was opened; try again",
+                       shard->file->path, (unsigned long long)shard->file->file_size,
+                       (unsigned long long)shard->map.size);
+    model->weight_bytes += shard->map.size;
+    shard->by_name = aq_st_sort_by_name(&state->arena, shard->file);
+    if (!shard->by_name) return aq_fail_memory(err, shard->file->tensor_count);
+    status =
+        aq_native_read(&state->arena, shard->file, &shard->native_present, &shard->native, err);
+    if (shard->native_present) model->quantized = true;
+    return status;
+}
+
+static aq_status aq_open_shards(aq_model *model, aq_error *err) {
+    struct aq_model_state *state = model->state;
+    const aq_folder *folder = &state->folder;
+    size_t count = 0;
+    for (size_t c = 0; c < folder->component_count; c++) count += folder->components[c].shard_count;
+    state->shards =
+        (aq_model_shard *)aq_arena_alloc(&state->arena, (count + 1) * sizeof(*state->shards));
+    if (!state->shards) return aq_fail_memory(err, count * sizeof(*state->shards));
+    for (size_t c = 0; c < folder->component_count; c++) {
+        const aq_component *component = &folder->components[c];
+        for (size_t s = 0; s < component->shard_count; s++) {
+            aq_model_shard *shard = &state->shards[state->shard_count++];
+            shard->path = component->shards[s];
+            shard->component = component;
+            shard->file = &component->files[s];
+            aq_status status = aq_open_shard(model, shard, err);
+            if (status != AQ_OK) return status;
+        }
+    }
+    return AQ_OK;
+}
+
+/* ---- tensors */
+
+static const void *aq_shard_data(const aq_model_shard *shard, const aq_st_tensor *tensor) {
+    return (const unsigned char *)shard->map.data + (size_t)tensor->offset;
+}
+
+static aq_status aq_open_name(aq_open_list *list, const aq_model_shard *shard, const char *own,
+                              const char **out) {
+    *out = own;
+    if (!list->prefixed) return AQ_OK;
+    size_t component = strlen(shard->component->name), size = strlen(own);
+    char *name = (char *)aq_arena_alloc(&list->model->state->arena, component + size + 2);
+    if (!name) return aq_fail_memory(list->err, component + size + 2);
+    memcpy(name, shard->component->name, component);
+    name[component] = '/';
+    memcpy(name + component + 1, own, size);
+    *out = name;
+    return AQ_OK;
+}
+
+static void aq_open_dims(aq_tensor *tensor) {
+    uint64_t cols = 1;
+    for (uint32_t i = tensor->rank > 1 ? 1 : 0; i < tensor->rank; i++) {
+        if (!aq_mul_u64(cols, tensor->shape[i], &cols)) cols = 0; /* only an empty one may do that */
+    }
+    tensor->rows = tensor->rank > 1 ? tensor->shape[0] : 1;
+    tensor->cols = cols;
+}
+
+static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *claimed) {
+    const aq_model_shard *shard = &list->model->state->shards[number];
+    for (size_t i = 0; i < shard->native.tensor_count; i++) {
+        const aq_native_tensor *native = &shard->native.tensors[i];
+        const aq_st_tensor *parts[3];
+        aq_open_item *item = &list->items[list->count++];
+        aq_tensor *tensor = &item->tensor;
+        aq_status status = aq_native_parts(native, shard->file, shard->by_name, &tensor->layout,
+                                           parts, list->err);
+        if (status == AQ_OK) status = aq_open_name(list, shard, native->name, &tensor->name);
+        if (status != AQ_OK) return status;
+        item->shard = number;
+        item->own_name = native->name;
+        tensor->dtype = native->dtype;
+        tensor->rank = native->rank;
+        tensor->shape = native->shape;
+        tensor->quantized = true;
+        tensor->spec = native->spec;
+        tensor->code_name = native->code;
+        tensor->method = native->method;
+        tensor->codes = aq_shard_data(shard, parts[0]);
+        tensor->params = aq_shard_data(shard, parts[1]);
+        tensor->extra = parts[2] ? aq_shard_data(shard, parts[2]) : NULL;
+        tensor->cosine_similarity = native->cosine_similarity;
+        tensor->sqnr_db = native->sqnr_db;
+        tensor->file = shard->path;
+        aq_open_dims(tensor);
+        for (unsigned p = 0; p < 3; p++) {
+            if (!parts[p]) continue;
+            tensor->bytes += parts[p]->bytes;
+            claimed[parts[p] - shard->file->tensors] = true;
+        }
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *claimed) {
+    const aq_model_shard *shard = &list->model->state->shards[number];
+    for (size_t i = 0; i < shard->file->tensor_count; i++) {
+        const aq_st_tensor *stored = &shard->file->tensors[i];
+        if (claimed[i]) continue;
+        aq_open_item *item = &list->items[list->count++];
+        aq_tensor *tensor = &item->tensor;
+        aq_status status = aq_open_name(list, shard, stored->name, &tensor->name);
+        if (status != AQ_OK) return status;
+        item->shard = number;
+        item->own_name = stored->name;
+        tensor->dtype = stored->dtype;
+        tensor->rank = stored->rank;
+        tensor->shape = stored->shape;
+        tensor->data = aq_shard_data(shard, stored);
+        tensor->bytes = stored->bytes;
+        tensor->cosine_similarity = tensor->sqnr_db = (double)NAN;
+        tensor->file = shard->path;
+        aq_open_dims(tensor);
+    }
+    return AQ_OK;
+}
+
+static int aq_open_by_name(const void *a, const void *b) {
+    return strcmp(((const aq_open_item *)a)->tensor.name, ((const aq_open_item *)b)->tensor.name);
+}
+
+static aq_status aq_open_arrange(aq_open_list *list, aq_arena *scratch) {
+    struct aq_model_state *state = list->model->state;
+    size_t count = list->count;
+    const void **sorted = (const void **)aq_arena_alloc(scratch, (count + 1) * sizeof(*sorted));
+    aq_tensor *tensors =
+        (aq_tensor *)aq_arena_alloc(&state->arena, (count + 1) * sizeof(*tensors));
+    state->tensor_shard = (size_t *)aq_arena_alloc(&state->arena, (count + 1) * sizeof(size_t));
+    state->tensor_own_name =
+        (const char **)aq_arena_alloc(&state->arena, (count + 1) * sizeof(char *));
+    if (!sorted || !tensors || !state->tensor_shard || !state->tensor_own_name)
+        return aq_fail_memory(list->err, (count + 1) * sizeof(*tensors));
+    for (size_t i = 0; i < count; i++) sorted[i] = &list->items[i];
+    aq_sort_pointers(sorted, count, aq_open_by_name);
+    for (size_t i = 0; i < count; i++) {
+        const aq_open_item *item = (const aq_open_item *)sorted[i];
+        tensors[i] = item->tensor;
+        state->tensor_shard[i] = item->shard;
+        state->tensor_own_name[i] = item->own_name;
+        if (i && strcmp(tensors[i - 1].name, tensors[i].name) == 0)
+            return aq_fail_tensor(list->err, AQ_ERR_METADATA, tensors[i].name, 0,
+                                  "%s: tensor %s is there twice, in %s and in %s; quantize the "
+                                  "model again", list->model->path, tensors[i].name,
+                                  tensors[i - 1].file, tensors[i].file);
+    }
+    list->model->tensors = tensors;
+    list->model->tensor_count = count;
+    return AQ_OK;
+}
+
+static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
+    struct aq_model_state *state = model->state;
+    aq_open_list list;
+    aq_arena scratch;
+    aq_status status = AQ_OK;
+    size_t most = 1, widest = 1;
+    for (size_t s = 0; s < state->shard_count; s++) {
+        const aq_model_shard *shard = &state->shards[s];
+        most += shard->file->tensor_count + shard->native.tensor_count;
+        if (widest < shard->file->tensor_count) widest = shard->file->tensor_count;
+    }
+    aq_arena_init(&scratch, state->context);
+    memset(&list, 0, sizeof(list));
+    list.model = model;
+    list.prefixed = state->folder.component_count > 1;
+    list.err = err;
+    list.items = (aq_open_item *)aq_arena_alloc(&scratch, most * sizeof(*list.items));
+    bool *claimed = (bool *)aq_arena_alloc(&scratch, widest * sizeof(*claimed));
+    if (!list.items || !claimed) status = aq_fail_memory(err, most * sizeof(*list.items));
+    for (size_t s = 0; status == AQ_OK && s < state->shard_count; s++) {
+        memset(claimed, 0, widest * sizeof(*claimed));
+        status = aq_open_quantized(&list, s, claimed);
+        if (status == AQ_OK) status = aq_open_kept(&list, s, claimed);
+    }
+    if (status == AQ_OK) status = aq_open_arrange(&list, &scratch);
+    aq_arena_free(&scratch);
+    return status;
+}
+
+/* ---- the public face */
+
+AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
+                                    aq_model **out, aq_error *err) {
+    aq_model_storage *storage = (aq_model_storage *)aq_alloc(context, sizeof(*storage));
+    *out = NULL;
+    if (!storage) return aq_fail_memory(err, sizeof(*storage));
+    memset(storage, 0, sizeof(*storage));
+    aq_model *model = &storage->model;
+    model->state = &storage->state;
+    storage->state.context = context;
+    aq_arena_init(&storage->state.arena, context);
+    model->path = aq_arena_string(&storage->state.arena, path);
+    aq_status status = model->path ? AQ_OK : aq_fail_memory(err, strlen(path));
+    if (status == AQ_OK) status = aq_open_folder(model, path, config, err);
+    if (status == AQ_OK) status = aq_open_shards(model, err);
+    if (status == AQ_OK) status = aq_open_tensors(model, err);
+    if (status != AQ_OK) {
+        aq_model_close(model);
+        return status;
+    }
+    model->modality = storage->state.folder.modality;
+    *out = model;
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_model_open(aq_context *context, const char *path, aq_model **out,
+                                       aq_error *err) {
+    if (!path || !out)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_model_open: path and out must not be NULL");
+    return aq_model_open_with(context, path, NULL, out, err);
+}
+
+ARROWQUANT_API void aq_model_close(aq_model *model) {
+    if (!model) return;
+    struct aq_model_state *state = model->state;
+    const aq_context *context = state->context;
+    for (size_t i = 0; i < state->shard_count; i++) aq_unmap_file(&state->shards[i].map);
+    aq_arena_free(&state->arena);
+    aq_free(context, model, sizeof(aq_model_storage)); /* the model is its first member */
+}
+
+ARROWQUANT_API const aq_tensor *aq_model_find(const aq_model *model, const char *name) {
+    size_t low = 0, high = model && name ? model->tensor_count : 0;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(model->tensors[middle].name, name);
+        if (order == 0) return &model->tensors[middle];
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_tensor *previous) {
+    if (!model || !model->tensor_count) return NULL;
+    if (!previous) return model->tensors;
+    size_t next = (size_t)(previous - model->tensors) + 1;
+    return next < model->tensor_count ? &model->tensors[next] : NULL;
+}
+
+/* ---- values */
+
+#define AQ_STORED_CHUNK 512u
+
+AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
+                          size_t count) {
+    uint64_t chunk[AQ_STORED_CHUNK]; /* aligned for every dtype, which the map is not */
+    const unsigned char *in = (const unsigned char *)data;
+    size_t size = aq_dtype_size(dtype);
+    while (count) {
+        size_t part = count < AQ_STORED_CHUNK ? count : AQ_STORED_CHUNK;
+        memcpy(chunk, in, part * size);
+        aq_little_endian(chunk, part, size);
+        aq_to_f32(context, dtype, chunk, out, part);
+        in += part * size;
+        out += part;
+        count -= part;
+    }
+}
+
+static aq_status aq_tensor_check_rows(const aq_tensor *tensor, uint64_t first_row,
+                                      uint64_t row_count, aq_error *err) {
+    if (first_row > tensor->rows || row_count > tensor->rows - first_row)
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, tensor->name, first_row,
+                              "tensor %s: rows %llu to %llu asked for, it has %llu", tensor->name,
+                              (unsigned long long)first_row,
+                              (unsigned long long)(first_row + row_count),
+                              (unsigned long long)tensor->rows);
+    if (tensor->quantized || aq_dtype_is_float(tensor->dtype)) return AQ_OK;
+    return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                          "tensor %s: dtype %s holds no weights; read its data as it is",
+                          tensor->name, aq_dtype_name(tensor->dtype));
+}
+
+static const unsigned char *aq_tensor_row(const void *part, uint64_t row, uint64_t row_bytes) {
+    if (!part) return NULL;
+    return (const unsigned char *)part + (size_t)(row * row_bytes);
+}
+
+AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
+                                    uint64_t first_row, uint64_t row_count, float *out,
+                                    aq_error *err) {
+    aq_status status = aq_tensor_check_rows(tensor, first_row, row_count, err);
+    if (status != AQ_OK || !row_count || !tensor->cols) return status;
+    if (tensor->quantized) {
+        const aq_quant_layout *layout = &tensor->layout;
+        aq_dequantize_block(context, &tensor->spec,
+                            aq_tensor_row(tensor->codes, first_row, layout->row_code_bytes),
+                            aq_tensor_row(tensor->params, first_row, layout->row_param_bytes),
+                            aq_tensor_row(tensor->extra, first_row, layout->row_extra_bytes),
+                            row_count, tensor->cols, out);
+    } else {
+        uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
+        aq_stored_f32(context, tensor->dtype, aq_tensor_row(tensor->data, first_row, row_bytes),
+                      out, (size_t)(row_count * tensor->cols));
+    }
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
+                                              uint64_t first_row, uint64_t row_count,
+                                              aq_dtype dtype, void *out, aq_error *err) {
+    if (!tensor || (!out && row_count))
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_tensor_dequantize: tensor and out must not be NULL");
+    if (dtype != AQ_DTYPE_F32 && dtype != AQ_DTYPE_F16 && dtype != AQ_DTYPE_BF16)
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, tensor->name, 0,
+                              "tensor %s: dequantizing gives F32, F16 or BF16, not %s",
+                              tensor->name, aq_dtype_name(dtype));
+    aq_status status = aq_tensor_check_rows(tensor, first_row, row_count, err);
+    if (status != AQ_OK || !row_count || !tensor->cols) return status;
+    if (tensor->quantized) {
+        const aq_quant_layout *layout = &tensor->layout;
+        return aq_dequantize(context, &tensor->spec,
+                             aq_tensor_row(tensor->codes, first_row, layout->row_code_bytes),
+                             aq_tensor_row(tensor->params, first_row, layout->row_param_bytes),
+                             aq_tensor_row(tensor->extra, first_row, layout->row_extra_bytes),
+                             row_count, tensor->cols, dtype, out, err);
+    }
+    float values[AQ_STORED_CHUNK];
+    size_t size = aq_dtype_size(tensor->dtype), out_size = aq_dtype_size(dtype);
+    uint64_t left = row_count * tensor->cols;
+    const unsigned char *in = aq_tensor_row(tensor->data, first_row, tensor->cols * size);
+    unsigned char *to = (unsigned char *)out;
+    while (left) {
+        size_t part = left < AQ_STORED_CHUNK ? (size_t)left : AQ_STORED_CHUNK;
+        aq_stored_f32(context, tensor->dtype, in, values, part);
+        aq_from_f32(context, dtype, values, to, part);
+        in += part * size;
+        to += part * out_size;
+        left -= part;
+    }
+    return AQ_OK;
+}
+
+#undef AQ_STORED_CHUNK
+#endif /* ARROWQUANT_NO_STDIO */

@@ -1,0 +1,53 @@
+/* An opened model: what stands behind aq_model, shared by the files that read it. */
+#ifndef AQ_OPEN_H
+#define AQ_OPEN_H
+
+#include "../format/native.h"
+#include "folder.h"
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One mapped weight file. */
+typedef struct aq_model_shard {
+    const char *path; /* relative to the folder */
+    const aq_component *component;
+    const aq_st_file *file;
+    const aq_st_tensor **by_name;
+    aq_map map;
+    bool native_present;
+    aq_native native;
+} aq_model_shard;
+
+struct aq_model_state {
+    aq_arena arena;
+    aq_context *context;
+    aq_folder folder;
+    aq_model_shard *shards;
+    size_t shard_count;
+    size_t *tensor_shard;          /* of model->tensors[i]: its shard */
+    const char **tensor_own_name;  /* without "component/" */
+};
+
+/* aq_model_open with the components (NULL: those that are quantized, or the denoiser) and the
+ * variant (NULL: none) of `config`, which may be NULL. */
+AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
+                                    aq_model **out, aq_error *err);
+/* Rows as F32 on the calling thread alone. */
+AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
+                                    uint64_t first_row, uint64_t row_count, float *out,
+                                    aq_error *err);
+/* Elements of a kept float tensor as F32; the file's bytes need no alignment. */
+AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
+                          size_t count);
+
+/* The tensor that scales a kept FP8 weight, or NULL (model/open_fp8.c). */
+AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tensor *weight);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+#endif /* AQ_OPEN_H */

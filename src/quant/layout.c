@@ -1,0 +1,105 @@
+/* Names of types and codes, and the sizes of a quantized tensor's parts. */
+#include "quant.h"
+
+ARROWQUANT_API const char *aq_dtype_name(aq_dtype dtype) {
+    switch (dtype) {
+#define AQ_DTYPE_NAME(id, value, name, size) case id: return name;
+        AQ_DTYPE_LIST(AQ_DTYPE_NAME)
+#undef AQ_DTYPE_NAME
+    case AQ_DTYPE_COUNT: break;
+    }
+    return "unknown";
+}
+
+ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype) {
+    switch (dtype) {
+#define AQ_DTYPE_SIZE(id, value, name, size) case id: return size;
+        AQ_DTYPE_LIST(AQ_DTYPE_SIZE)
+#undef AQ_DTYPE_SIZE
+    case AQ_DTYPE_COUNT: break;
+    }
+    return 0;
+}
+
+AQ_LIB bool aq_dtype_is_float(aq_dtype dtype) {
+    return (int)dtype >= (int)AQ_DTYPE_F64 && (int)dtype <= (int)AQ_DTYPE_F8_E5M2;
+}
+
+AQ_LIB const char *aq_code_name(aq_code code) {
+    switch (code) {
+    case AQ_CODE_AFFINE: return "affine";
+    case AQ_CODE_SYMMETRIC: return "symmetric";
+    }
+    return "unknown";
+}
+
+AQ_LIB const char *aq_param_type_name(aq_param_type type) {
+    switch (type) {
+    case AQ_PARAM_F16: return "F16";
+    case AQ_PARAM_F32: return "F32";
+    case AQ_PARAM_Q8: return "Q8";
+    }
+    return "unknown";
+}
+
+AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
+    if (!spec) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "the quantization spec is NULL");
+    }
+    if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8", spec->bits);
+    }
+    if (spec->group_size != 32 && spec->group_size != 64 && spec->group_size != 128 &&
+        spec->group_size != 256) {
+        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
+                       spec->group_size);
+    }
+    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED,
+                       "code %d is not known; use AQ_CODE_AFFINE or AQ_CODE_SYMMETRIC",
+                       (int)spec->code);
+    }
+    if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
+        spec->params != AQ_PARAM_Q8) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED,
+                       "parameter type %d is not known; use AQ_PARAM_F16, AQ_PARAM_F32 or "
+                       "AQ_PARAM_Q8", (int)spec->params);
+    }
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
+                                           aq_quant_layout *out, aq_error *err) {
+    aq_quant_layout layout;
+    uint64_t per_word, values, param, weights;
+    aq_status status = aq_spec_check(spec, err);
+    if (status != AQ_OK) {
+        return status;
+    }
+    if (!out) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantized_size: out is NULL");
+    }
+    per_word = 32u / spec->bits;
+    values = spec->code == AQ_CODE_SYMMETRIC ? 1u : 2u;
+    param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_F16 ? 2u : 1u;
+    layout.rows = rows;
+    layout.cols = cols;
+    layout.groups = cols / spec->group_size + (cols % spec->group_size != 0);
+    layout.row_param_bytes = layout.groups * values * param; /* at most cols / 4 + 8: no overflow */
+    layout.row_extra_bytes = spec->params == AQ_PARAM_Q8 ? 2u * values : 0u;
+    layout.row_code_bytes = cols / per_word + (cols % per_word != 0);
+    if (!aq_mul_u64(layout.row_code_bytes, 4u, &layout.row_code_bytes) ||
+        !aq_mul_u64(layout.row_code_bytes, rows, &layout.code_bytes) ||
+        !aq_mul_u64(layout.row_param_bytes, rows, &layout.param_bytes) ||
+        !aq_mul_u64(layout.row_extra_bytes, rows, &layout.extra_bytes) ||
+        !aq_mul_u64(rows, cols, &weights)) {
+        return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] is too large: its size needs over 64 bits",
+                       (unsigned long long)rows, (unsigned long long)cols);
+    }
+    *out = layout;
+    return AQ_OK;
+}
+
+AQ_LIB uint64_t aq_block_rows(uint64_t cols) {
+    return cols == 0 || cols > AQ_BLOCK_WEIGHTS ? 1u : AQ_BLOCK_WEIGHTS / cols;
+}

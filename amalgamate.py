@@ -53,11 +53,29 @@ LIBRARY = [
     "base/yaml.h",
     "base/yaml.c",
     "base/yaml_scalar.c",
-    "base/file.h",
     "base/thread.h",
     "base/thread.c",
+    "base/file.h",
+    "base/file_system.h",
+    "base/file.c",
+    "base/file_posix.c",
+    "base/file_win32.c",
     "config/fields.h",
+    "config/config.c",
+    "config/config_check.c",
+    "config/config_set.c",
+    "config/config_yaml.c",
+    "config/config_env.c",
     "quant/quant.h",
+    "quant/tile.h",
+    "quant/context.c",
+    "quant/layout.c",
+    "quant/convert.c",
+    "quant/quality.c",
+    "quant/tile.c",
+    "quant/parameters.c",
+    "quant/quantize.c",
+    "quant/dequantize.c",
     "format/sort.h",
     "format/sort.c",
     "format/json_member.h",
@@ -91,8 +109,11 @@ LIBRARY = [
     "model/run_shard.c",
     "model/execute.c",
     "model/result.c",
+    "model/open_fp8.c",
     "model/open.c",
     "model/verify.c",
+    "model/compare.c",
+    "model/dequantize_model.c",
 ]
 
 QUOTED = re.compile(r'\s*#\s*include\s*"([^"]+)"')
@@ -101,6 +122,7 @@ DIRECTIVE = re.compile(r"\s*#\s*(if|ifdef|ifndef|endif)\b")
 DEFINE = re.compile(r"^\s*#\s*define\s+(\w+)", re.M)
 UNDEF = re.compile(r"^\s*#\s*undef\s+(\w+)", re.M)
 STATIC = re.compile(r"^(?:[A-Z][A-Z0-9_]*\s+)?static\b[^;{}=(]*?\b(\w+)\s*(?:\(|\[|=|;)", re.M)
+SHARED = re.compile(r"^(?:AQ_LIB|AQ_SIMD_LIB|ARROWQUANT_API)\b[^;{}=(]*?\b(\w+)\s*\(", re.M)
 TYPE = re.compile(r"^\}\s*(\w+);|^(?:struct|union|enum)\s+(\w+)\s*\{", re.M)
 
 
@@ -218,6 +240,7 @@ def macros_of(name):
 def check_names():
     """File-local names and internal macros share one file with everybody else's."""
     owner, problems = {}, []
+    shared = {word for name in every_file() for word in SHARED.findall(without_comments(read(name)))}
     for name in every_file():
         left = macros_of(name)
         if name.endswith(".c") and left:
@@ -226,6 +249,8 @@ def check_names():
         found = set(left) | set(STATIC.findall(text))
         found |= {a or b for a, b in TYPE.findall(text) if (a or b)}
         for word in sorted(found):
+            if word in shared:
+                problems.append(f"src/{name} defines {word}, which is a function of the library")
             if owner.setdefault(word, name) != name:
                 problems.append(f"{word} is defined both in src/{owner[word]} and in src/{name}")
     if problems:

@@ -329,7 +329,7 @@ static void print_command_help(const command *c) {
     printf("usage: aq %s %s%s\n\n%c%s.\n", c->name, c->arguments,
            c->bit == HELP ? "" : *c->arguments ? " [FLAGS]" : "[FLAGS]",
            c->summary[0] - 'a' + 'A', c->summary + 1);
-    if (*c->details) printf("%s", c->details);
+    if (*c->details) printf("\n%s", c->details);
     printf("\n");
     for (i = 0; i < FLAG_COUNT; i++) {
         char left[64];
@@ -359,6 +359,10 @@ static int unknown_command(const char *name) {
 
 static int run_help(tool *t) {
     const command *c;
+    if (has(t, FLAG_HELP)) {
+        print_command_help(t->chosen);
+        return EXIT_OK;
+    }
     if (t->path_count == 0) {
         print_overview(stdout);
         return EXIT_OK;
@@ -675,18 +679,21 @@ static size_t append_layer(char *line, size_t used, size_t width, const char *la
     return used;
 }
 
+/* As much as the terminal is wide: phase and percentage always, the bar, the rate and the layer
+ * where there is room. */
 static void draw_bar(meter *m, const aq_progress *p) {
-    char line[512], cells[32], eta[32];
-    size_t width = terminal_width() - 1, used, drawn;
-    size_t cell_count = width >= 70 ? 24 : width >= 50 ? 10 : 0, i;
-    for (i = 0; i < cell_count; i++)
-        cells[i] = (double)i < p->fraction * (double)cell_count ? '#' : '.';
-    cells[cell_count] = 0;
+    char line[512], eta[32];
+    size_t width = terminal_width() - 1, used, drawn, i;
+    size_t cells = width >= 70 ? 24 : width >= 50 ? 10 : 0;
+    used = (size_t)sprintf(line, "%-10s ", aq_phase_name(p->phase));
+    if (cells > 0) line[used++] = '[';
+    for (i = 0; i < cells; i++)
+        line[used++] = (double)i < p->fraction * (double)cells ? '#' : '.';
+    if (cells > 0) line[used++] = ']';
+    used += (size_t)sprintf(line + used, " %3.0f%%", floor(p->fraction * 100));
+    if (cells > 0) used += (size_t)sprintf(line + used, "  %.0f MB/s", megabytes_per_second(p));
     format_eta(eta, sizeof eta, p->eta_s);
-    used = (size_t)snprintf(line, sizeof line, "%-10s [%s] %3.0f%%  %.0f MB/s  %s",
-                            aq_phase_name(p->phase), cells, floor(p->fraction * 100),
-                            megabytes_per_second(p), eta);
-    if (used > width) used = width;
+    if (used + strlen(eta) + 2 <= width) used += (size_t)sprintf(line + used, "  %s", eta);
     used = append_layer(line, used, width, p->layer ? p->layer : "");
     drawn = used;
     while (used < m->drawn && used < width) line[used++] = ' ';
@@ -702,9 +709,10 @@ static void print_progress_line(meter *m, const aq_progress *p) {
     char eta[32];
     if (!due) return;
     format_eta(eta, sizeof eta, p->eta_s);
-    fprintf(stderr, "%s %.0f%%  %.1f of %.1f MB  %.0f MB/s  %s", aq_phase_name(p->phase),
-            floor(p->fraction * 100), (double)p->bytes_done / 1e6, (double)p->bytes_total / 1e6,
-            megabytes_per_second(p), eta);
+    fprintf(stderr, "%s %.0f%%", aq_phase_name(p->phase), floor(p->fraction * 100));
+    if (p->bytes_total > 0)
+        fprintf(stderr, "  %.1f of %.1f MB  %.0f MB/s  %s", (double)p->bytes_done / 1e6,
+                (double)p->bytes_total / 1e6, megabytes_per_second(p), eta);
     if (p->layer && *p->layer) {
         fputs("  ", stderr);
         put_clean(stderr, p->layer);

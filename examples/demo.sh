@@ -2,6 +2,8 @@
 # Quantizes the bundled diffusion model with each profile, validates each result against the
 # original, and prints what came out. Run by `make demo`, which builds build/aq first.
 set -eu
+LC_ALL=C
+export LC_ALL
 
 cd "$(dirname "$0")/.."
 aq=build/aq

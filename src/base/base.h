@@ -19,7 +19,9 @@
 #  endif
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
+#if defined(__MINGW32__) && !defined(__clang__)
+#  define AQ_PRINTF(format_index, first) __attribute__((format(gnu_printf, format_index, first)))
+#elif defined(__GNUC__) || defined(__clang__)
 #  define AQ_PRINTF(format_index, first) __attribute__((format(printf, format_index, first)))
 #else
 #  define AQ_PRINTF(format_index, first)

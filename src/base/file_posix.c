@@ -367,8 +367,8 @@ AQ_LIB aq_status aq_sync_folder(const char *path, aq_error *err) {
 #if defined(__linux__) && defined(SYS_renameat2)
 /* 0, or an errno; ENOSYS or EINVAL where kernel or file system cannot */
 static int aq_rename_special(const char *from, const char *to, bool exchange) {
-    const int here = -100; /* AT_FDCWD */
-    long result = syscall(SYS_renameat2, here, from, here, to, exchange ? 2u : 1u);
+    const long here = -100; /* AT_FDCWD */
+    long result = syscall(SYS_renameat2, here, from, here, to, exchange ? 2L : 1L);
     return result == 0 ? 0 : errno;
 }
 #elif defined(__APPLE__) && defined(RENAME_EXCL)

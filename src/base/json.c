@@ -8,6 +8,7 @@ enum {
     AQ_JSON_AT_VALUE,
     AQ_JSON_AT_FIRST_ITEM, /* after '[' */
     AQ_JSON_AT_FIRST_KEY,  /* after '{' */
+    AQ_JSON_AT_KEY,        /* after ',' in an object */
     AQ_JSON_AT_NEXT,       /* after a value inside something */
     AQ_JSON_AT_END         /* after the outermost value */
 };
@@ -248,9 +249,10 @@ AQ_LIB aq_status aq_json_next(aq_json_reader *reader, aq_json_event *event, aq_e
                                 err);
         reader->position++;
         aq_json_space(reader);
-        /* a failure after the comma must not make the comma disappear */
-        reader->state = object ? AQ_JSON_AT_NEXT : AQ_JSON_AT_VALUE;
+        reader->state = object ? AQ_JSON_AT_KEY : AQ_JSON_AT_VALUE;
         return object ? aq_json_key(reader, event, err) : aq_json_value(reader, event, err);
+    case AQ_JSON_AT_KEY:
+        return aq_json_key(reader, event, err);
     default:
         return aq_json_value(reader, event, err);
     }

@@ -347,7 +347,8 @@ static aq_status aq_yaml_check_key(const aq_yaml_parser *p, const aq_yaml_node *
     if (key->type == AQ_YAML_LIST || key->type == AQ_YAML_MAP)
         return aq_yaml_fail(p, at, "a list or map as a key, which is not supported");
     if (here.line != at.line)
-        return aq_yaml_fail(p, here, "a ':' that is not on the line of its key");
+        return aq_yaml_fail(p, here, "a ':' that is not on the line of its key; keys over several "
+                                     "lines are not supported");
     if (here.column - at.column > AQ_YAML_KEY_LIMIT)
         return aq_yaml_fail(p, at, "a key of more than 1024 characters");
     return AQ_OK;
@@ -390,8 +391,11 @@ static int aq_yaml_compare_keys(const aq_yaml_node *a, const aq_yaml_node *b) {
         if (x.negative != y.negative) return x.negative ? -1 : 1;
         return x.magnitude == y.magnitude ? 0 : x.magnitude < y.magnitude ? -1 : 1;
     }
-    if (x.type == AQ_YAML_FLOAT && x.number != y.number)
-        return x.number < y.number ? -1 : x.number > y.number ? 1 : 0; /* every NaN is one key */
+    if (x.type == AQ_YAML_FLOAT) { /* every NaN is one key, after the others */
+        bool x_nan = x.number != x.number, y_nan = y.number != y.number;
+        if (x_nan || y_nan) return (int)x_nan - (int)y_nan;
+        return x.number == y.number ? 0 : x.number < y.number ? -1 : 1;
+    }
     return 0;
 }
 
@@ -548,12 +552,18 @@ static aq_status aq_yaml_end_line(aq_yaml_parser *p, uint32_t line) {
                         aq_yaml_problem(p, "text after a value; expected the end of the line"));
 }
 
+/* Where a further line of text may stand, few characters are wrong for themselves. */
+static const char *aq_yaml_continues(const aq_yaml_parser *p, const char *problem) {
+    char c = aq_yaml_peek(p, 0);
+    return c == '\t' || c == '|' || c == '>' ? aq_yaml_problem(p, problem) : problem;
+}
+
 /* After the entries of a block at `column`: true when another one begins here. */
 static aq_status aq_yaml_more(const aq_yaml_parser *p, uint32_t column, bool *more) {
     aq_yaml_mark here = aq_yaml_here(p);
     *more = !aq_yaml_at_end(p) && here.column == column;
     if (aq_yaml_at_end(p) || here.column <= column) return AQ_OK;
-    return aq_yaml_fail(p, here, aq_yaml_problem(p,
+    return aq_yaml_fail(p, here, aq_yaml_continues(p,
                         "indented deeper than what it could belong to; a value over several "
                         "lines must be quoted on one line"));
 }
@@ -723,8 +733,10 @@ static aq_status aq_yaml_document(aq_yaml_parser *p, aq_yaml_node **root) {
     if (status != AQ_OK || p->position == p->size) return status;
     if (aq_yaml_at_marker(p, '-'))
         return aq_yaml_fail(p, aq_yaml_here(p), "a second document, which is not supported");
-    return aq_yaml_fail(p, aq_yaml_here(p), aq_yaml_problem(p,
-                        "not indented like the lines above; expected the end of the text"));
+    return aq_yaml_fail(p, aq_yaml_here(p), aq_yaml_continues(p,
+                        (*root)->type == AQ_YAML_LIST || (*root)->type == AQ_YAML_MAP
+                            ? "not indented like the lines above; expected the end of the text"
+                            : "text over several lines, which is not supported"));
 }
 
 AQ_LIB aq_status aq_yaml_parse(aq_arena *arena, const char *text, size_t size, const char *source,

@@ -227,7 +227,7 @@ static const char *aq_yaml_resolve_number(aq_yaml_node *node) {
         if (text[at + 1] == 'x' && aq_yaml_all_of(text, size, at + 2, "0123456789abcdefABCDEF_"))
             return aq_yaml_read_int(node, at + 2, 16);
         if (aq_yaml_all_of(text, size, at + 1, "01234567_"))
-            return aq_yaml_read_int(node, at + 1, 8);
+            return aq_yaml_read_int(node, at, 8);
     }
     if (!shape.whole) return NULL;
     if (shape.point) return aq_yaml_read_float(node, &shape);

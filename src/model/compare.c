@@ -26,7 +26,7 @@ typedef struct aq_compare_pair {
     aq_fp8_scale scale[2];
 } aq_compare_pair;
 
-typedef struct aq_compare_run {
+typedef struct aq_comparison {
     aq_context *context;
     const aq_model *model[2];
     aq_meter meter;
@@ -35,12 +35,12 @@ typedef struct aq_compare_run {
     aq_validation *out;
     aq_gates gates;
     aq_quality total;
-} aq_compare_run;
+} aq_comparison;
 
 /* ---- one tensor */
 
 typedef struct aq_compare_job {
-    aq_compare_run *run;
+    aq_comparison *run;
     const aq_compare_pair *pair;
     uint64_t block_rows;
     size_t block_elements;
@@ -70,7 +70,7 @@ static aq_status aq_compare_task(void *user, size_t index, uint32_t worker, aq_e
     return aq_meter_tell(&job->run->meter, bytes, false, err);
 }
 
-static aq_status aq_compare_weights(aq_compare_run *run, const aq_compare_pair *pair,
+static aq_status aq_compare_weights(aq_comparison *run, const aq_compare_pair *pair,
                                     aq_quality *quality, aq_error *err) {
     aq_compare_job job;
     uint64_t rows = pair->tensor[0]->rows, cols = pair->tensor[0]->cols, elements = 0, bytes = 0;
@@ -106,7 +106,7 @@ static aq_status aq_compare_weights(aq_compare_run *run, const aq_compare_pair *
 
 /* ---- pairs */
 
-static aq_status aq_compare_shapes(const aq_compare_run *run, const aq_compare_pair *pair,
+static aq_status aq_compare_shapes(const aq_comparison *run, const aq_compare_pair *pair,
                                    aq_error *err) {
     const aq_tensor *a = pair->tensor[0], *b = pair->tensor[1];
     bool same = a->rank == b->rank;
@@ -132,7 +132,7 @@ static void aq_as_plan_tensor(const aq_tensor *tensor, aq_plan_tensor *out) {
 }
 
 /* An FP8 weight with its scale folded in is what the other model was made from. */
-static aq_status aq_compare_scale(aq_compare_run *run, unsigned side, aq_compare_pair *pair,
+static aq_status aq_compare_scale(aq_comparison *run, unsigned side, aq_compare_pair *pair,
                                   aq_error *err) {
     const aq_tensor *scale = aq_model_fp8_scale(run->model[side], pair->tensor[side]);
     aq_plan_tensor weight_like, scale_like;
@@ -151,7 +151,7 @@ static aq_status aq_compare_scale(aq_compare_run *run, unsigned side, aq_compare
     return AQ_OK;
 }
 
-static aq_status aq_compare_tensor(aq_compare_run *run, const aq_tensor *first,
+static aq_status aq_compare_tensor(aq_comparison *run, const aq_tensor *first,
                                    const aq_tensor *second, aq_error *err) {
     aq_compare_pair pair;
     aq_quality quality;
@@ -182,7 +182,7 @@ static aq_status aq_compare_tensor(aq_compare_run *run, const aq_tensor *first,
 
 /* ---- results */
 
-static aq_status aq_compare_begin(aq_compare_run *run, aq_context *context, aq_progress_fn progress,
+static aq_status aq_compare_begin(aq_comparison *run, aq_context *context, aq_progress_fn progress,
                                   void *user, aq_validation *out, aq_error *err) {
     memset(run, 0, sizeof(*run));
     memset(out, 0, sizeof(*out));
@@ -200,7 +200,7 @@ static aq_status aq_compare_begin(aq_compare_run *run, aq_context *context, aq_p
     return aq_meter_tell(&run->meter, 0, true, err);
 }
 
-static void aq_compare_summary(aq_compare_run *run) {
+static void aq_compare_summary(aq_comparison *run) {
     aq_validation *out = run->out;
     double sum = 0.0;
     out->min_cosine_similarity = 1.0;
@@ -220,7 +220,7 @@ static void aq_compare_summary(aq_compare_run *run) {
 }
 
 /* Closes the models; on failure nothing is handed out. */
-static aq_status aq_compare_end(aq_compare_run *run, aq_model *models[2], aq_status status,
+static aq_status aq_compare_end(aq_comparison *run, aq_model *models[2], aq_status status,
                                 aq_error *err) {
     if (status == AQ_OK) {
         aq_compare_summary(run);
@@ -235,7 +235,7 @@ static aq_status aq_compare_end(aq_compare_run *run, aq_model *models[2], aq_sta
     return status;
 }
 
-static aq_status aq_compare_room(aq_compare_run *run, aq_error *err) {
+static aq_status aq_compare_room(aq_comparison *run, aq_error *err) {
     size_t most = run->model[0]->tensor_count + run->model[1]->tensor_count + 1;
     run->out->layers = (aq_tensor_difference *)aq_arena_alloc(
         run->arena, most * sizeof(*run->out->layers));
@@ -292,7 +292,7 @@ static aq_gates aq_recorded_gates(const aq_model *model) {
 
 /* ---- validation */
 
-static aq_status aq_validate_layers(aq_compare_run *run, aq_error *err) {
+static aq_status aq_validate_layers(aq_comparison *run, aq_error *err) {
     const aq_model *original = run->model[0], *quantized = run->model[1];
     aq_status status = aq_compare_room(run, err);
     for (size_t i = 0; i < quantized->tensor_count; i++) {
@@ -317,7 +317,7 @@ ARROWQUANT_API aq_status aq_validate_quality(aq_context *context, const char *or
                                              const char *quantized_path, const aq_config *config,
                                              aq_progress_fn progress, void *user,
                                              aq_validation *out, aq_error *err) {
-    aq_compare_run run;
+    aq_comparison run;
     aq_model *models[2] = { NULL, NULL };
     if (!original_path || !quantized_path || !out)
         return aq_fail(err, AQ_ERR_ARGUMENT,
@@ -351,7 +351,7 @@ static bool aq_is_comparable(const aq_tensor *tensor) {
 }
 
 /* Names of model `side` that the other one lacks. The scales of FP8 weights are parts of those. */
-static aq_status aq_only_in(aq_compare_run *run, unsigned side, const char *const **names,
+static aq_status aq_only_in(aq_comparison *run, unsigned side, const char *const **names,
                             size_t *count, aq_error *err) {
     const aq_model *model = run->model[side], *other = run->model[1 - side];
     size_t bytes = (model->tensor_count + 1) * sizeof(char *), found = 0;
@@ -375,7 +375,7 @@ static aq_status aq_only_in(aq_compare_run *run, unsigned side, const char *cons
     return AQ_OK;
 }
 
-static aq_status aq_compare_common(aq_compare_run *run, aq_error *err) {
+static aq_status aq_compare_common(aq_comparison *run, aq_error *err) {
     const aq_model *first = run->model[0], *second = run->model[1];
     aq_status status = aq_compare_room(run, err);
     for (size_t i = 0; i < first->tensor_count; i++) run->meter.total += first->tensors[i].bytes;
@@ -395,7 +395,7 @@ static aq_status aq_compare_common(aq_compare_run *run, aq_error *err) {
 ARROWQUANT_API aq_status aq_compare_models(aq_context *context, const char *first_path,
                                            const char *second_path, aq_progress_fn progress,
                                            void *user, aq_validation *out, aq_error *err) {
-    aq_compare_run run;
+    aq_comparison run;
     aq_model *models[2] = { NULL, NULL };
     if (!first_path || !second_path || !out)
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_compare_models: paths and out must not be NULL");

@@ -156,7 +156,7 @@ static aq_status aq_outcome_status(const aq_tensor_job *job, const aq_block_outc
 }
 
 /* One block of rows, already read, into the worker's buffers. */
-static aq_status aq_quantize_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
+static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                                   uint64_t row, uint64_t rows, aq_error *err) {
     const aq_context *context = job->run->context;
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
@@ -188,7 +188,7 @@ static aq_status aq_write_part(aq_tensor_job *job, uint64_t offset, const unsign
     return aq_file_write(&job->run->out.file, offset, data, (size_t)size, err);
 }
 
-static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_tensor_job *job = (aq_tensor_job *)user;
     aq_run *run = job->run;
     const aq_quant_layout *layout = &job->layout;
@@ -204,7 +204,7 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
                      aq_dtype_size(job->tensor->dtype));
     for (uint64_t r = 0; r < rows; r += job->block_rows) {
         uint64_t count = rows - r < job->block_rows ? rows - r : job->block_rows;
-        status = aq_quantize_rows(job, buffer, first, first + r, count, err);
+        status = aq_run_rows(job, buffer, first, first + r, count, err);
         if (status != AQ_OK) return status;
     }
     const unsigned char *codes = buffer + job->in_bytes + job->f32_bytes;
@@ -256,7 +256,7 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
         uint32_t workers;
         status = aq_job_prepare(job, &workers, err);
         if (status != AQ_OK) return status;
-        status = aq_parallel_for(job->run->context, workers, job->chunk_count, aq_quantize_task,
+        status = aq_parallel_for(job->run->context, workers, job->chunk_count, aq_run_task,
                                  job, &failure);
         if (status != AQ_TRY_WIDER) {
             if (status != AQ_OK && err) *err = failure;

@@ -22,7 +22,8 @@ ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype) {
 }
 
 AQ_LIB bool aq_dtype_is_float(aq_dtype dtype) {
-    return (int)dtype >= (int)AQ_DTYPE_F64 && (int)dtype <= (int)AQ_DTYPE_F8_E5M2;
+    return dtype == AQ_DTYPE_F64 || dtype == AQ_DTYPE_F32 || dtype == AQ_DTYPE_F16 ||
+           dtype == AQ_DTYPE_BF16 || dtype == AQ_DTYPE_F8_E4M3 || dtype == AQ_DTYPE_F8_E5M2;
 }
 
 AQ_LIB const char *aq_code_name(aq_code code) {
@@ -47,12 +48,13 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "the quantization spec is NULL");
     }
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) {
-        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8", spec->bits);
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8",
+                       (unsigned)spec->bits);
     }
     if (spec->group_size != 32 && spec->group_size != 64 && spec->group_size != 128 &&
         spec->group_size != 256) {
         return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
-                       spec->group_size);
+                       (unsigned)spec->group_size);
     }
     if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,

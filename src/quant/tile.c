@@ -56,15 +56,14 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
         }
         own->exponent = aq_tile_exponent(range->absmax);
         own->constant = !(range->high > range->low);
-        own->own_fit = own->exponent != 0;
         tile->own_codes = tile->own_codes || own->exponent != 0;
     }
     return true;
 }
 
 /* Fits one group from copies of its values and weights that F32 sums can hold. */
-static void aq_tile_fit_group(const aq_row_job *job, aq_tile *tile, size_t index, int weight_exponent,
-                              const float *weights) {
+static void aq_tile_fit_group(const aq_row_job *job, aq_tile *tile, size_t index,
+                              int weight_exponent, const float *weights) {
     float x[AQ_SIMD_GROUP_MAX], w[AQ_SIMD_GROUP_MAX];
     size_t i, begin = index * job->spec.group_size, length = aq_tile_length(job, tile, index);
     aq_tile_group *own = &tile->group[index];
@@ -73,7 +72,7 @@ static void aq_tile_fit_group(const aq_row_job *job, aq_tile *tile, size_t index
         x[i] = aq_scale_by(tile->x[begin + i], own->exponent);
         w[i] = weights ? aq_scale_by(weights[begin + i], weight_exponent) : 1.0f;
     }
-    job->kernels->range(x, length, length, &range);
+    job->kernels->range(x, length, AQ_SIMD_GROUP_MAX, &range);
     if (job->symmetric) {
         job->kernels->fit_symmetric(x, w, length, AQ_SIMD_GROUP_MAX, job->spec.bits, &range,
                                     &own->fit);
@@ -92,9 +91,7 @@ AQ_LIB void aq_tile_fit(const aq_row_job *job, aq_tile *tile) {
     if (weights) {
         job->kernels->range(weights, tile->count, job->spec.group_size, live);
         for (i = 0; i < tile->group_count; i++) {
-            tile->group[i].own_fit = tile->group[i].exponent != 0 || live[i].absmax == 0 ||
-                                     aq_tile_exponent(live[i].absmax) != 0;
-            own_fits = own_fits || tile->group[i].own_fit;
+            own_fits = own_fits || live[i].absmax == 0 || aq_tile_exponent(live[i].absmax) != 0;
         }
     }
     if (!own_fits) {

@@ -33,7 +33,7 @@ typedef struct aq_row_job {
  * as w·2^exponent, which is exact. */
 typedef struct aq_tile_group {
     int exponent;
-    bool constant, own_fit; /* own_fit: needs other values or weights than the tile holds */
+    bool constant;
     aq_simd_fit fit;        /* of w·2^exponent */
 } aq_tile_group;
 

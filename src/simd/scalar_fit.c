@@ -78,35 +78,63 @@ AQ_SIMD_EXACT static inline float aq_fit_round(float value, float low, float hig
     return (value + AQ_FIT_MAGIC) - AQ_FIT_MAGIC;
 }
 
-/* One pass: codes c = round((y − base)·inverse) within low … high. */
+/* Codes c = round((y − base)·inverse) within low … high, summed in 16 lanes. */
+typedef struct aq_fit_lanes {
+    float base, inverse, low, high;
+    float code[AQ_SIMD_LANES], code2[AQ_SIMD_LANES], cross[AQ_SIMD_LANES];
+} aq_fit_lanes;
+
+AQ_SIMD_EXACT static inline void aq_fit_step(aq_fit_lanes *lanes, const float *y, size_t lane) {
+    AQ_SIMD_EXACT_BODY
+    float c = aq_fit_round((y[lane] - lanes->base) * lanes->inverse, lanes->low, lanes->high);
+    lanes->code[lane] += c;
+    lanes->code2[lane] += c * c;
+    lanes->cross[lane] += c * y[lane];
+}
+
+AQ_SIMD_EXACT static inline void aq_fit_step_weighted(aq_fit_lanes *lanes, const float *y,
+                                                      const float *weights, size_t lane) {
+    AQ_SIMD_EXACT_BODY
+    float c = aq_fit_round((y[lane] - lanes->base) * lanes->inverse, lanes->low, lanes->high);
+    float wc = weights[lane] * c;
+    lanes->code[lane] += wc;
+    lanes->code2[lane] += wc * c;
+    lanes->cross[lane] += wc * y[lane];
+}
+
+/* One pass over a group. The loops of fixed length are there for the compiler to vectorize. */
 AQ_SIMD_EXACT static void aq_fit_pass(const float *y, const float *weights, size_t count,
                                       float base, float inverse, float low, float high,
                                       aq_fit_sums *out) {
     AQ_SIMD_EXACT_BODY
-    float code[AQ_SIMD_LANES] = {0}, code2[AQ_SIMD_LANES] = {0}, cross[AQ_SIMD_LANES] = {0};
-    size_t i, lane, lanes;
-    for (i = 0; i < count; i += AQ_SIMD_LANES) {
-        lanes = count - i < AQ_SIMD_LANES ? count - i : AQ_SIMD_LANES;
-        if (weights) {
-            for (lane = 0; lane < lanes; lane++) {
-                float c = aq_fit_round((y[i + lane] - base) * inverse, low, high);
-                float wc = weights[i + lane] * c;
-                code[lane] += wc;
-                code2[lane] += wc * c;
-                cross[lane] += wc * y[i + lane];
-            }
-        } else {
-            for (lane = 0; lane < lanes; lane++) {
-                float c = aq_fit_round((y[i + lane] - base) * inverse, low, high);
-                code[lane] += c;
-                code2[lane] += c * c;
-                cross[lane] += c * y[i + lane];
+    aq_fit_lanes lanes = {0, 0, 0, 0, {0}, {0}, {0}};
+    size_t i = 0, lane;
+    lanes.base = base;
+    lanes.inverse = inverse;
+    lanes.low = low;
+    lanes.high = high;
+    if (weights) {
+        for (; i + AQ_SIMD_LANES <= count; i += AQ_SIMD_LANES) {
+            for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+                aq_fit_step_weighted(&lanes, y + i, weights + i, lane);
             }
         }
+        for (lane = 0; i + lane < count; lane++) {
+            aq_fit_step_weighted(&lanes, y + i, weights + i, lane);
+        }
+    } else {
+        for (; i + AQ_SIMD_LANES <= count; i += AQ_SIMD_LANES) {
+            for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+                aq_fit_step(&lanes, y + i, lane);
+            }
+        }
+        for (lane = 0; i + lane < count; lane++) {
+            aq_fit_step(&lanes, y + i, lane);
+        }
     }
-    out->code = aq_scalar_fold(code);
-    out->code2 = aq_scalar_fold(code2);
-    out->cross = aq_scalar_fold(cross);
+    out->code = aq_scalar_fold(lanes.code);
+    out->code2 = aq_scalar_fold(lanes.code2);
+    out->cross = aq_scalar_fold(lanes.cross);
 }
 
 /* Codes the group on the grid (scale, min), then solves for the best scale and min of these codes.
@@ -140,9 +168,16 @@ AQ_SIMD_EXACT static float aq_fit_centre(const float *x, const float *weights, s
                                          float centre, float *y) {
     AQ_SIMD_EXACT_BODY
     float sum[AQ_SIMD_LANES] = {0};
-    size_t i;
+    size_t i, lane;
     for (i = 0; i < count; i++) {
         y[i] = x[i] - centre;
+    }
+    for (i = 0; i + AQ_SIMD_LANES <= count && !weights; i += AQ_SIMD_LANES) {
+        for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+            sum[lane] += y[i + lane];
+        }
+    }
+    for (; i < count; i++) {
         sum[i % AQ_SIMD_LANES] += weights ? weights[i] * y[i] : y[i];
     }
     return aq_scalar_fold(sum);
@@ -183,7 +218,7 @@ AQ_SIMD_EXACT static void aq_fit_affine_group(const float *x, const float *weigh
     const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, count);
     float top = (float)((1u << bits) - 1u), low = range->low, high = range->high;
     aq_fit_group group;
-    aq_fit_state best, next;
+    aq_fit_state best = {1.0f, 0.0f, 0.0f, -1.0}, next;
     uint32_t i;
     if (weights) {
         (void)aq_fit_live_range(x, weights, count, &low, &high);
@@ -197,7 +232,6 @@ AQ_SIMD_EXACT static void aq_fit_affine_group(const float *x, const float *weigh
     group.centre = group.middle + group.sum / group.weight;
     group.sum = aq_fit_centre(x, weights, count, group.centre, group.y);
     group.middle -= group.centre;
-    best.gain = -1.0;
     for (i = 0; i < recipe->starts; i++) {
         float scale = group.range / recipe->divisor[i];
         float code = 0.5f * top + recipe->shift[i]; /* of the middle */
@@ -271,11 +305,9 @@ static void aq_fit_symmetric_group(const float *x, const float *weights, size_t 
     const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, count);
     float half = (float)(1u << (bits - 1u));
     float largest = 0.0f - aq_fit_largest(x, weights, count, range);
-    aq_fit_state best, next;
+    aq_fit_state best = {1.0f, 0.0f, 0.0f, -1.0}, next;
     uint32_t i;
     largest = bits == 8 && largest > 0.0f ? 0.0f - largest : largest;
-    best.scale = 1.0f;
-    best.gain = -1.0;
     for (i = 0; i < recipe->starts; i++) {
         aq_fit_solve_symmetric(x, weights, count, largest / recipe->divisor[i], half, &next);
         if (next.gain > best.gain) {

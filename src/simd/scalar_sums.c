@@ -32,27 +32,42 @@ AQ_SIMD_EXACT AQ_SIMD_LIB float aq_scalar_fold(float *lane) {
     return lane[0];
 }
 
+typedef struct aq_compare_lanes {
+    float dot[AQ_SIMD_LANES], first[AQ_SIMD_LANES], second[AQ_SIMD_LANES], error[AQ_SIMD_LANES];
+    float most[AQ_SIMD_LANES];
+} aq_compare_lanes;
+
+AQ_SIMD_EXACT static inline void aq_compare_step(aq_compare_lanes *lanes, const float *a,
+                                                 const float *b, size_t lane) {
+    AQ_SIMD_EXACT_BODY
+    float x = a[lane], y = b[lane], difference = x - y;
+    float magnitude = difference < 0.0f ? 0.0f - difference : difference;
+    lanes->dot[lane] += x * y;
+    lanes->first[lane] += x * x;
+    lanes->second[lane] += y * y;
+    lanes->error[lane] += difference * difference;
+    lanes->most[lane] = magnitude > lanes->most[lane] ? magnitude : lanes->most[lane];
+}
+
 AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                                  aq_simd_sums *out) {
     AQ_SIMD_EXACT_BODY
-    float dot[AQ_SIMD_LANES] = {0}, first[AQ_SIMD_LANES] = {0}, second[AQ_SIMD_LANES] = {0};
-    float error[AQ_SIMD_LANES] = {0}, most = 0.0f;
-    size_t i, lane, lanes;
-    for (i = 0; i < count; i += AQ_SIMD_LANES) {
-        lanes = count - i < AQ_SIMD_LANES ? count - i : AQ_SIMD_LANES;
-        for (lane = 0; lane < lanes; lane++) {
-            float x = a[i + lane], y = b[i + lane], difference = x - y;
-            float magnitude = difference < 0.0f ? 0.0f - difference : difference;
-            dot[lane] += x * y;
-            first[lane] += x * x;
-            second[lane] += y * y;
-            error[lane] += difference * difference;
-            most = magnitude > most ? magnitude : most;
+    aq_compare_lanes lanes = {{0}, {0}, {0}, {0}, {0}};
+    size_t i, lane;
+    for (i = 0; i + AQ_SIMD_LANES <= count; i += AQ_SIMD_LANES) {
+        for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+            aq_compare_step(&lanes, a + i, b + i, lane);
         }
     }
-    out->dot = aq_scalar_fold(dot);
-    out->first = aq_scalar_fold(first);
-    out->second = aq_scalar_fold(second);
-    out->error = aq_scalar_fold(error);
-    out->max_error = most;
+    for (lane = 0; i + lane < count; lane++) {
+        aq_compare_step(&lanes, a + i, b + i, lane);
+    }
+    out->dot = aq_scalar_fold(lanes.dot);
+    out->first = aq_scalar_fold(lanes.first);
+    out->second = aq_scalar_fold(lanes.second);
+    out->error = aq_scalar_fold(lanes.error);
+    out->max_error = 0.0f;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        out->max_error = lanes.most[lane] > out->max_error ? lanes.most[lane] : out->max_error;
+    }
 }

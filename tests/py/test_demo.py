@@ -152,4 +152,4 @@ def test_tool_compiles_strictly_with_clang(example):
 
 def test_plan_json_of_the_tool_is_the_librarys(aq, digits):
     plan = json.loads(call([aq, "quantize", digits, "--dry-run", "--json"]))
-    assert plan["arrowquant_plan"] == 1 and len(plan["tensors"]) == 77
+    assert plan["arrowquant_plan"] == 1 and len(plan["tensors"]) == 82

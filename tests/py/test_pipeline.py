@@ -32,6 +32,13 @@ def report_of(folder):
     return {t["name"]: t for t in report["tensors"]}
 
 
+def names_in(path):
+    """The tensors of a file; NumPy has no FP8, so the header is read by hand."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return set(header) - {"__metadata__"}
+
+
 def make_model(folder, tensors, config=None, metadata=None):
     folder.mkdir(parents=True)
     save_file(tensors, str(folder / "model.safetensors"), metadata=metadata)
@@ -129,8 +136,7 @@ def test_fp8_with_each_kind_of_scale(aq, tmp_path):
     for name, w in wanted.items():
         error = ((plain[f"a.{name}.weight"] - w) ** 2).sum() / (w ** 2).sum()
         assert error < 1e-4, name
-    with safe_open(tmp_path / "out" / "model.safetensors", "np") as out:
-        names = set(out.keys())
+    names = names_in(tmp_path / "out" / "model.safetensors")
     assert "lm_head.weight_scale" in names  # its weight is kept, so it is too
     assert not any(n.startswith("a.") and "scale" in n for n in names)
 
@@ -144,8 +150,7 @@ def test_fp8_kept_by_a_gate_keeps_its_scale(aq, tmp_path):
         folder.mkdir()
         raw_safetensors(folder / "model.safetensors", {n: entries[n] for n in order})
         quantize(aq, folder, folder / "../out", "--overwrite", "--min-sqnr-db", 200)
-        with safe_open(tmp_path / "out" / "model.safetensors", "np") as out:
-            assert set(out.keys()) == set(entries)
+        assert names_in(tmp_path / "out" / "model.safetensors") == set(entries)
 
 
 def test_fp8_scale_of_a_wrong_shape(aq, tmp_path):

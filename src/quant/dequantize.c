@@ -1,0 +1,128 @@
+/* Codes and parameters in, weights out. */
+#include "tile.h"
+
+#include "../base/thread.h"
+
+/* What does not change over a tensor. */
+typedef struct aq_dequantize_run {
+    const struct aq_kernels *kernels;
+    const aq_context *context;
+    aq_quant_spec spec;
+    aq_quant_layout layout;
+    const uint8_t *codes, *params, *extra;
+    aq_dtype dtype;
+    uint8_t *out;
+    bool direct; /* F32, aligned: decoded in place */
+    uint64_t block_rows;
+} aq_dequantize_run;
+
+static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
+    const aq_quant_layout *layout = &run->layout;
+    const uint8_t *codes = run->codes + (size_t)(row * layout->row_code_bytes);
+    const uint8_t *params = run->params + (size_t)(row * layout->row_param_bytes);
+    const uint8_t *extra = run->extra ? run->extra + (size_t)(row * layout->row_extra_bytes) : NULL;
+    size_t begin, cols = (size_t)layout->cols, group = run->spec.group_size;
+    size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups);
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    float decoded[AQ_TILE_WEIGHTS];
+    for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
+        size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
+        uint8_t *to = out + begin * aq_dtype_size(run->dtype);
+        aq_grids_read(&run->spec, params + begin / group * param_bytes, extra,
+                      (count + group - 1) / group, grids);
+        run->kernels->decode(codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+                             run->spec.code == AQ_CODE_SYMMETRIC, grids,
+                             run->direct ? (float *)(void *)to : decoded);
+        if (!run->direct) {
+            aq_from_f32(run->context, run->dtype, decoded, to, count);
+        }
+    }
+}
+
+static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+    size_t row_bytes = (size_t)run->layout.cols * aq_dtype_size(run->dtype);
+    aq_simd_mode mode = aq_simd_mode_enter();
+    uint64_t row;
+    for (row = first; row < first + rows && row_bytes; row++) {
+        aq_dequantize_row(run, row, run->out + (size_t)row * row_bytes);
+    }
+    aq_simd_mode_leave(mode);
+}
+
+static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *context,
+                                   const aq_quant_spec *spec, const void *codes,
+                                   const void *params, const void *extra, aq_dtype dtype,
+                                   void *out) {
+    run->kernels = aq_kernels_of(context);
+    run->context = context;
+    run->spec = *spec;
+    run->codes = (const uint8_t *)codes;
+    run->params = (const uint8_t *)params;
+    run->extra = (const uint8_t *)extra;
+    run->dtype = dtype;
+    run->out = (uint8_t *)out;
+    run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0;
+    run->block_rows = aq_block_rows(run->layout.cols);
+}
+
+AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
+                                const void *codes, const void *params, const void *extra,
+                                uint64_t rows, uint64_t cols, float *out) {
+    aq_dequantize_run run;
+    if (aq_quantized_size(spec, rows, cols, &run.layout, NULL) == AQ_OK) {
+        aq_dequantize_run_init(&run, context, spec, codes, params, extra, AQ_DTYPE_F32, out);
+        aq_dequantize_rows(&run, 0, rows);
+    }
+}
+
+static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_dequantize_run *run = (const aq_dequantize_run *)user;
+    uint64_t first = (uint64_t)index * run->block_rows;
+    (void)worker;
+    (void)err;
+    aq_dequantize_rows(run, first, run->layout.rows - first < run->block_rows
+                                       ? run->layout.rows - first : run->block_rows);
+    return AQ_OK;
+}
+
+static aq_status aq_dequantize_check(const aq_dequantize_run *run, aq_error *err) {
+    const aq_quant_layout *layout = &run->layout;
+    uint64_t bytes = 0;
+    if (run->dtype != AQ_DTYPE_F32 && run->dtype != AQ_DTYPE_F16 && run->dtype != AQ_DTYPE_BF16) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "cannot dequantize to %s; use F32, F16 or BF16",
+                       aq_dtype_name(run->dtype));
+    }
+    if (!aq_mul_u64(layout->rows * layout->cols, aq_dtype_size(run->dtype), &bytes) ||
+        bytes > SIZE_MAX) {
+        return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] does not fit this machine's memory",
+                       (unsigned long long)layout->rows, (unsigned long long)layout->cols);
+    }
+    if (bytes && (!run->codes || !run->params || (!run->extra && layout->extra_bytes) ||
+                  !run->out)) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_dequantize: %s is NULL",
+                       !run->codes    ? "codes"
+                       : !run->params ? "params"
+                       : !run->out    ? "out" : "extra, which Q8 parameters need,");
+    }
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,
+                                       const void *codes, const void *params, const void *extra,
+                                       uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
+                                       aq_error *err) {
+    aq_dequantize_run run;
+    aq_status status = aq_quantized_size(spec, rows, cols, &run.layout, err);
+    uint64_t blocks;
+    if (status != AQ_OK) {
+        return status;
+    }
+    aq_dequantize_run_init(&run, context, spec, codes, params, extra, dtype, out);
+    status = aq_dequantize_check(&run, err);
+    if (status != AQ_OK || rows == 0 || cols == 0) {
+        return status;
+    }
+    blocks = rows / run.block_rows + (rows % run.block_rows != 0);
+    return aq_parallel_for(context, aq_thread_count(context), (size_t)blocks, aq_dequantize_task,
+                           &run, err);
+}

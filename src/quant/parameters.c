@@ -1,0 +1,247 @@
+/* The parameters of a group in their stored types: a fit is rounded here before any code is chosen,
+ * and the min solved again for the rounded scale. */
+#include "tile.h"
+
+#define AQ_F16_LEAST 6.103515625e-05f  /* 2^-14, the least normal F16 */
+#define AQ_F32_LEAST 1.401298464e-45f  /* 2^-149 */
+#define AQ_F32_SAFE 3.4028e38f         /* no decoded weight may round to infinity */
+
+static uint16_t aq_get_u16(const uint8_t *in) {
+    return (uint16_t)(in[0] | in[1] << 8);
+}
+
+static void aq_put_u16(uint8_t *out, uint16_t value) {
+    out[0] = (uint8_t)(value & 0xFFu);
+    out[1] = (uint8_t)(value >> 8);
+}
+
+static float aq_get_f32(const uint8_t *in) {
+    return aq_simd_float((uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 |
+                         (uint32_t)in[3] << 24);
+}
+
+static void aq_put_f32(uint8_t *out, float value) {
+    uint32_t bits = aq_simd_bits(value);
+    aq_put_u16(out, (uint16_t)(bits & 0xFFFFu));
+    aq_put_u16(out + 2, (uint16_t)(bits >> 16));
+}
+
+static float aq_magnitude(float value) {
+    return value < 0.0f ? 0.0f - value : value;
+}
+
+static bool aq_is_finite(float value) {
+    return (aq_simd_bits(value) & 0x7F800000u) != 0x7F800000u;
+}
+
+/* A constant group: affine, scale 1 and min the value; symmetric, the value itself is the scale and
+ * the code is +1, or scale 1 and code 0 for zero. A negative zero becomes a positive one. */
+static aq_simd_grid aq_constant_grid(const aq_row_job *job, float value) {
+    aq_simd_grid grid;
+    bool is_scale = job->symmetric && value != 0.0f;
+    grid.scale = is_scale ? value : 1.0f;
+    grid.min = is_scale || value == 0.0f ? 0.0f : value;
+    return grid;
+}
+
+/* The best min for the stored scale, on the scale of the weights. */
+static float aq_solved_min(const aq_row_job *job, const aq_tile_group *group, float scale) {
+    if (job->symmetric) {
+        return 0.0f;
+    }
+    return aq_scale_by(aq_simd_best_min(&group->fit, aq_scale_by(scale, group->exponent)),
+                       0 - group->exponent);
+}
+
+AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group,
+                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out) {
+    aq_simd_grid exact;
+    uint16_t scale, min;
+    bool fits;
+    if (group->constant) {
+        exact = aq_constant_grid(job, range->low);
+    } else {
+        exact.scale = aq_scale_by(group->fit.scale, 0 - group->exponent);
+        exact.min = 0.0f;
+    }
+    scale = aq_simd_to_f16(exact.scale);
+    grid->scale = aq_simd_from_f16(scale);
+    fits = aq_is_finite(grid->scale) && aq_magnitude(grid->scale) >= AQ_F16_LEAST;
+    if (fits && !group->constant) {
+        exact.min = aq_solved_min(job, group, grid->scale);
+    }
+    min = aq_simd_to_f16(exact.min);
+    grid->min = aq_simd_from_f16(min);
+    fits = fits && aq_is_finite(grid->min);
+    if (group->constant && aq_magnitude(grid->min) < AQ_F16_LEAST) {
+        fits = fits && grid->min == exact.min; /* else nothing might be left of it */
+    }
+    aq_put_u16(out, scale);
+    if (!job->symmetric) {
+        aq_put_u16(out + 2, min);
+    }
+    if (!fits) {
+        grid->scale = 1.0f;
+        grid->min = 0.0f;
+        return AQ_FIT_NEEDS_F32;
+    }
+    return AQ_FIT_GOOD;
+}
+
+/* Keeps the scale off zero, and every decoded weight finite. */
+static void aq_tame(const aq_row_job *job, float *scale) {
+    float reach = (float)((1u << job->spec.bits) - 1u);
+    float most = AQ_F32_SAFE / reach;
+    if (*scale == 0.0f) {
+        *scale = AQ_F32_LEAST;
+    }
+    if (aq_magnitude(*scale) > most) {
+        *scale = *scale < 0.0f ? 0.0f - most : most;
+    }
+}
+
+AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
+                                             const aq_simd_range *range, aq_simd_grid *grid,
+                                             uint8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    if (group->constant) {
+        *grid = aq_constant_grid(job, range->low);
+    } else {
+        float reach, most;
+        grid->scale = aq_scale_by(group->fit.scale, 0 - group->exponent);
+        aq_tame(job, &grid->scale);
+        reach = grid->scale * (float)((1u << job->spec.bits) - 1u);
+        most = AQ_F32_SAFE - reach;
+        grid->min = aq_solved_min(job, group, grid->scale);
+        if (group->exponent < 0) { /* far beyond any real weight */
+            grid->min = grid->min > most ? most : grid->min;
+            grid->min = grid->min < 0.0f - AQ_F32_SAFE ? 0.0f - AQ_F32_SAFE : grid->min;
+        }
+    }
+    aq_put_f32(out, grid->scale);
+    if (!job->symmetric) {
+        aq_put_f32(out + 4, grid->min);
+    }
+    return AQ_FIT_GOOD;
+}
+
+/* The least F16 that is not below a value ≥ 0; infinity when there is none. */
+static uint16_t aq_f16_ceiling(float value) {
+    uint16_t half = aq_simd_to_f16(value);
+    if (aq_simd_from_f16(half) < value) {
+        half++;
+    }
+    return half;
+}
+
+AQ_LIB void aq_q8_open(aq_q8_row *row) {
+    memset(row, 0, sizeof *row);
+}
+
+AQ_LIB aq_fit_kind aq_q8_add_scale(aq_q8_row *row, const aq_tile_group *group) {
+    float scale = group->fit.scale;
+    if (group->constant) {
+        return AQ_FIT_NEEDS_WIDE;
+    }
+    row->most_scale = scale > row->most_scale ? scale : row->most_scale;
+    row->least_scale = scale < row->least_scale ? scale : row->least_scale;
+    return group->exponent ? AQ_FIT_NEEDS_F32 : AQ_FIT_GOOD;
+}
+
+/* The value whose 127/128 or 128/128 parts reach the extremes of either sign. */
+static float aq_q8_reach(float most, float least) {
+    float above = most * (128.0f / 127.0f), below = 0.0f - least;
+    return above > below ? above : below;
+}
+
+AQ_LIB aq_fit_kind aq_q8_close_scale(const aq_row_job *job, aq_q8_row *row) {
+    row->scale_bits = aq_f16_ceiling(job->symmetric ? aq_q8_reach(row->most_scale, row->least_scale)
+                                                    : row->most_scale);
+    row->scale = aq_simd_from_f16(row->scale_bits);
+    return aq_is_finite(row->scale) && row->scale >= AQ_F16_LEAST ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
+}
+
+/* The group's byte: u of scale = S·(u + 1)/256, or i of S·i/128, never 0. */
+static int32_t aq_q8_scale_code(const aq_row_job *job, const aq_q8_row *row, float scale) {
+    int32_t code;
+    if (!job->symmetric) {
+        return aq_simd_round(scale * 256.0f / row->scale, 1, 256) - 1;
+    }
+    code = aq_simd_round(scale * 128.0f / row->scale, -128, 127);
+    return code != 0 ? code : scale < 0.0f ? -1 : 1;
+}
+
+static float aq_q8_scale(bool symmetric, float row_scale, int32_t code) {
+    return symmetric ? row_scale * (float)code / 128.0f : row_scale * (float)(code + 1) / 256.0f;
+}
+
+AQ_LIB void aq_q8_add_min(const aq_row_job *job, aq_q8_row *row, const aq_simd_fit *fit) {
+    float scale = aq_q8_scale(job->symmetric, row->scale, aq_q8_scale_code(job, row, fit->scale));
+    float min = aq_simd_best_min(fit, scale);
+    row->most_min = min > row->most_min ? min : row->most_min;
+    row->least_min = min < row->least_min ? min : row->least_min;
+}
+
+AQ_LIB aq_fit_kind aq_q8_close_min(const aq_row_job *job, aq_q8_row *row, uint8_t *extra) {
+    aq_put_u16(extra, row->scale_bits);
+    if (job->symmetric) {
+        return AQ_FIT_GOOD;
+    }
+    row->min_bits = aq_f16_ceiling(aq_q8_reach(row->most_min, row->least_min));
+    row->min = aq_simd_from_f16(row->min_bits);
+    aq_put_u16(extra + 2, row->min_bits);
+    return aq_is_finite(row->min) ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
+}
+
+AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_simd_fit *fit,
+                       aq_simd_grid *grid, uint8_t *out) {
+    int32_t code = aq_q8_scale_code(job, row, fit->scale), min = 0;
+    grid->scale = aq_q8_scale(job->symmetric, row->scale, code);
+    grid->min = 0.0f;
+    out[0] = (uint8_t)(code & 0xFF);
+    if (job->symmetric) {
+        return;
+    }
+    if (row->min > 0.0f) {
+        min = aq_simd_round(aq_simd_best_min(fit, grid->scale) * 128.0f / row->min, -128, 127);
+    }
+    grid->min = row->min * (float)min / 128.0f;
+    out[1] = (uint8_t)(min & 0xFF);
+}
+
+/* Two's complement, without relying on a conversion. */
+static int32_t aq_get_i8(uint8_t byte) {
+    return byte < 128u ? (int32_t)byte : (int32_t)byte - 256;
+}
+
+AQ_LIB void aq_grids_read(const aq_quant_spec *spec, const uint8_t *params, const uint8_t *extra,
+                          size_t count, aq_simd_grid *grids) {
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    size_t i, values = symmetric ? 1u : 2u;
+    float scale = 0.0f, min = 0.0f;
+    if (spec->params == AQ_PARAM_Q8) {
+        scale = aq_simd_from_f16(aq_get_u16(extra));
+        min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(extra + 2));
+    }
+    for (i = 0; i < count; i++, params += values * (spec->params == AQ_PARAM_F32   ? 4u
+                                                    : spec->params == AQ_PARAM_F16 ? 2u
+                                                                                   : 1u)) {
+        aq_simd_grid *grid = &grids[i];
+        grid->min = 0.0f;
+        if (spec->params == AQ_PARAM_F32) {
+            grid->scale = aq_get_f32(params);
+            grid->min = symmetric ? 0.0f : aq_get_f32(params + 4);
+        } else if (spec->params == AQ_PARAM_F16) {
+            grid->scale = aq_simd_from_f16(aq_get_u16(params));
+            grid->min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(params + 2));
+        } else {
+            grid->scale = aq_q8_scale(symmetric, scale,
+                                      symmetric ? aq_get_i8(params[0]) : (int32_t)params[0]);
+            grid->min = symmetric ? 0.0f : min * (float)aq_get_i8(params[1]) / 128.0f;
+        }
+    }
+}
+
+#undef AQ_F16_LEAST
+#undef AQ_F32_LEAST
+#undef AQ_F32_SAFE

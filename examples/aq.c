@@ -1515,12 +1515,14 @@ static void print_model(const tool *t, const aq_model *model) {
     number bytes, stored;
     print_tensors(t, model);
     if (has(t, FLAG_TSV)) return;
-    printf("%llu tensors, %llu quantized; %llu weights, %s stored; files %s\n",
-           (unsigned long long)model->tensor_count, (unsigned long long)sum.quantized,
-           (unsigned long long)sum.weights, show_bytes(bytes, sum.bytes),
-           show_bytes(stored, model->weight_bytes));
-    if (sum.quantized > 0) printf("%.3f bits a quantized weight; ", bits_of(&sum));
-    printf("modality %s\n", aq_modality_name(model->modality));
+    printf("%llu tensors of %llu weights, %s stored, files %s, modality %s\n",
+           (unsigned long long)model->tensor_count, (unsigned long long)sum.weights,
+           show_bytes(bytes, sum.bytes), show_bytes(stored, model->weight_bytes),
+           aq_modality_name(model->modality));
+    if (sum.quantized > 0)
+        printf("%llu quantized: %.0f %% of the weights, %.3f stored bits each\n",
+               (unsigned long long)sum.quantized,
+               100 * (double)sum.quantized_weights / (double)sum.weights, bits_of(&sum));
 }
 
 static const aq_isa ISAS[] = { AQ_ISA_SCALAR, AQ_ISA_AVX2, AQ_ISA_AVX512, AQ_ISA_NEON };

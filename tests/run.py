@@ -232,7 +232,7 @@ def run_c_test(variant, source, objects):
     command = [variant.compiler, *variant.flags, *WARNINGS, "-I", TOP / "tests/c"]
     if variant.bundle:
         command += ["-DAQ_TEST_BUNDLE", "-I", TOP, source]
-        inputs += [TOP / "arrowquant.h", TOP / "arrowquant_simd.h"]
+        inputs += sorted(TOP.glob("*.h"))
     else:
         command += [source, *objects]
         inputs += headers_of_src() + objects

@@ -484,7 +484,8 @@ ARROWQUANT_API aq_status aq_result_to_json(aq_context *context, const aq_result 
 
 /* ------------------------------------------------------------ reading back */
 
-/* One tensor of an opened model. Pointers lead into the mapped file and live as long as it. */
+/* One tensor of an opened model. Pointers lead into the mapped file and live as long as it; they
+ * are those of the file, so perhaps not aligned: hand them to aq_dequantize or copy them. */
 typedef struct aq_tensor {
     const char *name;
     aq_dtype dtype; /* of the original */
@@ -559,13 +560,15 @@ typedef struct aq_validation {
 } aq_validation;
 
 /* Compares every quantized layer of `quantized_path` with `original_path`, from the files
- * themselves. The gates are those of `config`; NULL: those the model was quantized with. A layer
+ * themselves. The gates are those of `config`; NULL: those the model was quantized with (a bare
+ * file does not record them; then those of the local profile). A layer
  * below them is passed = false, not an error; a missing tensor or another shape is an error. */
 ARROWQUANT_API aq_status aq_validate_quality(aq_context *context, const char *original_path,
                                              const char *quantized_path, const aq_config *config,
                                              aq_progress_fn progress, void *user,
                                              aq_validation *out, aq_error *err);
-/* Compares all float tensors that two models have in common; missing ones are listed. */
+/* Compares all float tensors that two models have in common; missing ones are listed. There are no
+ * gates: `passed` is true. Another shape under the same name is AQ_ERR_SHAPE. */
 ARROWQUANT_API aq_status aq_compare_models(aq_context *context, const char *first_path,
                                            const char *second_path, aq_progress_fn progress,
                                            void *user, aq_validation *out, aq_error *err);
@@ -575,7 +578,9 @@ ARROWQUANT_API aq_status aq_validation_to_json(aq_context *context,
                                                size_t *size, aq_error *err);
 
 /* Writes a quantized model as plain safetensors of dtype F32, F16 or BF16 under the original
- * names, so that any tool loads it. Other files are carried over, quantization_config is removed. */
+ * names, so that any tool loads it. Kept float tensors get that dtype too, kept FP8 weights and
+ * their scales stay as they are, and so do integers. Other files are carried over,
+ * quantization_config is removed. A model that is not quantized is AQ_ERR_METADATA. */
 ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
                                              const char *output_path, aq_dtype dtype,
                                              bool overwrite, aq_progress_fn progress, void *user,

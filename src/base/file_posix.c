@@ -450,10 +450,13 @@ AQ_LIB aq_status aq_lock_create(aq_file *lock, const char *path, aq_error *err) 
 }
 
 AQ_LIB bool aq_lock_is_stale(const char *path) {
+    struct stat about;
     int descriptor = aq_open_descriptor(path, O_RDWR | O_NONBLOCK);
     bool stale = false;
     if (descriptor < 0) return false;
-    if (flock(descriptor, LOCK_EX | LOCK_NB) == 0)
+    /* without a link its owner has just released it, and the path may be another's by now */
+    if (flock(descriptor, LOCK_EX | LOCK_NB) == 0 && fstat(descriptor, &about) == 0 &&
+        about.st_nlink > 0)
         stale = write(descriptor, "x", 1) == 1;
     (void)close(descriptor);
     return stale;

@@ -68,6 +68,7 @@ AQ_LIB aq_status aq_json_parse(aq_arena *arena, const char *text, size_t size, c
 AQ_LIB const aq_json_node *aq_json_get(const aq_json_node *object, const char *key); /* or NULL */
 AQ_LIB const char *aq_json_string(const aq_json_node *node); /* NULL unless a string without NUL */
 AQ_LIB bool aq_json_u64(const aq_json_node *node, uint64_t *out); /* false unless 0 … 2^64−1 */
+/* Beyond the range of a double: infinity. */
 AQ_LIB bool aq_json_double(const aq_json_node *node, double *out);
 
 #ifdef __cplusplus

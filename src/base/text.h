@@ -32,7 +32,8 @@ AQ_LIB void aq_builder_free(aq_builder *builder);
 /* Correctly rounded and independent of locale: own big-integer arithmetic, no libc. */
 #define AQ_DOUBLE_TEXT 32
 AQ_LIB size_t aq_format_double(double value, char buffer[AQ_DOUBLE_TEXT]); /* as Python's repr */
-/* [+-]digits[.digits][e[+-]digits], all of `size` bytes; false when it is not that. */
+/* [+-]digits[.digits][e[+-]digits], all of `size` bytes; false when it is not that. Beyond the
+ * range of a double: infinity. */
 AQ_LIB bool aq_parse_double(const char *text, size_t size, double *out);
 AQ_LIB bool aq_parse_u64(const char *text, size_t size, uint64_t *out); /* decimal digits only */
 

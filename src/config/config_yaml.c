@@ -37,6 +37,11 @@ static aq_status aq_read_pair(aq_config_reader *reader, const aq_yaml_node *pair
     origin.source = reader->source;
     origin.line = pair->key_line;
     origin.column = pair->key_column;
+    if (aq_field_find(pair->key, pair->key_size) != AQ_FIELD_COUNT &&
+        memchr(pair->key, '.', pair->key_size))
+        return aq_fail(reader->err, AQ_ERR_CONFIGURATION,
+                       "%s:%u:%u: write \"%s\" as maps within maps, one for each dot",
+                       origin.source, (unsigned)origin.line, (unsigned)origin.column, pair->key);
     if (size + 2 > sizeof path || memchr(pair->key, '.', pair->key_size) ||
         memchr(pair->key, '\0', pair->key_size) || pair->key_size == 0)
         return aq_field_fail_unknown(&origin, prefix, pair->key, pair->key_size, reader->err);
@@ -320,8 +325,8 @@ ARROWQUANT_API aq_status aq_config_to_yaml(aq_context *context, const aq_config 
 ARROWQUANT_API aq_status aq_config_load_yaml(aq_context *context, const char *path, aq_config *out,
                                              aq_error *err) {
     aq_arena arena;
-    char *text;
-    size_t size;
+    char *text = NULL;
+    size_t size = 0;
     aq_status status;
     if (!path || !out) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_config_load_yaml: NULL");
     aq_arena_init(&arena, context);
@@ -333,8 +338,8 @@ ARROWQUANT_API aq_status aq_config_load_yaml(aq_context *context, const char *pa
 
 ARROWQUANT_API aq_status aq_config_save_yaml(aq_context *context, const aq_config *config,
                                              const char *path, aq_error *err) {
-    char *text;
-    size_t size;
+    char *text = NULL;
+    size_t size = 0;
     aq_status status;
     if (!path) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_config_save_yaml: NULL");
     status = aq_config_to_yaml(context, config, &text, &size, err);

@@ -244,14 +244,16 @@ static aq_status aq_compare_room(aq_comparison *run, aq_error *err) {
 
 /* ---- opening the two */
 
-/* Opens `path` with the components of `other`, when both are pipelines. */
-static aq_status aq_open_like(aq_context *context, const char *path, const char *variant,
+/* Opens `path` with the components of `other`, when both are pipelines, and in its variant, unless
+ * `config` names one. */
+static aq_status aq_open_like(aq_context *context, const char *path, const aq_config *config,
                               const aq_model *other, aq_model **out, aq_error *err) {
     const aq_folder *folder = &other->state->folder;
-    aq_config config = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    aq_config like = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    bool given = config && config->variant && *config->variant;
     aq_arena arena;
     aq_arena_init(&arena, context);
-    config.variant = variant;
+    like.variant = given ? config->variant : other->state->variant;
     char *index = aq_path_join(&arena, path, "model_index.json");
     const char **names =
         (const char **)aq_arena_alloc(&arena, (folder->component_count + 1) * sizeof(*names));
@@ -261,10 +263,14 @@ static aq_status aq_open_like(aq_context *context, const char *path, const char 
     }
     if (folder->kind == AQ_FOLDER_PIPELINE && aq_path_kind_of(index) == AQ_PATH_FILE) {
         for (size_t i = 0; i < folder->component_count; i++) names[i] = folder->components[i].name;
-        config.components = names;
-        config.component_count = folder->component_count;
+        like.components = names;
+        like.component_count = folder->component_count;
     }
-    aq_status status = aq_model_open_with(context, path, &config, out, err);
+    aq_status status = aq_model_open_with(context, path, &like, out, err);
+    if (status == AQ_ERR_MODEL_NOT_FOUND && like.variant && !given) {
+        like.variant = NULL;
+        status = aq_model_open_with(context, path, &like, out, err);
+    }
     aq_arena_free(&arena);
     return status;
 }
@@ -329,8 +335,7 @@ ARROWQUANT_API aq_status aq_validate_quality(aq_context *context, const char *or
                          "%s: not a model that this library has quantized; to compare any two "
                          "models use aq_compare_models", quantized_path);
     if (status == AQ_OK)
-        status = aq_open_like(context, original_path, config ? config->variant : NULL, models[1],
-                              &models[0], err);
+        status = aq_open_like(context, original_path, config, models[1], &models[0], err);
     if (status == AQ_OK) {
         run.model[0] = models[0];
         run.model[1] = models[1];

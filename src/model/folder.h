@@ -64,6 +64,9 @@ typedef struct aq_weight_files {
 AQ_LIB aq_status aq_choose_weights(aq_arena *arena, const char *folder,
                                    const aq_folder_entry *entries, size_t entry_count,
                                    const char *variant, aq_weight_files *out, aq_error *err);
+/* The variant in a weight file's name, in place. False when the name is not one that libraries give
+ * to weights; *size 0: no variant. */
+AQ_LIB bool aq_name_variant(const char *name, const char **variant, size_t *size);
 /* NULL: carry the file over; else why it is left behind. `chosen`: a chosen weight file or index of
  * the same folder. */
 AQ_LIB const char *aq_weight_file_to_skip(const char *name, const char *chosen);

@@ -30,40 +30,55 @@ typedef struct aq_open_list {
     aq_error *err;
 } aq_open_list;
 
-/* ---- which components */
+/* ---- which components, which variant */
 
-/* Whether the folder holds a weight file that this library has written. What cannot be read is
- * somebody else's: it is reported when it is opened, if it is. */
-static bool aq_folder_is_native(const aq_context *context, const char *folder) {
+/* Whether this file was written by this library. What cannot be read is somebody else's: it is
+ * reported when it is opened, if it is. */
+static bool aq_file_is_native(const aq_context *context, const char *path) {
     aq_arena arena;
-    aq_folder_entry *entries = NULL;
-    size_t count = 0;
+    aq_st_file file;
     const char *value = NULL;
     aq_arena_init(&arena, context);
-    if (aq_list_folder(&arena, folder, &entries, &count, NULL) != AQ_OK) count = 0;
-    for (size_t i = 0; i < count; i++) {
-        aq_st_file file;
-        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(entries[i].name, ".safetensors"))
-            continue;
-        char *path = aq_path_join(&arena, folder, entries[i].name);
-        if (path && aq_st_read_header(&arena, path, &file, NULL) == AQ_OK &&
-            aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
-            value = NULL;
-        break; /* every file of a quantized component has the metadata */
-    }
+    if (aq_st_read_header(&arena, path, &file, NULL) != AQ_OK ||
+        aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
+        value = NULL;
     aq_arena_free(&arena);
     return value != NULL;
 }
 
-/* The component folders of a pipeline that are quantized. */
-static aq_status aq_native_components(aq_arena *arena, const char *path, const char ***names,
-                                      size_t *name_count, aq_error *err) {
+/* Looks for a weight file of this library; *variant is the one in its name, if any. */
+static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *native,
+                                 const char **variant, aq_error *err) {
     aq_folder_entry *entries = NULL;
     size_t count = 0;
+    *native = false;
+    if (aq_list_folder(arena, folder, &entries, &count, NULL) != AQ_OK) return AQ_OK;
+    for (size_t i = 0; i < count && !*native; i++) {
+        const char *name = entries[i].name, *found = NULL;
+        size_t size = 0;
+        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(name, ".safetensors")) continue;
+        char *path = aq_path_join(arena, folder, name);
+        if (!path) return aq_fail_memory(err, strlen(folder));
+        *native = aq_file_is_native(arena->context, path);
+        if (!*native || !aq_name_variant(name, &found, &size) || !size) continue;
+        *variant = aq_arena_copy(arena, found, size);
+        if (!*variant) return aq_fail_memory(err, size);
+    }
+    return AQ_OK;
+}
+
+/* Of a quantized model: the components of a pipeline that are quantized, and the variant. */
+static aq_status aq_probe_model(aq_arena *arena, const char *path, const char ***names,
+                                size_t *name_count, const char **variant, aq_error *err) {
+    aq_folder_entry *entries = NULL;
+    size_t count = 0;
+    bool native = false;
     *name_count = 0;
+    if (aq_path_kind_of(path) != AQ_PATH_FOLDER) return AQ_OK;
     char *index = aq_path_join(arena, path, "model_index.json");
     if (!index) return aq_fail_memory(err, strlen(path));
-    if (aq_path_kind_of(index) != AQ_PATH_FILE) return AQ_OK;
+    if (aq_path_kind_of(index) != AQ_PATH_FILE)
+        return aq_probe_folder(arena, path, &native, variant, err);
     aq_status status = aq_list_folder(arena, path, &entries, &count, err);
     if (status != AQ_OK) return status;
     *names = (const char **)aq_arena_alloc(arena, (count + 1) * sizeof(**names));
@@ -72,7 +87,9 @@ static aq_status aq_native_components(aq_arena *arena, const char *path, const c
         if (entries[i].kind != AQ_PATH_FOLDER) continue;
         char *folder = aq_path_join(arena, path, entries[i].name);
         if (!folder) return aq_fail_memory(err, strlen(path));
-        if (aq_folder_is_native(arena->context, folder)) (*names)[(*name_count)++] = entries[i].name;
+        status = aq_probe_folder(arena, folder, &native, variant, err);
+        if (status != AQ_OK) return status;
+        if (native) (*names)[(*name_count)++] = entries[i].name;
     }
     return AQ_OK;
 }
@@ -82,17 +99,21 @@ static aq_status aq_open_folder(aq_model *model, const char *path, const aq_conf
     struct aq_model_state *state = model->state;
     aq_config effective = aq_config_from_profile(AQ_PROFILE_LOCAL);
     const char **names = NULL;
+    const char *variant = NULL;
     size_t count = 0;
-    if (config) {
+    aq_status status = aq_probe_model(&state->arena, path, &names, &count, &variant, err);
+    if (status != AQ_OK) return status;
+    effective.components = names;
+    effective.component_count = count;
+    effective.variant = variant;
+    if (config && config->component_count) {
         effective.components = config->components;
         effective.component_count = config->component_count;
-        effective.variant = config->variant;
     }
-    if (!effective.component_count) {
-        aq_status status = aq_native_components(&state->arena, path, &names, &count, err);
-        if (status != AQ_OK) return status;
-        effective.components = names;
-        effective.component_count = count;
+    if (config && config->variant && *config->variant) effective.variant = config->variant;
+    if (effective.variant) {
+        state->variant = aq_arena_string(&state->arena, effective.variant);
+        if (!state->variant) return aq_fail_memory(err, strlen(effective.variant));
     }
     return aq_folder_open(&state->arena, path, &effective, &state->folder, err);
 }

@@ -25,14 +25,16 @@ struct aq_model_state {
     aq_arena arena;
     aq_context *context;
     aq_folder folder;
+    const char *variant; /* of the weight files' names, or NULL */
     aq_model_shard *shards;
     size_t shard_count;
     size_t *tensor_shard;          /* of model->tensors[i]: its shard */
     const char **tensor_own_name;  /* without "component/" */
 };
 
-/* aq_model_open with the components (NULL: those that are quantized, or the denoiser) and the
- * variant (NULL: none) of `config`, which may be NULL. */
+/* aq_model_open with the components and the variant of `config`, which may be NULL. Without
+ * components: those that are quantized, or the denoiser. Without a variant: that of a quantized
+ * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
 /* Rows as F32 on the calling thread alone. */

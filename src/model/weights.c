@@ -59,10 +59,9 @@ static size_t aq_decimal5(const char *text) {
     return value;
 }
 
-/* The variant in a file name under a known stem: "model.fp16.safetensors",
- * "model.fp16-00001-of-00002.safetensors", "model-00001-of-00002.fp16.safetensors". Returns false
- * when the name has no known stem; *size 0: no variant. */
-static bool aq_name_variant(const char *name, const char **variant, size_t *size) {
+/* "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors",
+ * "model-00001-of-00002.fp16.safetensors" */
+AQ_LIB bool aq_name_variant(const char *name, const char **variant, size_t *size) {
     size_t body = strlen(name);
     if (!aq_ends_with(name, ".safetensors")) return false;
     body -= strlen(".safetensors");

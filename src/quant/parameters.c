@@ -88,16 +88,16 @@ AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group
     return AQ_FIT_GOOD;
 }
 
-/* Keeps the scale off zero, and every decoded weight finite. */
-static void aq_tame(const aq_row_job *job, float *scale) {
-    float reach = (float)((1u << job->spec.bits) - 1u);
-    float most = AQ_F32_SAFE / reach;
-    if (*scale == 0.0f) {
-        *scale = AQ_F32_LEAST;
+/* Keeps the scale off zero and every decoded weight finite. A denormal scale that has lost much in
+ * rounding is rounded away from zero instead, so that the codes still reach the outer weights. */
+static void aq_tame(const aq_row_job *job, const aq_tile_group *group, float *scale) {
+    float most = AQ_F32_SAFE / (float)((1u << job->spec.bits) - 1u);
+    float magnitude = aq_magnitude(*scale), wanted = aq_magnitude(group->fit.scale);
+    if (aq_scale_by(magnitude, group->exponent) < 0.999f * wanted) {
+        magnitude += AQ_F32_LEAST;
     }
-    if (aq_magnitude(*scale) > most) {
-        *scale = *scale < 0.0f ? 0.0f - most : most;
-    }
+    magnitude = magnitude > most ? most : magnitude;
+    *scale = group->fit.scale < 0.0f ? 0.0f - magnitude : magnitude;
 }
 
 AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
@@ -109,7 +109,7 @@ AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_til
     } else {
         float reach, most;
         grid->scale = aq_scale_by(group->fit.scale, 0 - group->exponent);
-        aq_tame(job, &grid->scale);
+        aq_tame(job, group, &grid->scale);
         reach = grid->scale * (float)((1u << job->spec.bits) - 1u);
         most = AQ_F32_SAFE - reach;
         grid->min = aq_solved_min(job, group, grid->scale);

@@ -34,14 +34,14 @@ static const aq_simd_recipe *aq_simd_recipe_at(const aq_simd_recipe *table, uint
     return table + row + (group > 192u ? 3u : group > 96u ? 2u : group > 48u ? 1u : 0u);
 }
 
-/* Tuned on Gaussian, Laplacian and heavy-tailed weights; the first start is plain min/max, which
- * the fit therefore never loses to. */
+/* Tuned on Gaussian, Laplacian and heavy-tailed weights. The first start is plain min/max, which the
+ * fit therefore never loses to; at 2 bits the last one finds ternary weights exactly. */
 AQ_SIMD_LIB const aq_simd_recipe *aq_simd_affine_recipe(uint32_t bits, size_t group) {
     static const aq_simd_recipe table[9] = {
-        {5, 4, {3.0f, 4.2f, 4.2f, 4.2f, 4.2f}, {0.0f, 0.15f, -0.15f, 0.4f, -0.4f}},
-        {5, 6, {3.0f, 4.8f, 4.8f, 4.8f, 4.8f}, {0.0f, 0.2f, -0.2f, 0.5f, -0.5f}},
-        {1, 10, {3.0f, 0, 0, 0, 0}, {0, 0, 0, 0, 0}},
-        {1, 10, {3.0f, 0, 0, 0, 0}, {0, 0, 0, 0, 0}},
+        {5, 4, {3.0f, 4.2f, 4.2f, 4.2f, 2.0f}, {0.0f, 0.3f, -0.3f, 0.0f, 0.5f}},
+        {5, 6, {3.0f, 4.8f, 4.8f, 4.5f, 2.0f}, {0.0f, 0.3f, -0.3f, 0.0f, 0.5f}},
+        {2, 9, {3.0f, 2.0f, 0, 0, 0}, {0.0f, 0.5f, 0, 0, 0}},
+        {2, 9, {3.0f, 2.0f, 0, 0, 0}, {0.0f, 0.5f, 0, 0, 0}},
         {5, 2, {15.0f, 15.0f, 15.0f, 15.5f, 15.5f}, {0.0f, 0.3f, -0.3f, 0.1f, -0.1f}},
         {5, 2, {15.0f, 15.7f, 15.7f, 16.0f, 16.0f}, {0.0f, 0.3f, -0.3f, 0.1f, -0.1f}},
         {5, 2, {15.0f, 16.2f, 16.2f, 16.2f, 16.2f}, {0.0f, 0.3f, -0.3f, 0.1f, -0.1f}},
@@ -248,7 +248,7 @@ AQ_SIMD_EXACT static void aq_fit_affine_group(const float *x, const float *weigh
         best = next;
     }
     out->scale = best.scale;
-    out->mean = (float)((double)group.centre + (double)group.sum / (double)group.weight);
+    out->mean = (double)group.centre + (double)group.sum / (double)group.weight;
     out->code = best.code;
 }
 
@@ -263,7 +263,7 @@ AQ_SIMD_LIB void aq_scalar_fit_affine(const float *x, const float *weights, size
                                 &ranges[index], &out[index]);
         } else {
             out[index].scale = 1.0f;
-            out[index].mean = ranges[index].low;
+            out[index].mean = (double)ranges[index].low;
             out[index].code = 0.0f;
         }
     }
@@ -322,7 +322,7 @@ static void aq_fit_symmetric_group(const float *x, const float *weights, size_t 
         best = next;
     }
     out->scale = best.scale;
-    out->mean = 0.0f;
+    out->mean = 0.0;
     out->code = 0.0f;
 }
 
@@ -337,7 +337,7 @@ AQ_SIMD_LIB void aq_scalar_fit_symmetric(const float *x, const float *weights, s
                                    &ranges[index], &out[index]);
         } else {
             out[index].scale = 1.0f;
-            out[index].mean = ranges[index].low;
+            out[index].mean = (double)ranges[index].low;
             out[index].code = 0.0f;
         }
     }
@@ -345,7 +345,7 @@ AQ_SIMD_LIB void aq_scalar_fit_symmetric(const float *x, const float *weights, s
 
 AQ_SIMD_EXACT AQ_SIMD_LIB float aq_simd_best_min(const aq_simd_fit *fit, float scale) {
     AQ_SIMD_EXACT_BODY
-    return (float)((double)fit->mean - (double)scale * (double)fit->code);
+    return (float)(fit->mean - (double)scale * (double)fit->code);
 }
 
 AQ_SIMD_EXACT AQ_SIMD_LIB int32_t aq_simd_round(float value, int32_t low, int32_t high) {

@@ -60,7 +60,8 @@ typedef struct aq_simd_range {
 /* w ≈ scale·(q − code) + mean: the best min for any scale near this one is mean − scale·code.
  * Symmetric: mean and code are 0. */
 typedef struct aq_simd_fit {
-    float scale, mean, code;
+    double mean; /* a float is too short for groups that are narrow and far from zero */
+    float scale, code;
 } aq_simd_fit;
 
 /* A group's parameters as a reader sees them. Affine: ŵ = scale·q + min. Symmetric:

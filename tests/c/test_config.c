@@ -179,8 +179,8 @@ TEST(suggestions) {
     rejects("zzzzzzzzzzzz: 4", AQ_ERR_CONFIGURATION,
             "c.yaml:1:1: unknown field \"zzzzzzzzzzzz\"; `aq config` lists every field");
     rejects("thermodynamic.validation.enabled: true", AQ_ERR_CONFIGURATION,
-            "c.yaml:1:1: unknown field \"thermodynamic.validation.enabled\"; did you mean "
-            "\"thermodynamic.validation.enabled\"?");
+            "c.yaml:1:1: write \"thermodynamic.validation.enabled\" as maps within maps, one for "
+            "each dot");
     rejects_set("bits_width", "4", AQ_ERR_CONFIGURATION,
                 "unknown field \"bits_width\"; did you mean \"bit_width\"?");
 }

@@ -14,7 +14,7 @@ int main(void) { return test_end(); }
 
 #ifndef __cplusplus /* hidden by -std=c99 */
 extern int symlink(const char *to, const char *path);
-extern int chmod(const char *path, mode_t mode);
+extern int kill(pid_t process, int number);
 #endif
 
 static char root[100];
@@ -338,6 +338,7 @@ static pid_t lock_holder(const char *path) {
     pid_t child = fork();
     if (child == 0) {
         aq_file lock = AQ_FILE_CLOSED;
+        alarm(60); /* should nobody live to kill this */
         byte = aq_lock_create(&lock, path, NULL) == AQ_OK ? 'y' : 'n';
         if (write(pipes[1], &byte, 1) != 1) _exit(1);
         for (;;) pause();
@@ -375,6 +376,7 @@ TEST(a_fresh_lock_is_never_taken_for_stale) {
     pid_t child = fork();
     if (child == 0) {
         char path[200];
+        alarm(60);
         for (unsigned i = 0;; i = (i + 1) % 4) {
             aq_format(path, sizeof(path), "%s/race-%u", root, i);
             if (aq_lock_is_stale(path)) (void)aq_remove_tree(NULL, path, NULL);

@@ -406,7 +406,7 @@ TEST(names_a_file_that_is_not_there) {
 
 int main(void) {
     const char *folder = getenv("TMPDIR");
-    aq_format(root, sizeof(root), "%s/aq-safetensors-%llu", folder ? folder : "/tmp",
+    aq_format(root, sizeof(root), "%s/aq-safetensors-%llu", folder && *folder ? folder : "/tmp",
               (unsigned long long)aq_process_id());
     if (aq_make_folder(root, NULL) != AQ_OK) return 1;
     aq_arena_init(&arena, NULL);

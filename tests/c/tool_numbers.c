@@ -8,7 +8,7 @@ static void answer_format(const char *text) {
     double value;
     memcpy(&value, &bits, sizeof(value));
     size_t size = aq_format_double(value, buffer);
-    if (size != strlen(buffer) || size >= AQ_DOUBLE_TEXT) abort();
+    if (size != strlen(buffer) || size >= AQ_DOUBLE_TEXT) test_broken = 1;
     puts(buffer);
 }
 
@@ -37,5 +37,5 @@ int main(void) {
         else
             answer_parse(line + 2);
     }
-    return 0;
+    return test_broken;
 }

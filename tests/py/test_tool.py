@@ -642,7 +642,8 @@ def test_inspect_table(aq, quantized):
     assert re.search(rf"^{re.escape(FF)} +512x128 +BF16 +4 +affine +128 +F16 +\d+ +0\.99\d+ +\d+",
                      text, re.M)
     assert re.search(r"^pos_embed\.proj\.bias +128 +BF16 +16 +- +- +- +256 +- +-$", text, re.M)
-    assert "bits a quantized weight; modality image" in text
+    assert "82 tensors of 1424772 weights, " in text and "modality image" in text
+    assert re.search(r"28 quantized: \d\d % of the weights, 4\.\d+ stored bits each", text)
 
 
 def test_inspect_json(aq, digits, quantized):

@@ -31,6 +31,12 @@ KERNELS = [
     "simd/scalar_sums.c",
     "simd/scalar_fit.c",
     "simd/scalar_codes.c",
+    "simd/x86.h",
+    "simd/neon.h",
+    "simd/neon_convert.c",
+    "simd/neon_sums.c",
+    "simd/neon_fit.c",
+    "simd/neon_codes.c",
     "simd/dispatch.c",
 ]
 
@@ -104,6 +110,7 @@ LIBRARY = [
     "model/plan.c",
     "model/staging.c",
     "model/meter.c",
+    "model/journal.c",
     "model/config_json.c",
     "model/run_tensor.c",
     "model/run_shard.c",

@@ -405,12 +405,14 @@ ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown",
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
  * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
- * unknown name suggests the nearest. */
+ * unknown name suggests the nearest. Names and lists are copied, so that aq_config_free is due
+ * afterwards; a new deployment_profile changes the fields that have not been set. */
 ARROWQUANT_API aq_status aq_config_set(aq_config *config, const char *name, const char *value,
                                        aq_error *err);
 
 /* Reads YAML text of `size` bytes; `source` names it in messages. `deployment_profile` in it
- * applies first, the other keys override it. *out is filled only on success. */
+ * applies first, the other keys override it. *out is filled only on success; aq_config_free frees
+ * it, before the context goes. */
 ARROWQUANT_API aq_status aq_config_from_yaml(aq_context *context, const char *text, size_t size,
                                              const char *source, aq_config *out, aq_error *err);
 /* Writes the config as commented YAML; loading it gives an equal config. Free with aq_text_free. */
@@ -576,7 +578,8 @@ ARROWQUANT_API aq_status aq_result_to_json(aq_context *context, const aq_result 
 
 /* ------------------------------------------------------------ reading back */
 
-/* One tensor of an opened model. Pointers lead into the mapped file and live as long as it. */
+/* One tensor of an opened model. Pointers lead into the mapped file and live as long as it; they
+ * are those of the file, so perhaps not aligned: hand them to aq_dequantize or copy them. */
 typedef struct aq_tensor {
     const char *name;
     aq_dtype dtype; /* of the original */
@@ -651,13 +654,15 @@ typedef struct aq_validation {
 } aq_validation;
 
 /* Compares every quantized layer of `quantized_path` with `original_path`, from the files
- * themselves. The gates are those of `config`; NULL: those the model was quantized with. A layer
+ * themselves. The gates are those of `config`; NULL: those the model was quantized with (a bare
+ * file does not record them; then those of the local profile). A layer
  * below them is passed = false, not an error; a missing tensor or another shape is an error. */
 ARROWQUANT_API aq_status aq_validate_quality(aq_context *context, const char *original_path,
                                              const char *quantized_path, const aq_config *config,
                                              aq_progress_fn progress, void *user,
                                              aq_validation *out, aq_error *err);
-/* Compares all float tensors that two models have in common; missing ones are listed. */
+/* Compares all float tensors that two models have in common; missing ones are listed. There are no
+ * gates: `passed` is true. Another shape under the same name is AQ_ERR_SHAPE. */
 ARROWQUANT_API aq_status aq_compare_models(aq_context *context, const char *first_path,
                                            const char *second_path, aq_progress_fn progress,
                                            void *user, aq_validation *out, aq_error *err);
@@ -667,7 +672,9 @@ ARROWQUANT_API aq_status aq_validation_to_json(aq_context *context,
                                                size_t *size, aq_error *err);
 
 /* Writes a quantized model as plain safetensors of dtype F32, F16 or BF16 under the original
- * names, so that any tool loads it. Other files are carried over, quantization_config is removed. */
+ * names, so that any tool loads it. Kept float tensors get that dtype too, kept FP8 weights and
+ * their scales stay as they are, and so do integers. Other files are carried over,
+ * quantization_config is removed. A model that is not quantized is AQ_ERR_METADATA. */
 ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
                                              const char *output_path, aq_dtype dtype,
                                              bool overwrite, aq_progress_fn progress, void *user,
@@ -748,7 +755,8 @@ typedef struct aq_simd_range {
 /* w ≈ scale·(q − code) + mean: the best min for any scale near this one is mean − scale·code.
  * Symmetric: mean and code are 0. */
 typedef struct aq_simd_fit {
-    float scale, mean, code;
+    double mean; /* a float is too short for groups that are narrow and far from zero */
+    float scale, code;
 } aq_simd_fit;
 
 /* A group's parameters as a reader sees them. Affine: ŵ = scale·q + min. Symmetric:
@@ -1237,14 +1245,14 @@ static const aq_simd_recipe *aq_simd_recipe_at(const aq_simd_recipe *table, uint
     return table + row + (group > 192u ? 3u : group > 96u ? 2u : group > 48u ? 1u : 0u);
 }
 
-/* Tuned on Gaussian, Laplacian and heavy-tailed weights; the first start is plain min/max, which
- * the fit therefore never loses to. */
+/* Tuned on Gaussian, Laplacian and heavy-tailed weights. The first start is plain min/max, which the
+ * fit therefore never loses to; at 2 bits the last one finds ternary weights exactly. */
 AQ_SIMD_LIB const aq_simd_recipe *aq_simd_affine_recipe(uint32_t bits, size_t group) {
     static const aq_simd_recipe table[9] = {
-        {5, 4, {3.0f, 4.2f, 4.2f, 4.2f, 4.2f}, {0.0f, 0.15f, -0.15f, 0.4f, -0.4f}},
-        {5, 6, {3.0f, 4.8f, 4.8f, 4.8f, 4.8f}, {0.0f, 0.2f, -0.2f, 0.5f, -0.5f}},
-        {1, 10, {3.0f, 0, 0, 0, 0}, {0, 0, 0, 0, 0}},
-        {1, 10, {3.0f, 0, 0, 0, 0}, {0, 0, 0, 0, 0}},
+        {5, 4, {3.0f, 4.2f, 4.2f, 4.2f, 2.0f}, {0.0f, 0.3f, -0.3f, 0.0f, 0.5f}},
+        {5, 6, {3.0f, 4.8f, 4.8f, 4.5f, 2.0f}, {0.0f, 0.3f, -0.3f, 0.0f, 0.5f}},
+        {2, 9, {3.0f, 2.0f, 0, 0, 0}, {0.0f, 0.5f, 0, 0, 0}},
+        {2, 9, {3.0f, 2.0f, 0, 0, 0}, {0.0f, 0.5f, 0, 0, 0}},
         {5, 2, {15.0f, 15.0f, 15.0f, 15.5f, 15.5f}, {0.0f, 0.3f, -0.3f, 0.1f, -0.1f}},
         {5, 2, {15.0f, 15.7f, 15.7f, 16.0f, 16.0f}, {0.0f, 0.3f, -0.3f, 0.1f, -0.1f}},
         {5, 2, {15.0f, 16.2f, 16.2f, 16.2f, 16.2f}, {0.0f, 0.3f, -0.3f, 0.1f, -0.1f}},
@@ -1451,7 +1459,7 @@ AQ_SIMD_EXACT static void aq_fit_affine_group(const float *x, const float *weigh
         best = next;
     }
     out->scale = best.scale;
-    out->mean = (float)((double)group.centre + (double)group.sum / (double)group.weight);
+    out->mean = (double)group.centre + (double)group.sum / (double)group.weight;
     out->code = best.code;
 }
 
@@ -1466,7 +1474,7 @@ AQ_SIMD_LIB void aq_scalar_fit_affine(const float *x, const float *weights, size
                                 &ranges[index], &out[index]);
         } else {
             out[index].scale = 1.0f;
-            out[index].mean = ranges[index].low;
+            out[index].mean = (double)ranges[index].low;
             out[index].code = 0.0f;
         }
     }
@@ -1525,7 +1533,7 @@ static void aq_fit_symmetric_group(const float *x, const float *weights, size_t 
         best = next;
     }
     out->scale = best.scale;
-    out->mean = 0.0f;
+    out->mean = 0.0;
     out->code = 0.0f;
 }
 
@@ -1540,7 +1548,7 @@ AQ_SIMD_LIB void aq_scalar_fit_symmetric(const float *x, const float *weights, s
                                    &ranges[index], &out[index]);
         } else {
             out[index].scale = 1.0f;
-            out[index].mean = ranges[index].low;
+            out[index].mean = (double)ranges[index].low;
             out[index].code = 0.0f;
         }
     }
@@ -1548,7 +1556,7 @@ AQ_SIMD_LIB void aq_scalar_fit_symmetric(const float *x, const float *weights, s
 
 AQ_SIMD_EXACT AQ_SIMD_LIB float aq_simd_best_min(const aq_simd_fit *fit, float scale) {
     AQ_SIMD_EXACT_BODY
-    return (float)((double)fit->mean - (double)scale * (double)fit->code);
+    return (float)(fit->mean - (double)scale * (double)fit->code);
 }
 
 AQ_SIMD_EXACT AQ_SIMD_LIB int32_t aq_simd_round(float value, int32_t low, int32_t high) {
@@ -1665,9 +1673,28 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
 
 /* ---- end src/simd/scalar_codes.c ---- */
 
+/* ---- begin src/simd/x86.h ---- */
+
+/* What the AVX2 and AVX-512 kernels share: compiler attributes, linkage, declarations. Both tables
+ * are compiled whatever the -march, and used where the machine has them. */
+
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
+    (defined(__GNUC__) || defined(_MSC_VER))
+#  define AQ_HAVE_AVX2 1
+#  if !defined(ARROWQUANT_NO_AVX512)
+#    define AQ_HAVE_AVX512 1
+#  endif
+#endif
+
+/* ---- end src/simd/x86.h ---- */
+
 /* ---- begin src/simd/dispatch.c ---- */
 
 /* The table of each ISA, and the choice of one. */
+
+#if defined(AQ_HAVE_AVX2) && defined(_MSC_VER)
+#  include <intrin.h>
+#endif
 
 static const struct aq_kernels aq_scalar_kernels = {
     "scalar",
@@ -1685,12 +1712,96 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_compare,
 };
 
+/* What a table needs of the machine. */
+#define AQ_CPU_AVX2 1u
+#define AQ_CPU_AVX512 2u
+
+typedef struct aq_simd_choice {
+    const struct aq_kernels *kernels;
+    uint32_t needs; /* AQ_CPU_… */
+} aq_simd_choice;
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Registers eax, ebx, ecx, edx of one CPUID leaf. */
+static void aq_cpu_id(uint32_t leaf, uint32_t *reg) {
+#  if defined(_MSC_VER)
+    int word[4];
+    size_t i;
+    __cpuidex(word, (int)leaf, 0);
+    for (i = 0; i < 4; i++) {
+        reg[i] = (uint32_t)word[i];
+    }
+#  else
+    __asm__ __volatile__("cpuid"
+                         : "=a"(reg[0]), "=b"(reg[1]), "=c"(reg[2]), "=d"(reg[3])
+                         : "a"(leaf), "c"(0));
+#  endif
+}
+
+/* XCR0: the registers that the system saves. */
+static uint32_t aq_cpu_saved(void) {
+#  if defined(_MSC_VER)
+    return (uint32_t)_xgetbv(0);
+#  else
+    uint32_t low, high;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+#  endif
+}
+
+static uint32_t aq_cpu_features(void) {
+    const uint32_t first = 1u << 27 | 1u << 28 | 1u << 29; /* OSXSAVE, AVX, F16C */
+    const uint32_t wide = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX-512 F, DQ, BW, VL */
+    uint32_t reg[4], saved, features = 0;
+    aq_cpu_id(0, reg);
+    if (reg[0] < 7) {
+        return 0;
+    }
+    aq_cpu_id(1, reg);
+    if ((reg[2] & first) != first) {
+        return 0;
+    }
+    saved = aq_cpu_saved();
+    aq_cpu_id(7, reg);
+    if ((saved & 0x06u) == 0x06u && (reg[1] & 1u << 5)) {
+        features |= AQ_CPU_AVX2;
+    }
+    if ((saved & 0xE6u) == 0xE6u && (reg[1] & wide) == wide && features) {
+        features |= AQ_CPU_AVX512;
+    }
+    return features;
+}
+
+#else
+
+static uint32_t aq_cpu_features(void) {
+    return 0;
+}
+
+#endif
+
+/* The best first. */
+static const aq_simd_choice aq_simd_choices[] = {
+    {&aq_scalar_kernels, 0},
+};
+
 AQ_SIMD_LIB const struct aq_kernels *aq_simd_kernels(const char *name) {
-    if (!name || strcmp(name, aq_scalar_kernels.name) == 0) {
-        return &aq_scalar_kernels;
+    const size_t count = sizeof aq_simd_choices / sizeof aq_simd_choices[0];
+    uint32_t features = name && strcmp(name, "scalar") == 0 ? 0u : aq_cpu_features();
+    size_t i;
+    for (i = 0; i < count; i++) {
+        const aq_simd_choice *choice = &aq_simd_choices[i];
+        if ((choice->needs & ~features) == 0 &&
+            (!name || strcmp(name, choice->kernels->name) == 0)) {
+            return choice->kernels;
+        }
     }
     return NULL;
 }
+
+#undef AQ_CPU_AVX2
+#undef AQ_CPU_AVX512
 
 /* ---- end src/simd/dispatch.c ---- */
 
@@ -2194,7 +2305,8 @@ AQ_LIB void aq_builder_free(aq_builder *builder);
 /* Correctly rounded and independent of locale: own big-integer arithmetic, no libc. */
 #define AQ_DOUBLE_TEXT 32
 AQ_LIB size_t aq_format_double(double value, char buffer[AQ_DOUBLE_TEXT]); /* as Python's repr */
-/* [+-]digits[.digits][e[+-]digits], all of `size` bytes; false when it is not that. */
+/* [+-]digits[.digits][e[+-]digits], all of `size` bytes; false when it is not that. Beyond the
+ * range of a double: infinity. */
 AQ_LIB bool aq_parse_double(const char *text, size_t size, double *out);
 AQ_LIB bool aq_parse_u64(const char *text, size_t size, uint64_t *out); /* decimal digits only */
 
@@ -3016,6 +3128,7 @@ AQ_LIB aq_status aq_json_parse(aq_arena *arena, const char *text, size_t size, c
 AQ_LIB const aq_json_node *aq_json_get(const aq_json_node *object, const char *key); /* or NULL */
 AQ_LIB const char *aq_json_string(const aq_json_node *node); /* NULL unless a string without NUL */
 AQ_LIB bool aq_json_u64(const aq_json_node *node, uint64_t *out); /* false unless 0 … 2^64−1 */
+/* Beyond the range of a double: infinity. */
 AQ_LIB bool aq_json_double(const aq_json_node *node, double *out);
 
 #ifdef __cplusplus
@@ -3033,6 +3146,7 @@ enum {
     AQ_JSON_AT_VALUE,
     AQ_JSON_AT_FIRST_ITEM, /* after '[' */
     AQ_JSON_AT_FIRST_KEY,  /* after '{' */
+    AQ_JSON_AT_KEY,        /* after ',' in an object */
     AQ_JSON_AT_NEXT,       /* after a value inside something */
     AQ_JSON_AT_END         /* after the outermost value */
 };
@@ -3273,9 +3387,10 @@ AQ_LIB aq_status aq_json_next(aq_json_reader *reader, aq_json_event *event, aq_e
                                 err);
         reader->position++;
         aq_json_space(reader);
-        /* a failure after the comma must not make the comma disappear */
-        reader->state = object ? AQ_JSON_AT_NEXT : AQ_JSON_AT_VALUE;
+        reader->state = object ? AQ_JSON_AT_KEY : AQ_JSON_AT_VALUE;
         return object ? aq_json_key(reader, event, err) : aq_json_value(reader, event, err);
+    case AQ_JSON_AT_KEY:
+        return aq_json_key(reader, event, err);
     default:
         return aq_json_value(reader, event, err);
     }
@@ -5185,7 +5300,7 @@ AQ_LIB aq_status aq_list_folder(aq_arena *arena, const char *path, aq_folder_ent
     aq_folder_scan scan = { arena, path, NULL, 0 };
     aq_status status = aq_scan_folder(path, aq_folder_visit, &scan, err);
     if (status != AQ_OK) return status;
-    size_t bytes, i = 0;
+    size_t bytes = SIZE_MAX, i = 0;
     aq_folder_entry *list = NULL;
     if (aq_mul_size(scan.count, sizeof(*list), &bytes))
         list = (aq_folder_entry *)aq_arena_alloc(arena, bytes);
@@ -5786,10 +5901,13 @@ AQ_LIB aq_status aq_lock_create(aq_file *lock, const char *path, aq_error *err) 
 }
 
 AQ_LIB bool aq_lock_is_stale(const char *path) {
+    struct stat about;
     int descriptor = aq_open_descriptor(path, O_RDWR | O_NONBLOCK);
     bool stale = false;
     if (descriptor < 0) return false;
-    if (flock(descriptor, LOCK_EX | LOCK_NB) == 0)
+    /* without a link its owner has just released it, and the path may be another's by now */
+    if (flock(descriptor, LOCK_EX | LOCK_NB) == 0 && fstat(descriptor, &about) == 0 &&
+        about.st_nlink > 0)
         stale = write(descriptor, "x", 1) == 1;
     (void)close(descriptor);
     return stale;
@@ -6330,7 +6448,7 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       "smooth parameters across the boundaries of time groups")                                    \
     X(smoothing_window_size, INT, boundary_smoothing.window_size,                                  \
       "thermodynamic.boundary_smoothing.window_size", 1, 20, 5, 5, 5, "", AQ_ERR_CONFIGURATION,    \
-      "time groups around a boundary that are smoothed")                                             \
+      "time groups around a boundary that are smoothed")                                           \
     X(smoothing_interpolation, INTERPOLATION, boundary_smoothing.interpolation,                    \
       "thermodynamic.boundary_smoothing.interpolation", 0, 2, AQ_INTERPOLATION_LINEAR,             \
       AQ_INTERPOLATION_LINEAR, AQ_INTERPOLATION_LINEAR, "", AQ_ERR_CONFIGURATION,                  \
@@ -7209,6 +7327,11 @@ static aq_status aq_read_pair(aq_config_reader *reader, const aq_yaml_node *pair
     origin.source = reader->source;
     origin.line = pair->key_line;
     origin.column = pair->key_column;
+    if (aq_field_find(pair->key, pair->key_size) != AQ_FIELD_COUNT &&
+        memchr(pair->key, '.', pair->key_size))
+        return aq_fail(reader->err, AQ_ERR_CONFIGURATION,
+                       "%s:%u:%u: write \"%s\" as maps within maps, one for each dot",
+                       origin.source, (unsigned)origin.line, (unsigned)origin.column, pair->key);
     if (size + 2 > sizeof path || memchr(pair->key, '.', pair->key_size) ||
         memchr(pair->key, '\0', pair->key_size) || pair->key_size == 0)
         return aq_field_fail_unknown(&origin, prefix, pair->key, pair->key_size, reader->err);
@@ -7492,8 +7615,8 @@ ARROWQUANT_API aq_status aq_config_to_yaml(aq_context *context, const aq_config 
 ARROWQUANT_API aq_status aq_config_load_yaml(aq_context *context, const char *path, aq_config *out,
                                              aq_error *err) {
     aq_arena arena;
-    char *text;
-    size_t size;
+    char *text = NULL;
+    size_t size = 0;
     aq_status status;
     if (!path || !out) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_config_load_yaml: NULL");
     aq_arena_init(&arena, context);
@@ -7505,8 +7628,8 @@ ARROWQUANT_API aq_status aq_config_load_yaml(aq_context *context, const char *pa
 
 ARROWQUANT_API aq_status aq_config_save_yaml(aq_context *context, const aq_config *config,
                                              const char *path, aq_error *err) {
-    char *text;
-    size_t size;
+    char *text = NULL;
+    size_t size = 0;
     aq_status status;
     if (!path) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_config_save_yaml: NULL");
     status = aq_config_to_yaml(context, config, &text, &size, err);
@@ -8372,16 +8495,16 @@ AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group
     return AQ_FIT_GOOD;
 }
 
-/* Keeps the scale off zero, and every decoded weight finite. */
-static void aq_tame(const aq_row_job *job, float *scale) {
-    float reach = (float)((1u << job->spec.bits) - 1u);
-    float most = AQ_F32_SAFE / reach;
-    if (*scale == 0.0f) {
-        *scale = AQ_F32_LEAST;
+/* Keeps the scale off zero and every decoded weight finite. A denormal scale that has lost much in
+ * rounding is rounded away from zero instead, so that the codes still reach the outer weights. */
+static void aq_tame(const aq_row_job *job, const aq_tile_group *group, float *scale) {
+    float most = AQ_F32_SAFE / (float)((1u << job->spec.bits) - 1u);
+    float magnitude = aq_magnitude(*scale), wanted = aq_magnitude(group->fit.scale);
+    if (aq_scale_by(magnitude, group->exponent) < 0.999f * wanted) {
+        magnitude += AQ_F32_LEAST;
     }
-    if (aq_magnitude(*scale) > most) {
-        *scale = *scale < 0.0f ? 0.0f - most : most;
-    }
+    magnitude = magnitude > most ? most : magnitude;
+    *scale = group->fit.scale < 0.0f ? 0.0f - magnitude : magnitude;
 }
 
 AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
@@ -8393,7 +8516,7 @@ AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_til
     } else {
         float reach, most;
         grid->scale = aq_scale_by(group->fit.scale, 0 - group->exponent);
-        aq_tame(job, &grid->scale);
+        aq_tame(job, group, &grid->scale);
         reach = grid->scale * (float)((1u << job->spec.bits) - 1u);
         most = AQ_F32_SAFE - reach;
         grid->min = aq_solved_min(job, group, grid->scale);
@@ -11024,6 +11147,9 @@ typedef struct aq_weight_files {
 AQ_LIB aq_status aq_choose_weights(aq_arena *arena, const char *folder,
                                    const aq_folder_entry *entries, size_t entry_count,
                                    const char *variant, aq_weight_files *out, aq_error *err);
+/* The variant in a weight file's name, in place. False when the name is not one that libraries give
+ * to weights; *size 0: no variant. */
+AQ_LIB bool aq_name_variant(const char *name, const char **variant, size_t *size);
 /* NULL: carry the file over; else why it is left behind. `chosen`: a chosen weight file or index of
  * the same folder. */
 AQ_LIB const char *aq_weight_file_to_skip(const char *name, const char *chosen);
@@ -11284,14 +11410,16 @@ struct aq_model_state {
     aq_arena arena;
     aq_context *context;
     aq_folder folder;
+    const char *variant; /* of the weight files' names, or NULL */
     aq_model_shard *shards;
     size_t shard_count;
     size_t *tensor_shard;          /* of model->tensors[i]: its shard */
     const char **tensor_own_name;  /* without "component/" */
 };
 
-/* aq_model_open with the components (NULL: those that are quantized, or the denoiser) and the
- * variant (NULL: none) of `config`, which may be NULL. */
+/* aq_model_open with the components and the variant of `config`, which may be NULL. Without
+ * components: those that are quantized, or the denoiser. Without a variant: that of a quantized
+ * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
 /* Rows as F32 on the calling thread alone. */
@@ -11399,10 +11527,9 @@ static size_t aq_decimal5(const char *text) {
     return value;
 }
 
-/* The variant in a file name under a known stem: "model.fp16.safetensors",
- * "model.fp16-00001-of-00002.safetensors", "model-00001-of-00002.fp16.safetensors". Returns false
- * when the name has no known stem; *size 0: no variant. */
-static bool aq_name_variant(const char *name, const char **variant, size_t *size) {
+/* "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors",
+ * "model-00001-of-00002.fp16.safetensors" */
+AQ_LIB bool aq_name_variant(const char *name, const char **variant, size_t *size) {
     size_t body = strlen(name);
     if (!aq_ends_with(name, ".safetensors")) return false;
     body -= strlen(".safetensors");
@@ -12652,52 +12779,6 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
     return spec;
 }
 
-/* ---- a config of the plan's own */
-
-static aq_status aq_copy_strings(aq_arena *arena, const char *const *items, size_t count,
-                                 const char *const **out, aq_error *err) {
-    const char **copy;
-    *out = NULL;
-    if (!count) return AQ_OK;
-    copy = (const char **)aq_arena_alloc(arena, count * sizeof(char *));
-    if (!copy) return aq_fail_memory(err, count * sizeof(char *));
-    for (size_t i = 0; i < count; i++) {
-        copy[i] = aq_arena_string(arena, items[i]);
-        if (!copy[i]) return aq_fail_memory(err, 0);
-    }
-    *out = copy;
-    return AQ_OK;
-}
-
-static aq_status aq_copy_config(aq_arena *arena, const aq_config *from, aq_config *out,
-                                aq_error *err) {
-    *out = *from;
-    out->owned = NULL;
-    if (from->variant) {
-        out->variant = aq_arena_string(arena, from->variant);
-        if (!out->variant) return aq_fail_memory(err, 0);
-    }
-    aq_status status = aq_copy_strings(arena, from->components, from->component_count,
-                                       &out->components, err);
-    if (status == AQ_OK)
-        status = aq_copy_strings(arena, from->sensitive_layers, from->sensitive_layer_count,
-                                 &out->sensitive_layers, err);
-    if (status == AQ_OK)
-        status = aq_copy_strings(arena, from->sensitive_patterns, from->sensitive_pattern_count,
-                                 &out->sensitive_patterns, err);
-    if (status != AQ_OK || !from->layer_bits_count) return status;
-    aq_layer_bits *bits =
-        (aq_layer_bits *)aq_arena_alloc(arena, from->layer_bits_count * sizeof(aq_layer_bits));
-    if (!bits) return aq_fail_memory(err, 0);
-    for (size_t i = 0; i < from->layer_bits_count; i++) {
-        bits[i].bits = from->layer_bits[i].bits;
-        bits[i].pattern = aq_arena_string(arena, from->layer_bits[i].pattern);
-        if (!bits[i].pattern) return aq_fail_memory(err, 0);
-    }
-    out->layer_bits = bits;
-    return AQ_OK;
-}
-
 /* ---- shards and tensors */
 
 /* rows = d0, cols = d1·d2·…; the reader has checked that the product fits. */
@@ -12872,7 +12953,7 @@ static aq_status aq_plan_fill(aq_plan *plan, const char *model_path, const aq_co
     aq_config local = aq_config_from_profile(AQ_PROFILE_LOCAL);
     if (!config) config = &local;
     aq_status status = aq_config_validate(config, err);
-    if (status == AQ_OK) status = aq_copy_config(&state->arena, config, &plan->config, err);
+    if (status == AQ_OK) status = aq_config_copy(&state->arena, config, &plan->config, err);
     if (status == AQ_OK) status = aq_plan_check_config(plan, err);
     if (status != AQ_OK) return status;
     plan->model_path = aq_arena_string(&state->arena, model_path);
@@ -13000,13 +13081,13 @@ static aq_status aq_staging_apart(aq_staging *staging, const char *input, aq_err
     aq_status status = aq_path_resolve(&staging->arena, input, &resolved, err);
     if (status != AQ_OK) return status;
     if (strcmp(resolved, staging->target) == 0)
-        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: output and input are the same; choose another "
+        return aq_fail(err, AQ_ERR_IO, "%s: output and input are the same; choose another "
                        "output", staging->target);
     if (aq_path_within(staging->target, resolved))
-        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: the output lies inside the input %s; choose a "
+        return aq_fail(err, AQ_ERR_IO, "%s: the output lies inside the input %s; choose a "
                        "path outside of it", staging->target, resolved);
     if (aq_path_within(resolved, staging->target))
-        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: the output contains the input %s; choose another "
+        return aq_fail(err, AQ_ERR_IO, "%s: the output contains the input %s; choose another "
                        "output", staging->target, resolved);
     return AQ_OK;
 }
@@ -14578,40 +14659,55 @@ typedef struct aq_open_list {
     aq_error *err;
 } aq_open_list;
 
-/* ---- which components */
+/* ---- which components, which variant */
 
-/* Whether the folder holds a weight file that this library has written. What cannot be read is
- * somebody else's: it is reported when it is opened, if it is. */
-static bool aq_folder_is_native(const aq_context *context, const char *folder) {
+/* Whether this file was written by this library. What cannot be read is somebody else's: it is
+ * reported when it is opened, if it is. */
+static bool aq_file_is_native(const aq_context *context, const char *path) {
     aq_arena arena;
-    aq_folder_entry *entries = NULL;
-    size_t count = 0;
+    aq_st_file file;
     const char *value = NULL;
     aq_arena_init(&arena, context);
-    if (aq_list_folder(&arena, folder, &entries, &count, NULL) != AQ_OK) count = 0;
-    for (size_t i = 0; i < count; i++) {
-        aq_st_file file;
-        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(entries[i].name, ".safetensors"))
-            continue;
-        char *path = aq_path_join(&arena, folder, entries[i].name);
-        if (path && aq_st_read_header(&arena, path, &file, NULL) == AQ_OK &&
-            aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
-            value = NULL;
-        break; /* every file of a quantized component has the metadata */
-    }
+    if (aq_st_read_header(&arena, path, &file, NULL) != AQ_OK ||
+        aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
+        value = NULL;
     aq_arena_free(&arena);
     return value != NULL;
 }
 
-/* The component folders of a pipeline that are quantized. */
-static aq_status aq_native_components(aq_arena *arena, const char *path, const char ***names,
-                                      size_t *name_count, aq_error *err) {
+/* Looks for a weight file of this library; *variant is the one in its name, if any. */
+static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *native,
+                                 const char **variant, aq_error *err) {
     aq_folder_entry *entries = NULL;
     size_t count = 0;
+    *native = false;
+    if (aq_list_folder(arena, folder, &entries, &count, NULL) != AQ_OK) return AQ_OK;
+    for (size_t i = 0; i < count && !*native; i++) {
+        const char *name = entries[i].name, *found = NULL;
+        size_t size = 0;
+        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(name, ".safetensors")) continue;
+        char *path = aq_path_join(arena, folder, name);
+        if (!path) return aq_fail_memory(err, strlen(folder));
+        *native = aq_file_is_native(arena->context, path);
+        if (!*native || !aq_name_variant(name, &found, &size) || !size) continue;
+        *variant = aq_arena_copy(arena, found, size);
+        if (!*variant) return aq_fail_memory(err, size);
+    }
+    return AQ_OK;
+}
+
+/* Of a quantized model: the components of a pipeline that are quantized, and the variant. */
+static aq_status aq_probe_model(aq_arena *arena, const char *path, const char ***names,
+                                size_t *name_count, const char **variant, aq_error *err) {
+    aq_folder_entry *entries = NULL;
+    size_t count = 0;
+    bool native = false;
     *name_count = 0;
+    if (aq_path_kind_of(path) != AQ_PATH_FOLDER) return AQ_OK;
     char *index = aq_path_join(arena, path, "model_index.json");
     if (!index) return aq_fail_memory(err, strlen(path));
-    if (aq_path_kind_of(index) != AQ_PATH_FILE) return AQ_OK;
+    if (aq_path_kind_of(index) != AQ_PATH_FILE)
+        return aq_probe_folder(arena, path, &native, variant, err);
     aq_status status = aq_list_folder(arena, path, &entries, &count, err);
     if (status != AQ_OK) return status;
     *names = (const char **)aq_arena_alloc(arena, (count + 1) * sizeof(**names));
@@ -14620,7 +14716,9 @@ static aq_status aq_native_components(aq_arena *arena, const char *path, const c
         if (entries[i].kind != AQ_PATH_FOLDER) continue;
         char *folder = aq_path_join(arena, path, entries[i].name);
         if (!folder) return aq_fail_memory(err, strlen(path));
-        if (aq_folder_is_native(arena->context, folder)) (*names)[(*name_count)++] = entries[i].name;
+        status = aq_probe_folder(arena, folder, &native, variant, err);
+        if (status != AQ_OK) return status;
+        if (native) (*names)[(*name_count)++] = entries[i].name;
     }
     return AQ_OK;
 }
@@ -14630,17 +14728,21 @@ static aq_status aq_open_folder(aq_model *model, const char *path, const aq_conf
     struct aq_model_state *state = model->state;
     aq_config effective = aq_config_from_profile(AQ_PROFILE_LOCAL);
     const char **names = NULL;
+    const char *variant = NULL;
     size_t count = 0;
-    if (config) {
+    aq_status status = aq_probe_model(&state->arena, path, &names, &count, &variant, err);
+    if (status != AQ_OK) return status;
+    effective.components = names;
+    effective.component_count = count;
+    effective.variant = variant;
+    if (config && config->component_count) {
         effective.components = config->components;
         effective.component_count = config->component_count;
-        effective.variant = config->variant;
     }
-    if (!effective.component_count) {
-        aq_status status = aq_native_components(&state->arena, path, &names, &count, err);
-        if (status != AQ_OK) return status;
-        effective.components = names;
-        effective.component_count = count;
+    if (config && config->variant && *config->variant) effective.variant = config->variant;
+    if (effective.variant) {
+        state->variant = aq_arena_string(&state->arena, effective.variant);
+        if (!state->variant) return aq_fail_memory(err, strlen(effective.variant));
     }
     return aq_folder_open(&state->arena, path, &effective, &state->folder, err);
 }
@@ -15348,14 +15450,16 @@ static aq_status aq_compare_room(aq_comparison *run, aq_error *err) {
 
 /* ---- opening the two */
 
-/* Opens `path` with the components of `other`, when both are pipelines. */
-static aq_status aq_open_like(aq_context *context, const char *path, const char *variant,
+/* Opens `path` with the components of `other`, when both are pipelines, and in its variant, unless
+ * `config` names one. */
+static aq_status aq_open_like(aq_context *context, const char *path, const aq_config *config,
                               const aq_model *other, aq_model **out, aq_error *err) {
     const aq_folder *folder = &other->state->folder;
-    aq_config config = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    aq_config like = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    bool given = config && config->variant && *config->variant;
     aq_arena arena;
     aq_arena_init(&arena, context);
-    config.variant = variant;
+    like.variant = given ? config->variant : other->state->variant;
     char *index = aq_path_join(&arena, path, "model_index.json");
     const char **names =
         (const char **)aq_arena_alloc(&arena, (folder->component_count + 1) * sizeof(*names));
@@ -15365,10 +15469,14 @@ static aq_status aq_open_like(aq_context *context, const char *path, const char 
     }
     if (folder->kind == AQ_FOLDER_PIPELINE && aq_path_kind_of(index) == AQ_PATH_FILE) {
         for (size_t i = 0; i < folder->component_count; i++) names[i] = folder->components[i].name;
-        config.components = names;
-        config.component_count = folder->component_count;
+        like.components = names;
+        like.component_count = folder->component_count;
     }
-    aq_status status = aq_model_open_with(context, path, &config, out, err);
+    aq_status status = aq_model_open_with(context, path, &like, out, err);
+    if (status == AQ_ERR_MODEL_NOT_FOUND && like.variant && !given) {
+        like.variant = NULL;
+        status = aq_model_open_with(context, path, &like, out, err);
+    }
     aq_arena_free(&arena);
     return status;
 }
@@ -15433,8 +15541,7 @@ ARROWQUANT_API aq_status aq_validate_quality(aq_context *context, const char *or
                          "%s: not a model that this library has quantized; to compare any two "
                          "models use aq_compare_models", quantized_path);
     if (status == AQ_OK)
-        status = aq_open_like(context, original_path, config ? config->variant : NULL, models[1],
-                              &models[0], err);
+        status = aq_open_like(context, original_path, config, models[1], &models[0], err);
     if (status == AQ_OK) {
         run.model[0] = models[0];
         run.model[1] = models[1];

@@ -107,6 +107,8 @@ static const flag FLAGS[] = {
     { "--dtype", "NAME", DEQUANTIZE, FLAG_DTYPE, NULL, NULL, "f32 (the default), f16 or bf16" },
     { "--overwrite", NULL, CONFIGURED | DEQUANTIZE, FLAG_FIELD, "overwrite", "true",
       "replace an existing output when the new one is complete" },
+    { "--resume", NULL, CONFIGURED, FLAG_FIELD, "resume", "true",
+      "take up what an interrupted run to the same OUT finished" },
     { "--dry-run", NULL, QUANTIZE, FLAG_DRY_RUN, NULL, NULL,
       "show the plan and the predicted size, write nothing" },
     { "--verify", NULL, INSPECT, FLAG_VERIFY, NULL, NULL, "compare the data with its checksums" },
@@ -705,6 +707,7 @@ static void draw_bar(meter *m, const aq_progress *p) {
 
 static void print_progress_line(meter *m, const aq_progress *p) {
     bool due = (int)p->phase != m->phase || p->elapsed_s >= m->last_time + 5 ||
+               (p->fraction >= 1 && m->last_fraction < 1) ||
                (p->fraction >= m->last_fraction + 0.1 && p->elapsed_s >= m->last_time + 0.5);
     char eta[32];
     if (!due) return;

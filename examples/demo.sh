@@ -12,7 +12,7 @@ out=build/demo.$$
 tab=$(printf '\t')
 
 trap 'rm -rf "$out"' EXIT
-trap 'exit 130' INT TERM HUP
+trap 'exit 130' INT TERM HUP PIPE
 mkdir -p "$out"
 
 echo "$model: a class-conditional diffusion transformer, 1,424,772 parameters in BF16"

@@ -209,33 +209,35 @@ def headers_of_src():
 
 
 def build_objects(variant, pool):
-    """Each file of src/ on its own. The list of objects, and what went wrong: (name, output)."""
-    folder = BUILD / "tests" / variant.key / "src"
-    jobs = {}
-    for source in sorted((TOP / "src").rglob("*.c")):
-        target = folder / source.relative_to(TOP / "src").with_suffix(".o")
-        command = [variant.compiler, *variant.flags, *WARNINGS, "-c", source, "-o", target]
-        jobs[pool.submit(build_once, command, target, [source, *headers_of_src()])] = (source, target)
-    objects, problems = [], []
-    for job, (source, target) in jobs.items():
-        status, output = job.result()
-        objects.append(target)
-        if status != 0:
-            problems.append((f"{variant.key}: {source.relative_to(TOP)}", output))
-    return objects, problems
+    """The library as objects, internals extern: each file of src/ on its own, or the built header
+    as one file. The list of objects, and what went wrong: (name, output)."""
+    folder = BUILD / "tests" / variant.key / "library"
+    folder.mkdir(parents=True, exist_ok=True)
+    if variant.bundle:
+        bundle = folder / "arrowquant.c"
+        bundle.write_text('#define ARROWQUANT_IMPLEMENTATION\n#include "arrowquant.h"\n')
+        sources = [(bundle, folder / "arrowquant.o", [TOP / "arrowquant.h"])]
+    else:
+        sources = [(source, folder / source.relative_to(TOP / "src").with_suffix(".o"),
+                    headers_of_src()) for source in sorted((TOP / "src").rglob("*.c"))]
+    jobs = []
+    for source, target, inputs in sources:
+        command = [variant.compiler, *variant.flags, *WARNINGS, "-I", TOP, "-DAQ_LIB=extern",
+                   "-DAQ_SIMD_LIB=extern", "-c", source, "-o", target]
+        jobs.append((source, target, pool.submit(build_once, command, target, [source, *inputs])))
+    problems = [(f"{variant.key}: {source.name}", job.result()[1])
+                for source, _, job in jobs if job.result()[0] != 0]
+    return [target for _, target, _ in jobs], problems
 
 
 def run_c_test(variant, source, objects):
     """(passed, failed, skipped, output) of one test program."""
     target = BUILD / "tests" / variant.key / source.stem
-    inputs = [source, *sorted((TOP / "tests/c").glob("*.h"))]
-    command = [variant.compiler, *variant.flags, *WARNINGS, "-I", TOP / "tests/c"]
-    if variant.bundle:
-        command += ["-DAQ_TEST_BUNDLE", "-I", TOP, source]
-        inputs += sorted(TOP.glob("*.h"))
-    else:
-        command += [source, *objects]
-        inputs += headers_of_src() + objects
+    inputs = [source, *sorted((TOP / "tests/c").glob("*.h")), *headers_of_src(), *objects]
+    command = [variant.compiler, *variant.flags, *WARNINGS, "-I", TOP / "tests/c", source]
+    if "c++" in variant.flags:
+        command += ["-x", "none"]
+    command += objects
     status, output = build_once([*command, "-o", target, *LIBS], target, inputs)
     if status != 0:
         return 0, 1, 0, "does not compile:\n" + "\n".join(output.splitlines()[:40])
@@ -259,9 +261,7 @@ def run_c_tests(tally, word, jobs):
                 tally.skip(f"{variant.key}: {variant.missing}", len(tests))
                 continue
             begin = time.monotonic()
-            objects, problems = [], []
-            if not variant.bundle:
-                objects, problems = build_objects(variant, pool)
+            objects, problems = build_objects(variant, pool)
             for name, output in problems:
                 tally.fail(name, "does not compile:\n" + "\n".join(output.splitlines()[:40]))
             if problems:

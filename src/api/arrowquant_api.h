@@ -276,6 +276,7 @@ typedef struct aq_config {
     bool fail_fast;        /* a layer below a gate is an error, not a reason for more bits */
     bool skip_sensitive_layers;
     bool overwrite;
+    bool resume; /* take up what an interrupted run to the same output had finished */
     aq_modality modality;
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
@@ -313,12 +314,14 @@ ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown",
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
  * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
- * unknown name suggests the nearest. */
+ * unknown name suggests the nearest. Names and lists are copied, so that aq_config_free is due
+ * afterwards; a new deployment_profile changes the fields that have not been set. */
 ARROWQUANT_API aq_status aq_config_set(aq_config *config, const char *name, const char *value,
                                        aq_error *err);
 
 /* Reads YAML text of `size` bytes; `source` names it in messages. `deployment_profile` in it
- * applies first, the other keys override it. *out is filled only on success. */
+ * applies first, the other keys override it. *out is filled only on success; aq_config_free frees
+ * it, before the context goes. */
 ARROWQUANT_API aq_status aq_config_from_yaml(aq_context *context, const char *text, size_t size,
                                              const char *source, aq_config *out, aq_error *err);
 /* Writes the config as commented YAML; loading it gives an equal config. Free with aq_text_free. */

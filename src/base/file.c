@@ -131,7 +131,7 @@ AQ_LIB aq_status aq_list_folder(aq_arena *arena, const char *path, aq_folder_ent
     aq_folder_scan scan = { arena, path, NULL, 0 };
     aq_status status = aq_scan_folder(path, aq_folder_visit, &scan, err);
     if (status != AQ_OK) return status;
-    size_t bytes, i = 0;
+    size_t bytes = SIZE_MAX, i = 0;
     aq_folder_entry *list = NULL;
     if (aq_mul_size(scan.count, sizeof(*list), &bytes))
         list = (aq_folder_entry *)aq_arena_alloc(arena, bytes);

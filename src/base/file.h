@@ -48,6 +48,7 @@ typedef enum aq_path_kind { AQ_PATH_NONE, AQ_PATH_FILE, AQ_PATH_FOLDER, AQ_PATH_
 /* Follows symbolic links. A dangling link is NONE. */
 AQ_LIB aq_path_kind aq_path_kind_of(const char *path);
 AQ_LIB bool aq_path_is_link(const char *path);
+AQ_LIB uint64_t aq_path_modified(const char *path); /* a time stamp; 0 where there is none */
 
 typedef struct aq_folder_entry {
     const char *name;

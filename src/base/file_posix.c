@@ -312,6 +312,11 @@ AQ_LIB bool aq_path_is_link(const char *path) {
     return readlink(path, &first, 1) >= 0;
 }
 
+AQ_LIB uint64_t aq_path_modified(const char *path) {
+    struct stat about;
+    return stat(path, &about) == 0 ? (uint64_t)about.st_mtime : 0;
+}
+
 AQ_LIB aq_status aq_scan_folder(const char *path, aq_visit_fn visit, void *user, aq_error *err) {
     aq_status status = AQ_OK;
     DIR *folder = opendir(path);

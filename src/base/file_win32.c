@@ -271,6 +271,15 @@ AQ_LIB bool aq_path_is_link(const char *path) {
             found.dwReserved0 == IO_REPARSE_TAG_MOUNT_POINT);
 }
 
+AQ_LIB uint64_t aq_path_modified(const char *path) {
+    aq_wide_path wide;
+    WIN32_FILE_ATTRIBUTE_DATA about;
+    if (!aq_to_wide(path, &wide) || !GetFileAttributesExW(wide.text, GetFileExInfoStandard, &about))
+        return 0;
+    return (uint64_t)about.ftLastWriteTime.dwHighDateTime << 32 |
+           about.ftLastWriteTime.dwLowDateTime;
+}
+
 AQ_LIB aq_status aq_scan_folder(const char *path, aq_visit_fn visit, void *user, aq_error *err) {
     aq_wide_path wide;
     WIN32_FIND_DATAW found;

@@ -369,9 +369,9 @@ static aq_status aq_json_duplicate(const aq_json_builder *builder, const aq_json
     size_t position = (size_t)(event.text - reader.text) - 1;
     aq_json_locate(&reader, position, &line, &column);
     return aq_fail_tensor(err, reader.failure, "", position,
-                          "%s: line %llu, column %llu: the key \"%.*s\" occurs twice in one object; "
-                          "remove one", reader.source, line, column, (int)
-                          (event.size < 1000 ? event.size : 1000), event.text);
+                          "%s: line %llu, column %llu: the key \"%.*s\" occurs twice in one "
+                          "object; remove one", reader.source, line, column,
+                          event.size < 1000 ? (int)event.size : 1000, event.text);
 }
 
 static aq_status aq_json_check_keys(const aq_json_builder *builder, const aq_json_level *level,

@@ -73,6 +73,8 @@
       0, 0, "", AQ_ERR_CONFIGURATION, "wanted size of the output in MB; 0: none")                  \
     X(overwrite, BOOL, overwrite, "overwrite", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
       "replace an output that exists")                                                             \
+    X(resume, BOOL, resume, "resume", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,                     \
+      "take up what an interrupted run to the same output had finished")                           \
     X(markov_enabled, BOOL, markov_validation.enabled, "thermodynamic.validation.enabled", 0,      \
       1, 1, 1, 1, "", AQ_ERR_CONFIGURATION, "measure jumps between neighbouring time groups")      \
     X(markov_smoothness_threshold, FLOAT, markov_validation.smoothness_threshold,                  \
@@ -86,7 +88,7 @@
       "smooth parameters across the boundaries of time groups")                                    \
     X(smoothing_window_size, INT, boundary_smoothing.window_size,                                  \
       "thermodynamic.boundary_smoothing.window_size", 1, 20, 5, 5, 5, "", AQ_ERR_CONFIGURATION,    \
-      "time groups around a boundary that are smoothed")                                             \
+      "time groups around a boundary that are smoothed")                                           \
     X(smoothing_interpolation, INTERPOLATION, boundary_smoothing.interpolation,                    \
       "thermodynamic.boundary_smoothing.interpolation", 0, 2, AQ_INTERPOLATION_LINEAR,             \
       AQ_INTERPOLATION_LINEAR, AQ_INTERPOLATION_LINEAR, "", AQ_ERR_CONFIGURATION,                  \

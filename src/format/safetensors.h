@@ -62,6 +62,9 @@ typedef struct aq_st_index {
 
 AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index *out,
                                   aq_error *err);
+/* The same from memory; `path` names it in messages. */
+AQ_LIB aq_status aq_st_parse_index(aq_arena *arena, const char *text, size_t size,
+                                   const char *path, aq_st_index *out, aq_error *err);
 
 /* One line of an index to be written. */
 typedef struct aq_st_index_output {

@@ -203,11 +203,9 @@ static aq_status aq_index_arrange(aq_index_parser *parser) {
     return AQ_OK;
 }
 
-AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index *out,
-                                  aq_error *err) {
+AQ_LIB aq_status aq_st_parse_index(aq_arena *arena, const char *text, size_t size,
+                                   const char *path, aq_st_index *out, aq_error *err) {
     aq_index_parser parser;
-    char *text = NULL;
-    size_t size = 0;
     memset(&parser, 0, sizeof(parser));
     memset(out, 0, sizeof(*out));
     parser.arena = arena;
@@ -215,15 +213,23 @@ AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index
     parser.path = path;
     parser.out = out;
     parser.err = err;
-    aq_status status =
-        aq_read_text(&parser.scratch, path, AQ_ST_INDEX_LIMIT, &text, &size, err);
-    if (status == AQ_OK) {
-        aq_json_open(&parser.json, text, size, path);
-        parser.json.failure = AQ_ERR_METADATA;
-        status = aq_index_object(&parser);
-    }
+    aq_json_open(&parser.json, text, size, path);
+    parser.json.failure = AQ_ERR_METADATA;
+    aq_status status = aq_index_object(&parser);
     if (status == AQ_OK) status = aq_index_arrange(&parser);
     aq_arena_free(&parser.scratch);
+    return status;
+}
+
+AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index *out,
+                                  aq_error *err) {
+    aq_arena scratch;
+    char *text = NULL;
+    size_t size = 0;
+    aq_arena_init(&scratch, arena->context);
+    aq_status status = aq_read_text(&scratch, path, AQ_ST_INDEX_LIMIT, &text, &size, err);
+    if (status == AQ_OK) status = aq_st_parse_index(arena, text, size, path, out, err);
+    aq_arena_free(&scratch);
     return status;
 }
 

@@ -27,7 +27,7 @@ typedef struct aq_compare_pair {
 } aq_compare_pair;
 
 typedef struct aq_comparison {
-    aq_context *context;
+    aq_context *context, local; /* resolved; the result must not refer to it */
     const aq_model *model[2];
     aq_meter meter;
     aq_arena scratch;
@@ -186,7 +186,7 @@ static aq_status aq_compare_begin(aq_comparison *run, aq_context *context, aq_pr
                                   void *user, aq_validation *out, aq_error *err) {
     memset(run, 0, sizeof(*run));
     memset(out, 0, sizeof(*out));
-    run->context = context;
+    run->context = aq_context_resolved(context, &run->local);
     run->out = out;
     aq_arena_init(&run->scratch, context);
     aq_meter_begin(&run->meter, progress, user, 0);

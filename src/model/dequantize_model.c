@@ -311,7 +311,7 @@ static aq_status aq_plain_begin(aq_plain_run *run, const char *quantized_path,
     if (is_file && aq_ends_with(output_path, ".safetensors"))
         only_file = run->model->state->shards[0].path;
     return aq_staging_begin(&run->staging, run->context, is_file ? quantized_path : folder->root,
-                            output_path, only_file, overwrite, err);
+                            output_path, only_file, overwrite, false, err);
 }
 
 ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
@@ -319,6 +319,7 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
                                              bool overwrite, aq_progress_fn progress, void *user,
                                              aq_error *err) {
     aq_plain_run run;
+    aq_context local;
     aq_model *model = NULL;
     if (!quantized_path || !output_path)
         return aq_fail(err, AQ_ERR_ARGUMENT,
@@ -328,7 +329,7 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
     aq_status status = aq_model_open(context, quantized_path, &model, err);
     if (status != AQ_OK) return status;
     memset(&run, 0, sizeof(run));
-    run.context = context;
+    run.context = aq_context_resolved(context, &local);
     run.model = model;
     run.dtype = dtype;
     run.file.handle = -1;

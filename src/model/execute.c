@@ -86,17 +86,29 @@ static aq_status aq_run_notes(aq_plan *plan, aq_error *err) {
 
 static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_plan *plan = run->plan;
-    size_t *ends = (size_t *)aq_arena_alloc(&plan->state->arena, plan->shard_count * sizeof(size_t));
-    if (!ends) return aq_fail_memory(err, plan->shard_count * sizeof(size_t));
-    aq_status status = aq_run_folders(run, err);
-    for (size_t s = 0; status == AQ_OK && s < plan->shard_count; s++) {
+    size_t bytes = plan->shard_count * sizeof(size_t);
+    run->shard_ends = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
+    if (!run->shard_ends) return aq_fail_memory(err, bytes);
+    aq_status status = aq_journal_begin(run, err);
+    if (status == AQ_OK) status = aq_run_folders(run, err);
+    for (size_t s = run->finished; status == AQ_OK && s < plan->shard_count; s++) {
         status = aq_run_shard(run, s, err);
-        ends[s] = run->out.stored_count;
+        run->shard_ends[s] = run->out.stored_count;
+        if (status == AQ_OK) status = aq_journal_add(run, s, err);
     }
-    if (status == AQ_OK) status = aq_run_component_files(run, ends, err);
+    if (status == AQ_OK) status = aq_run_component_files(run, err);
     if (status == AQ_OK) status = aq_run_others(run, err);
     if (status == AQ_OK) status = aq_run_notes(plan, err);
+    if (status == AQ_OK) status = aq_journal_remove(run, err);
     if (status == AQ_OK && !plan->state->staging.only_file) status = aq_write_report(plan, err);
+    /* for the caller alone: the report is the same as that of an undisturbed run */
+    if (status == AQ_OK && plan->state->staging.resumed)
+        status = aq_note(&plan->state->arena, &plan->state->notes, err,
+                         run->finished ? "taken up: %zu of %zu files were finished"
+                                       : "nothing to take up: %zu of %zu files fit plan and input",
+                         run->finished, plan->shard_count);
+    plan->notes = plan->state->notes.items;
+    plan->note_count = plan->state->notes.count;
     run->meter.done = run->meter.total;
     run->meter.phase = AQ_PHASE_COMMIT;
     run->meter.layer = "";
@@ -121,10 +133,11 @@ ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
     aq_run_init(&run, context, plan, progress, user);
     aq_status status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
                                         aq_only_file(plan, output_path), plan->config.overwrite,
-                                        err);
+                                        plan->config.resume, err);
     if (status == AQ_OK) status = aq_meter_tell(&run.meter, 0, true, err);
     if (status == AQ_OK) status = aq_run_all(&run, err);
     aq_free(context, run.buffer, run.buffer_bytes);
+    aq_builder_free(&run.journal);
     aq_free(context, run.out.stored, run.out.stored_capacity * sizeof(aq_stored));
     if (status != AQ_OK) aq_staging_end(&state->staging);
     return status;

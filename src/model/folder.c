@@ -2,6 +2,7 @@
 #include "folder.h"
 
 #include "../base/text.h"
+#include "../format/sort.h"
 
 #ifndef ARROWQUANT_NO_STDIO
 
@@ -202,6 +203,10 @@ static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_erro
                             : aq_check_unique(arena, walk->folder, component, err);
 }
 
+static int aq_shard_order(const void *a, const void *b) {
+    return strcmp((const char *)a, (const char *)b);
+}
+
 static aq_status aq_load_index(aq_walk *walk, const char *prefix, aq_component *component,
                                aq_error *err) {
     aq_arena *arena = walk->arena;
@@ -211,16 +216,15 @@ static aq_status aq_load_index(aq_walk *walk, const char *prefix, aq_component *
     if (status != AQ_OK) return status;
     size_t count = component->index_data.shard_count;
     if (!count) return aq_fail(err, AQ_ERR_METADATA, "%s: names no shard", path);
+    const void **sorted = (const void **)aq_arena_alloc(arena, count * sizeof(*sorted));
     component->shards = (const char **)aq_arena_alloc(arena, count * sizeof(char *));
-    if (!component->shards) return aq_fail_memory(err, count * sizeof(char *));
+    if (!sorted || !component->shards) return aq_fail_memory(err, count * sizeof(char *));
     for (size_t i = 0; i < count; i++) {
-        const char *shard = aq_relative(arena, prefix, component->index_data.shards[i]);
-        size_t place = i;
-        if (!shard) return aq_fail_memory(err, 0);
-        for (; place > 0 && strcmp(component->shards[place - 1], shard) > 0; place--)
-            component->shards[place] = component->shards[place - 1];
-        component->shards[place] = shard;
+        sorted[i] = aq_relative(arena, prefix, component->index_data.shards[i]);
+        if (!sorted[i]) return aq_fail_memory(err, 0);
     }
+    aq_sort_pointers(sorted, count, aq_shard_order);
+    for (size_t i = 0; i < count; i++) component->shards[i] = (const char *)sorted[i];
     component->shard_count = count;
     return AQ_OK;
 }

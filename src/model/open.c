@@ -375,6 +375,13 @@ ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_te
 
 #define AQ_STORED_CHUNK 512u
 
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local) {
+    if (context) return context;
+    memset(local, 0, sizeof(*local));
+    local->kernels = aq_kernels_of(NULL);
+    return local;
+}
+
 AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
                           size_t count) {
     uint64_t chunk[AQ_STORED_CHUNK]; /* aligned for every dtype, which the map is not */
@@ -450,8 +457,10 @@ ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tens
                              aq_tensor_row(tensor->extra, first_row, layout->row_extra_bytes),
                              row_count, tensor->cols, dtype, out, err);
     }
+    aq_context local;
     float values[AQ_STORED_CHUNK];
     size_t size = aq_dtype_size(tensor->dtype), out_size = aq_dtype_size(dtype);
+    context = aq_context_resolved(context, &local);
     uint64_t left = row_count * tensor->cols;
     const unsigned char *in = aq_tensor_row(tensor->data, first_row, tensor->cols * size);
     unsigned char *to = (unsigned char *)out;

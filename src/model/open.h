@@ -37,6 +37,9 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
+/* The context itself, or `local` filled with what NULL stands for: to be called once outside of
+ * loops, because asking the CPU what it can do takes microseconds. */
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* Rows as F32 on the calling thread alone. */
 AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
                                     uint64_t first_row, uint64_t row_count, float *out,

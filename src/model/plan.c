@@ -1,6 +1,7 @@
 /* The plan: every tensor of the components, its bits, and why; nothing is written yet. */
 #include "plan.h"
 
+#include "../config/fields.h"
 #include "../quant/quant.h"
 #include "policy.h"
 
@@ -47,52 +48,6 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
     spec.bits = bits;
     spec.group_size = config->group_size;
     return spec;
-}
-
-/* ---- a config of the plan's own */
-
-static aq_status aq_copy_strings(aq_arena *arena, const char *const *items, size_t count,
-                                 const char *const **out, aq_error *err) {
-    const char **copy;
-    *out = NULL;
-    if (!count) return AQ_OK;
-    copy = (const char **)aq_arena_alloc(arena, count * sizeof(char *));
-    if (!copy) return aq_fail_memory(err, count * sizeof(char *));
-    for (size_t i = 0; i < count; i++) {
-        copy[i] = aq_arena_string(arena, items[i]);
-        if (!copy[i]) return aq_fail_memory(err, 0);
-    }
-    *out = copy;
-    return AQ_OK;
-}
-
-static aq_status aq_copy_config(aq_arena *arena, const aq_config *from, aq_config *out,
-                                aq_error *err) {
-    *out = *from;
-    out->owned = NULL;
-    if (from->variant) {
-        out->variant = aq_arena_string(arena, from->variant);
-        if (!out->variant) return aq_fail_memory(err, 0);
-    }
-    aq_status status = aq_copy_strings(arena, from->components, from->component_count,
-                                       &out->components, err);
-    if (status == AQ_OK)
-        status = aq_copy_strings(arena, from->sensitive_layers, from->sensitive_layer_count,
-                                 &out->sensitive_layers, err);
-    if (status == AQ_OK)
-        status = aq_copy_strings(arena, from->sensitive_patterns, from->sensitive_pattern_count,
-                                 &out->sensitive_patterns, err);
-    if (status != AQ_OK || !from->layer_bits_count) return status;
-    aq_layer_bits *bits =
-        (aq_layer_bits *)aq_arena_alloc(arena, from->layer_bits_count * sizeof(aq_layer_bits));
-    if (!bits) return aq_fail_memory(err, 0);
-    for (size_t i = 0; i < from->layer_bits_count; i++) {
-        bits[i].bits = from->layer_bits[i].bits;
-        bits[i].pattern = aq_arena_string(arena, from->layer_bits[i].pattern);
-        if (!bits[i].pattern) return aq_fail_memory(err, 0);
-    }
-    out->layer_bits = bits;
-    return AQ_OK;
 }
 
 /* ---- shards and tensors */
@@ -269,7 +224,7 @@ static aq_status aq_plan_fill(aq_plan *plan, const char *model_path, const aq_co
     aq_config local = aq_config_from_profile(AQ_PROFILE_LOCAL);
     if (!config) config = &local;
     aq_status status = aq_config_validate(config, err);
-    if (status == AQ_OK) status = aq_copy_config(&state->arena, config, &plan->config, err);
+    if (status == AQ_OK) status = aq_config_copy(&state->arena, config, &plan->config, err);
     if (status == AQ_OK) status = aq_plan_check_config(plan, err);
     if (status != AQ_OK) return status;
     plan->model_path = aq_arena_string(&state->arena, model_path);

@@ -3,6 +3,7 @@
 #define AQ_RUN_H
 
 #include "../base/crc32.h"
+#include "../base/text.h"
 #include "../base/thread.h"
 #include "../quant/quant.h"
 #include "plan.h"
@@ -56,6 +57,9 @@ typedef struct aq_run {
     size_t buffer_size, buffer_bytes;
     aq_file input;
     aq_shard_writer out;
+    size_t *shard_ends;      /* [s]: number of stored tensors after shard s */
+    size_t finished;         /* shards that are done, from the first on */
+    aq_builder journal;      /* its text so far */
 } aq_run;
 
 /* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
@@ -68,11 +72,16 @@ AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* model/run_shard.c: one output file, and what lies beside the weights */
 AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err);
-/* Folders first; then, after the shards, config.json and index of each component (shard_ends[s]:
- * number of stored tensors after shard s), and the files that are carried over. */
+/* Folders first; then, after the shards, config.json and index of each component, and the files
+ * that are carried over. */
 AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err);
-AQ_LIB aq_status aq_run_component_files(aq_run *run, const size_t *shard_ends, aq_error *err);
+AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
+/* model/journal.c: begins the journal, and in a folder that was taken up fills run->finished and
+ * all that the finished shards left; adds a shard; removes the journal before the commit */
+AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err);
+AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,12 @@ static aq_status aq_run_path(aq_run *run, bool output, const char *relative, cha
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
+/* In a folder that was taken up, what the earlier run left half done makes room. */
+static aq_status aq_run_clear(aq_run *run, const char *path, aq_error *err) {
+    if (!run->plan->state->staging.resumed) return AQ_OK;
+    return aq_remove_tree(run->context, path, err);
+}
+
 /* Our metadata about what has been written to this shard. */
 static aq_status aq_shard_metadata(aq_run *run, size_t shard, char **text, size_t *size,
                                    aq_error *err) {
@@ -99,6 +105,7 @@ AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err) {
     if (status == AQ_OK && size != run->plan->shards[shard].file_bytes)
         status = aq_fail(err, AQ_ERR_CORRUPT, "%s: has changed its size since the plan was made",
                          from);
+    if (status == AQ_OK) status = aq_run_clear(run, to, err);
     if (status == AQ_OK) status = aq_file_create(&run->out.file, to, err);
     if (status == AQ_OK) status = aq_shard_tensors(run, shard, err);
     (void)aq_file_close(&run->input, NULL);
@@ -143,7 +150,7 @@ static aq_status aq_write_quantization_config(aq_run *run, const aq_component *c
 
 /* The index names what was stored; which shard holds it follows from the order of writing. */
 static aq_status aq_write_component_index(aq_run *run, const aq_component *component,
-                                          const size_t *shard_ends, aq_error *err) {
+                                          aq_error *err) {
     const struct aq_plan_state *state = run->plan->state;
     size_t bytes = (run->out.stored_count + 1) * sizeof(aq_st_index_output), count = 0, stored = 0;
     uint64_t total = 0;
@@ -153,7 +160,7 @@ static aq_status aq_write_component_index(aq_run *run, const aq_component *compo
     aq_st_index_output *entries = (aq_st_index_output *)aq_alloc(run->context, bytes);
     if (!entries) return aq_fail_memory(err, bytes);
     for (size_t s = 0; s < run->plan->shard_count; s++) {
-        for (; stored < shard_ends[s]; stored++) {
+        for (; stored < run->shard_ends[s]; stored++) {
             const aq_st_output *output = &run->out.stored[stored].output;
             if (state->shard_component[s] != component) continue;
             entries[count].tensor = output->name;
@@ -167,14 +174,14 @@ static aq_status aq_write_component_index(aq_run *run, const aq_component *compo
     return status;
 }
 
-AQ_LIB aq_status aq_run_component_files(aq_run *run, const size_t *shard_ends, aq_error *err) {
+AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err) {
     const aq_folder *folder = &run->plan->state->folder;
     aq_status status = AQ_OK;
     for (size_t c = 0; status == AQ_OK && c < folder->component_count; c++) {
         const aq_component *component = &folder->components[c];
         if (component->config) status = aq_write_quantization_config(run, component, err);
         if (status == AQ_OK && component->index)
-            status = aq_write_component_index(run, component, shard_ends, err);
+            status = aq_write_component_index(run, component, err);
     }
     return status;
 }
@@ -185,7 +192,8 @@ AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < folder->subfolder_count; i++) {
         char *path;
         status = aq_run_path(run, true, folder->subfolders[i], &path, err);
-        if (status == AQ_OK) status = aq_make_folder(path, err);
+        if (status == AQ_OK && aq_path_kind_of(path) != AQ_PATH_FOLDER)
+            status = aq_make_folder(path, err);
     }
     return status;
 }
@@ -202,6 +210,7 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err) {
         status = aq_meter_tell(&run->meter, 0, i == 0, err);
         if (status == AQ_OK) status = aq_run_path(run, false, folder->others[i], &from, err);
         if (status == AQ_OK) status = aq_run_path(run, true, folder->others[i], &to, err);
+        if (status == AQ_OK) status = aq_run_clear(run, to, err);
         if (status == AQ_OK) status = aq_copy_file(run->context, from, to, err);
         if (status == AQ_OK) status = aq_file_open(&file, to, &size, err);
         (void)aq_file_close(&file, NULL);

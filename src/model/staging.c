@@ -20,13 +20,13 @@ static aq_status aq_staging_apart(aq_staging *staging, const char *input, aq_err
     aq_status status = aq_path_resolve(&staging->arena, input, &resolved, err);
     if (status != AQ_OK) return status;
     if (strcmp(resolved, staging->target) == 0)
-        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: output and input are the same; choose another "
+        return aq_fail(err, AQ_ERR_IO, "%s: output and input are the same; choose another "
                        "output", staging->target);
     if (aq_path_within(staging->target, resolved))
-        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: the output lies inside the input %s; choose a "
+        return aq_fail(err, AQ_ERR_IO, "%s: the output lies inside the input %s; choose a "
                        "path outside of it", staging->target, resolved);
     if (aq_path_within(resolved, staging->target))
-        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: the output contains the input %s; choose another "
+        return aq_fail(err, AQ_ERR_IO, "%s: the output contains the input %s; choose another "
                        "output", staging->target, resolved);
     return AQ_OK;
 }
@@ -76,7 +76,7 @@ static char *aq_staging_name(aq_staging *staging, const char *rest) {
 
 /* Removes temporaries of this target whose process is gone. What cannot be removed is left: it
  * does no harm, and the run's own errors are the ones to report. */
-static aq_status aq_staging_sweep(aq_staging *staging, aq_error *err) {
+static aq_status aq_staging_sweep(aq_staging *staging, bool resume, aq_error *err) {
     aq_folder_entry *entries;
     size_t count;
     char *parent = aq_path_parent(&staging->arena, staging->target);
@@ -93,6 +93,10 @@ static aq_status aq_staging_sweep(aq_staging *staging, aq_error *err) {
             if (!aq_lock_is_stale(path)) continue;
             char *folder = aq_arena_copy(&staging->arena, path, strlen(path) - strlen(".lock"));
             if (!folder) return aq_fail_memory(err, 0);
+            if (resume && !staging->left_over && aq_path_kind_of(folder) == AQ_PATH_FOLDER) {
+                staging->left_over = folder;
+                continue;
+            }
             if (aq_remove_tree(staging->arena.context, folder, NULL) == AQ_OK)
                 (void)aq_remove_tree(staging->arena.context, path, NULL);
         } else {
@@ -129,9 +133,28 @@ static aq_status aq_staging_claim(aq_staging *staging, aq_error *err) {
     return aq_fail(err, AQ_ERR_IO, "%s: too many temporary folders beside it", staging->target);
 }
 
+/* The left-over folder takes the place of our empty one. One rename decides who gets it, should two
+ * runs want it; the other starts from nothing. */
+static aq_status aq_staging_take_up(aq_staging *staging, aq_error *err) {
+    size_t size;
+    char *lock;
+    if (!staging->left_over) return AQ_OK;
+    size = strlen(staging->left_over) + 6;
+    lock = (char *)aq_arena_alloc(&staging->arena, size);
+    if (!lock) return aq_fail_memory(err, size);
+    aq_format(lock, size, "%s.lock", staging->left_over);
+    aq_status status = aq_remove_tree(staging->arena.context, staging->folder, err);
+    if (status != AQ_OK) return status;
+    if (aq_rename(staging->left_over, staging->folder, AQ_RENAME_NOREPLACE, NULL) != AQ_OK)
+        return aq_make_folder(staging->folder, err);
+    (void)aq_remove_tree(staging->arena.context, lock, NULL);
+    staging->resumed = true;
+    return AQ_OK;
+}
+
 AQ_LIB aq_status aq_staging_begin(aq_staging *staging, const aq_context *context,
                                   const char *input, const char *target, const char *only_file,
-                                  bool overwrite, aq_error *err) {
+                                  bool overwrite, bool resume, aq_error *err) {
     char *resolved;
     memset(staging, 0, sizeof(*staging));
     staging->lock.handle = -1;
@@ -152,8 +175,9 @@ AQ_LIB aq_status aq_staging_begin(aq_staging *staging, const aq_context *context
     }
     if (status == AQ_OK) status = aq_staging_apart(staging, input, err);
     if (status == AQ_OK) status = aq_staging_may_replace(staging, err);
-    if (status == AQ_OK) status = aq_staging_sweep(staging, err);
+    if (status == AQ_OK) status = aq_staging_sweep(staging, resume, err);
     if (status == AQ_OK) status = aq_staging_claim(staging, err);
+    if (status == AQ_OK) status = aq_staging_take_up(staging, err);
     if (status != AQ_OK) aq_staging_end(staging);
     return status;
 }

@@ -251,7 +251,8 @@ static aq_status aq_outcome_error(const aq_quantize_run *run, const aq_block_out
     if (outcome->needs_f32) {
         return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                               "the scale or minimum of the group at [%llu, %llu] does not fit %s; "
-                              "use AQ_PARAM_F32", row, col, aq_param_type_name(run->job.spec.params));
+                              "use AQ_PARAM_F32", row, col,
+                              aq_param_type_name(run->job.spec.params));
     }
     return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                           "the group at [%llu, %llu] is constant, which Q8 parameters cannot hold; "
@@ -264,8 +265,8 @@ AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq
         uint32_t bits = aq_simd_bits(weights[i]);
         if (bits >= 0x7F800000u && bits != 0x80000000u) { /* negative numbers have the top bit */
             return aq_fail_tensor(err, AQ_ERR_ARGUMENT, "", i,
-                                  "the weight of column %llu is negative, NaN or infinite; expected "
-                                  "a finite number ≥ 0", (unsigned long long)i);
+                                  "the weight of column %llu is negative, NaN or infinite; "
+                                  "expected a finite number ≥ 0", (unsigned long long)i);
         }
     }
     return AQ_OK;

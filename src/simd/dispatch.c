@@ -1,5 +1,10 @@
 /* The table of each ISA, and the choice of one. */
 #include "simd.h"
+#include "x86.h"
+
+#if defined(AQ_HAVE_AVX2) && defined(_MSC_VER)
+#  include <intrin.h>
+#endif
 
 static const struct aq_kernels aq_scalar_kernels = {
     "scalar",
@@ -17,9 +22,93 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_compare,
 };
 
+/* What a table needs of the machine. */
+#define AQ_CPU_AVX2 1u
+#define AQ_CPU_AVX512 2u
+
+typedef struct aq_simd_choice {
+    const struct aq_kernels *kernels;
+    uint32_t needs; /* AQ_CPU_… */
+} aq_simd_choice;
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Registers eax, ebx, ecx, edx of one CPUID leaf. */
+static void aq_cpu_id(uint32_t leaf, uint32_t *reg) {
+#  if defined(_MSC_VER)
+    int word[4];
+    size_t i;
+    __cpuidex(word, (int)leaf, 0);
+    for (i = 0; i < 4; i++) {
+        reg[i] = (uint32_t)word[i];
+    }
+#  else
+    __asm__ __volatile__("cpuid"
+                         : "=a"(reg[0]), "=b"(reg[1]), "=c"(reg[2]), "=d"(reg[3])
+                         : "a"(leaf), "c"(0));
+#  endif
+}
+
+/* XCR0: the registers that the system saves. */
+static uint32_t aq_cpu_saved(void) {
+#  if defined(_MSC_VER)
+    return (uint32_t)_xgetbv(0);
+#  else
+    uint32_t low, high;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+#  endif
+}
+
+static uint32_t aq_cpu_features(void) {
+    const uint32_t first = 1u << 27 | 1u << 28 | 1u << 29; /* OSXSAVE, AVX, F16C */
+    const uint32_t wide = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX-512 F, DQ, BW, VL */
+    uint32_t reg[4], saved, features = 0;
+    aq_cpu_id(0, reg);
+    if (reg[0] < 7) {
+        return 0;
+    }
+    aq_cpu_id(1, reg);
+    if ((reg[2] & first) != first) {
+        return 0;
+    }
+    saved = aq_cpu_saved();
+    aq_cpu_id(7, reg);
+    if ((saved & 0x06u) == 0x06u && (reg[1] & 1u << 5)) {
+        features |= AQ_CPU_AVX2;
+    }
+    if ((saved & 0xE6u) == 0xE6u && (reg[1] & wide) == wide && features) {
+        features |= AQ_CPU_AVX512;
+    }
+    return features;
+}
+
+#else
+
+static uint32_t aq_cpu_features(void) {
+    return 0;
+}
+
+#endif
+
+/* The best first. */
+static const aq_simd_choice aq_simd_choices[] = {
+    {&aq_scalar_kernels, 0},
+};
+
 AQ_SIMD_LIB const struct aq_kernels *aq_simd_kernels(const char *name) {
-    if (!name || strcmp(name, aq_scalar_kernels.name) == 0) {
-        return &aq_scalar_kernels;
+    const size_t count = sizeof aq_simd_choices / sizeof aq_simd_choices[0];
+    uint32_t features = name && strcmp(name, "scalar") == 0 ? 0u : aq_cpu_features();
+    size_t i;
+    for (i = 0; i < count; i++) {
+        const aq_simd_choice *choice = &aq_simd_choices[i];
+        if ((choice->needs & ~features) == 0 &&
+            (!name || strcmp(name, choice->kernels->name) == 0)) {
+            return choice->kernels;
+        }
     }
     return NULL;
 }
+
+#undef AQ_CPU_AVX2
+#undef AQ_CPU_AVX512

@@ -40,7 +40,7 @@ static void aq_mode_write(uint64_t mode) {
 #  endif
 }
 #elif defined(AQ_MODE_AARCH64)
-#  define AQ_MODE_CLEAR UINT64_C(0x03C89F03) /* DN, FZ, rounding, FZ16, traps, AH, FIZ */
+#  define AQ_MODE_CLEAR UINT64_C(0x07C89F03) /* AHP, DN, FZ, rounding, FZ16, traps, AH, FIZ */
 static uint64_t aq_mode_read(void) {
     uint64_t word;
     __asm__ __volatile__("mrs %0, fpcr" : "=r"(word) : : "memory");

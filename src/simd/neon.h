@@ -1,18 +1,14 @@
 /* NEON kernels of AArch64: the table's functions, and the sixteen lanes as four registers. */
-#ifndef AQ_NEON_H
-#define AQ_NEON_H
+#ifndef AQ_SIMD_NEON_H
+#define AQ_SIMD_NEON_H
 
 #include "simd.h"
 
-/* NEON is part of every AArch64 but a kernel's -mgeneral-regs-only; 32-bit ARM's flushes denormals. */
+/* Every AArch64 has NEON. 32-bit ARM stays scalar: its NEON flushes denormals. */
 #if !defined(ARROWQUANT_NO_SIMD) && !defined(__AARCH64EB__) &&                                     \
     ((defined(__aarch64__) && defined(__ARM_NEON)) || defined(_M_ARM64))
-#  define AQ_SIMD_NEON 1
+#  define AQ_HAVE_NEON 1
 #  include <arm_neon.h>
-
-#  ifdef __cplusplus
-extern "C" {
-#  endif
 
 typedef struct aq_neon_lanes {
     float32x4_t q[4];
@@ -31,11 +27,32 @@ AQ_SIMD_EXACT static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
-AQ_SIMD_LIB extern const struct aq_kernels aq_neon_kernels;
+#  ifdef __cplusplus
+extern "C" {
+#  endif
+
+AQ_SIMD_LIB void aq_neon_f16_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_bf16_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f8_e4m3_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f8_e5m2_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f32_to_f16(const float *in, void *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f32_to_bf16(const float *in, void *out, size_t count);
+AQ_SIMD_LIB void aq_neon_range(const float *x, size_t count, size_t group, aq_simd_range *out);
+AQ_SIMD_LIB void aq_neon_fit_affine(const float *x, const float *weights, size_t count,
+                                    size_t group, uint32_t bits, const aq_simd_range *ranges,
+                                    aq_simd_fit *out);
+AQ_SIMD_LIB void aq_neon_fit_symmetric(const float *x, const float *weights, size_t count,
+                                       size_t group, uint32_t bits, const aq_simd_range *ranges,
+                                       aq_simd_fit *out);
+AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint32_t bits,
+                                bool symmetric, const aq_simd_grid *grids, void *codes);
+AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
+                                bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 
 #  ifdef __cplusplus
 }
 #  endif
 #endif
 
-#endif /* AQ_NEON_H */
+#endif /* AQ_SIMD_NEON_H */

@@ -34,8 +34,8 @@ static const aq_simd_recipe *aq_simd_recipe_at(const aq_simd_recipe *table, uint
     return table + row + (group > 192u ? 3u : group > 96u ? 2u : group > 48u ? 1u : 0u);
 }
 
-/* Tuned on Gaussian, Laplacian and heavy-tailed weights. The first start is plain min/max, which the
- * fit therefore never loses to; at 2 bits the last one finds ternary weights exactly. */
+/* Tuned on Gaussian, Laplacian and heavy-tailed weights. The first start is plain min/max, which
+ * the fit therefore never loses to; at 2 bits the last one finds ternary weights exactly. */
 AQ_SIMD_LIB const aq_simd_recipe *aq_simd_affine_recipe(uint32_t bits, size_t group) {
     static const aq_simd_recipe table[9] = {
         {5, 4, {3.0f, 4.2f, 4.2f, 4.2f, 2.0f}, {0.0f, 0.3f, -0.3f, 0.0f, 0.5f}},

@@ -16,9 +16,9 @@
 #  error "ArrowQuant needs floats without excess precision: on i386 use -msse2 -mfpmath=sse"
 #endif
 
-/* Linkage of internal functions, equal in effect to AQ_LIB of base/. */
+/* Linkage of internal functions, equal in effect to AQ_LIB of base/: static in both headers. */
 #ifndef AQ_SIMD_LIB
-#  ifndef AQ_AMALGAMATED
+#  if !defined(AQ_AMALGAMATED) && !defined(AQ_SIMD_IMPLEMENTATION_INCLUDED)
 #    define AQ_SIMD_LIB extern
 #  elif defined(__GNUC__) || defined(__clang__)
 #    define AQ_SIMD_LIB static __attribute__((unused))

@@ -119,7 +119,9 @@ static void *counter_resize(void *user, void *pointer, size_t old_size, size_t n
         return NULL;
     }
     count->live += new_size;
-    return realloc(pointer, new_size);
+    char *moved = (char *)realloc(pointer, new_size);
+    if (moved && new_size > old_size) memset(moved + old_size, 0xCD, new_size - old_size);
+    return moved;
 }
 
 static aq_context context_of(counter *count) {
@@ -182,6 +184,35 @@ TEST(arena_gives_zeroed_aligned_memory) {
     CHECK(aq_arena_alloc(&arena, 1) != NULL);
     aq_arena_free(&arena);
     CHECK(count.live == 0);
+}
+
+/* As on machines whose malloc aligns to 8 bytes. */
+static void *shifted_resize(void *user, void *pointer, size_t old_size, size_t new_size) {
+    size_t shift = *(size_t *)user;
+    (void)old_size;
+    if (!new_size) {
+        free((char *)pointer - shift);
+        return NULL;
+    }
+    char *block = (char *)malloc(new_size + shift);
+    return block ? block + shift : NULL;
+}
+
+TEST(arena_aligns_what_malloc_does_not) {
+    aq_context context;
+    memset(&context, 0, sizeof(context));
+    context.allocator.resize = shifted_resize;
+    for (size_t shift = 0; shift <= 8; shift += 8) {
+        aq_arena arena;
+        context.allocator.user = &shift;
+        aq_arena_init(&arena, &context);
+        for (size_t i = 0; i < 50; i++) {
+            char *piece = (char *)aq_arena_alloc(&arena, 1000 * i);
+            CHECK(piece != NULL && (uintptr_t)piece % 16 == 0);
+            if (piece) memset(piece, 1, 1000 * i);
+        }
+        aq_arena_free(&arena);
+    }
 }
 
 TEST(overflow_is_told) {
@@ -250,6 +281,7 @@ int main(void) {
     RUN(messages_hold_no_control_characters);
     RUN(allocation_goes_through_the_context);
     RUN(arena_gives_zeroed_aligned_memory);
+    RUN(arena_aligns_what_malloc_does_not);
     RUN(overflow_is_told);
     RUN(crc32_is_that_of_zlib);
     RUN(crc32_joins_over_4_gib);

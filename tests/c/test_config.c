@@ -323,7 +323,7 @@ static aq_config saved_and_loaded(const aq_config *config) {
     return loaded;
 }
 
-/* What was explicit stays so, even with the profile's value; what was changed by hand becomes so. */
+/* What was explicit stays so, even with the profile's value; a changed member becomes so. */
 TEST(saved_explicit_fields) {
     aq_config c = aq_config_from_profile(AQ_PROFILE_EDGE), loaded;
     CHECK_STATUS(aq_config_set(&c, "enable_time_aware", "true", &err), AQ_OK);

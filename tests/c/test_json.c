@@ -20,7 +20,8 @@ TEST(pulls_events) {
         const char *text;
         bool escaped;
     } expected[] = {
-        { AQ_JSON_OBJECT, NULL, false }, { AQ_JSON_KEY, "a", false }, { AQ_JSON_ARRAY, NULL, false },
+        { AQ_JSON_OBJECT, NULL, false }, { AQ_JSON_KEY, "a", false },
+        { AQ_JSON_ARRAY, NULL, false },
         { AQ_JSON_NUMBER, "1", false }, { AQ_JSON_NUMBER, "-2.5e3", false },
         { AQ_JSON_STRING, "x\\n", true }, { AQ_JSON_ARRAY_END, NULL, false },
         { AQ_JSON_KEY, "b\\u0041", true }, { AQ_JSON_OBJECT, NULL, false },
@@ -67,8 +68,9 @@ TEST(builds_a_tree) {
     uint64_t whole = 0;
     double number = 0;
     aq_arena_init(&arena, NULL);
-    const aq_json_node *root = parse(&arena, "{\"s\": \"h\\u00e9\\ud83d\\ude00\", \"n\": 12, \"f\": "
-                                     "-1.5e1, \"l\": [1, [], {}], \"z\": \"a\\u0000b\", \"\": 1}", &err);
+    const aq_json_node *root = parse(&arena, "{\"s\": \"h\\u00e9\\ud83d\\ude00\", \"n\": 12, "
+                                     "\"f\": -1.5e1, \"l\": [1, [], {}], "
+                                     "\"z\": \"a\\u0000b\", \"\": 1}", &err);
     CHECK(root && root->type == AQ_JSON_OBJECT && root->count == 6);
     CHECK_STR(aq_json_string(aq_json_get(root, "s")), "h\xC3\xA9\xF0\x9F\x98\x80");
     CHECK(aq_json_u64(aq_json_get(root, "n"), &whole) && whole == 12);

@@ -301,6 +301,8 @@ TEST(writes_only_what_can_be_read) {
     output(&tensors[0], "a", AQ_DTYPE_F32, two, 1, 0, 8);
     output(&tensors[1], "b", AQ_DTYPE_U8, two, 1, 9, 11);
     CHECK_STATUS(aq_st_write_header(NULL, &file, 800, tensors, 2, NULL, NULL), AQ_ERR_ARGUMENT);
+    output(&tensors[1], "b", AQ_DTYPE_U8, two, 1, 9, 10);
+    CHECK_STATUS(aq_st_write_header(NULL, &file, 800, tensors, 2, NULL, NULL), AQ_ERR_ARGUMENT);
     output(&tensors[1], "b", AQ_DTYPE_U8, two, 1, 8, 11);
     CHECK_STATUS(aq_st_write_header(NULL, &file, 800, tensors, 2, NULL, NULL), AQ_ERR_ARGUMENT);
     output(&tensors[1], "b", AQ_DTYPE_U8, two, 1, 8, 10);
@@ -308,6 +310,25 @@ TEST(writes_only_what_can_be_read) {
     CHECK_STATUS(aq_st_write_header(NULL, &file, 100000008, tensors, 2, NULL, NULL),
                  AQ_ERR_QUANTIZATION);
     CHECK_STATUS(aq_file_close(&file, NULL), AQ_OK);
+}
+
+TEST(no_header_is_longer_than_its_bound) {
+    static const uint64_t most = 18446744073709551615u;
+    const uint64_t shape[6] = { 0, most, most, most, most, most };
+    char names[3][300];
+    uint64_t state = 9, size = 0;
+    for (int round = 0; round < 200; round++) {
+        aq_st_output tensors[3];
+        for (size_t i = 0; i < 3; i++) {
+            size_t length = test_random(&state) % 299;
+            for (size_t c = 0; c < length; c++)
+                names[i][c] = (char)(1 + test_random(&state) % (round % 2 ? 127 : 31));
+            names[i][length] = 0;
+            output(&tensors[i], names[i], AQ_DTYPE_F8_E5M2, shape, 6, 0, 0);
+        }
+        CHECK_STATUS(aq_st_header_size(NULL, tensors, 3, NULL, &size, NULL), AQ_OK);
+        CHECK(size <= aq_st_header_bound(tensors, 3, 0));
+    }
 }
 
 TEST(ranks_put_large_elements_first) {
@@ -385,6 +406,10 @@ TEST(writes_an_index) {
     CHECK(index.entry_count == 3 && index.shard_count == 2);
     CHECK_STR(index.entries[1].tensor, "b\"");
     CHECK_STR(index.shards[index.entries[1].shard], "two");
+    char *text;
+    size_t size;
+    CHECK_STATUS(aq_read_text(&arena, path, 1000, &text, &size, NULL), AQ_OK);
+    CHECK(strstr(text, "\"a\": \"one\",\n    \"b\\\"\": \"two\",\n    \"c\"") != NULL);
     CHECK(strstr(index.metadata, "\"total_size\": 18446744073709551615") != NULL);
     CHECK(strstr(index.metadata, "\"x\": [1, 2]") != NULL);
     entries[2].tensor = "a";
@@ -418,6 +443,7 @@ int main(void) {
     RUN(reads_many_tensors_in_little_memory);
     RUN(writes_what_it_reads);
     RUN(writes_only_what_can_be_read);
+    RUN(no_header_is_longer_than_its_bound);
     RUN(ranks_put_large_elements_first);
     RUN(reads_an_index);
     RUN(refuses_bad_indexes);

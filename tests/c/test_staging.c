@@ -38,7 +38,7 @@ static aq_status begin(aq_staging *staging, const char *target, bool overwrite, 
     char in[1024], out[1024], file[2048];
     path_of(in, "in");
     path_of(out, target);
-    aq_status status = aq_staging_begin(staging, NULL, in, out, NULL, overwrite, err);
+    aq_status status = aq_staging_begin(staging, NULL, in, out, NULL, overwrite, false, err);
     if (status != AQ_OK) return status;
     aq_format(file, sizeof(file), "%s/config.json", staging->folder);
     CHECK_STATUS(aq_write_text(file, "{\"new\":1}", 9, NULL), AQ_OK);
@@ -110,9 +110,9 @@ TEST(output_and_input_apart) {
     aq_staging staging;
     aq_error err;
     fresh();
-    CHECK_STATUS(begin(&staging, "in", true, &err), AQ_ERR_ARGUMENT);
-    CHECK_STATUS(begin(&staging, "in/out", false, &err), AQ_ERR_ARGUMENT);
-    CHECK_STATUS(begin(&staging, ".", true, &err), AQ_ERR_ARGUMENT);
+    CHECK_STATUS(begin(&staging, "in", true, &err), AQ_ERR_IO);
+    CHECK_STATUS(begin(&staging, "in/out", false, &err), AQ_ERR_IO);
+    CHECK_STATUS(begin(&staging, ".", true, &err), AQ_ERR_IO);
     CHECK_STATUS(begin(&staging, "in2", false, &err), AQ_OK); /* a prefix is not a parent */
     aq_staging_end(&staging);
     CHECK_STATUS(begin(&staging, "nowhere/out", false, &err), AQ_ERR_IO);

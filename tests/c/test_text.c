@@ -162,6 +162,7 @@ TEST(globs) {
         { "a", "", false }, { "*", "", true }, { "*", "a.b.c", true }, { "**", "x", true },
         { "?", "a", true }, { "?", "", false }, { "?", "ab", false }, { "?", "\xC3\xA9", true },
         { "??", "\xC3\xA9", false }, { "*??", "\xC3\xA9", false }, { "*?", "\xC3\xA9", true },
+        { "*??", "\xE2\x82\xAC", false }, { "*?", "\xE2\x82\xAC", true },
         { "blocks.*.weight", "blocks.3.attn.weight", true },
         { "blocks.*.weight", "blocks.weight", false },
         { "blocks.?.weight", "blocks.12.weight", false },

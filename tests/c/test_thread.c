@@ -1,4 +1,4 @@
-/* The parallel loop: every index once, the lowest failure, cancelling, threads that cannot be had. */
+/* The parallel loop: every index once, the lowest failure, cancelling, nesting. */
 #include "test.h"
 
 #define COUNT 5000

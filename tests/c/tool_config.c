@@ -177,7 +177,8 @@ static int random_configs(uint64_t seed, unsigned long count) {
         for (i = 1; i < AQ_FIELD_COUNT; i++) {
             bool set = (loaded.explicit_fields >> i & 1u) != 0;
             if (set != aq_config_is_explicit(&config, (aq_field_id)i)) {
-                fprintf(stderr, "%s: explicit is not as it was\n", aq_field_at((aq_field_id)i)->path);
+                fprintf(stderr, "%s: explicit is not as it was\n",
+                        aq_field_at((aq_field_id)i)->path);
                 return 1;
             }
         }

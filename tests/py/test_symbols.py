@@ -42,7 +42,7 @@ def declared(text):
 def structs(text):
     """name -> its text, for each public struct and enum."""
     return {name: re.sub(r"\s+", " ", body) for body, name in
-            re.findall(r"typedef ((?:struct|enum) \w+ \{.*?\n?\} ?(\w+);)", text, re.S)}
+            re.findall(r"typedef ((?:struct|enum) (\w+) \{.*?\} \2;)", text, re.S)}
 
 
 @pytest.mark.parametrize("switches", [[], ["NO_STDIO"], ["NO_THREADS"], ["NO_SIMD"]])

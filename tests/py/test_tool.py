@@ -287,7 +287,8 @@ def test_streaming_threads_and_isa_give_the_same_bytes(aq, digits, tmp_path):
     good(aq, "quantize", digits, tmp_path / "plain", "--quiet")
     wanted = (tmp_path / "plain" / WEIGHTS).read_bytes()
     for i, flags in enumerate((["--streaming"], ["--threads", "1"], ["--threads", "7"],
-                               ["--isa", "scalar"], ["--isa", "auto"], ["--max-memory", "200"])):
+                               ["--isa", "scalar"], ["--isa", "auto"], ["--resume"],
+                               ["--max-memory", "200"])):
         good(aq, "quantize", digits, tmp_path / str(i), "--quiet", *flags)
         assert (tmp_path / str(i) / WEIGHTS).read_bytes() == wanted, flags
 
@@ -739,6 +740,19 @@ def test_pipe_gets_plain_lines(aq, digits, tmp_path):
     done = run(aq, "quantize", digits, tmp_path / "out")
     assert "\x1b" not in done.stderr + done.stdout and "\r" not in done.stderr + done.stdout
     assert re.search(r"^quantize \d+%  [\d.]+ of [\d.]+ MB  \d+ MB/s  eta ", done.stderr, re.M)
+
+
+def test_every_long_command_shows_progress(aq, large, tmp_path):
+    out = tmp_path / "out"
+    for phase, words in [("quantize", ["quantize", large, out]),
+                         ("validate", ["validate", large, out]),
+                         ("validate", ["diff", large, out]),
+                         ("verify", ["inspect", out, "--verify"]),
+                         ("dequantize", ["dequantize", out, tmp_path / "back"])]:
+        shown = run(aq, *words, "--tsv" if words[0] == "diff" else "--json").stderr
+        percent = [int(number) for number in re.findall(r"^\w+ (\d+)%", shown, re.M)]
+        assert shown.splitlines()[0].startswith(f"{phase} 0%"), words
+        assert percent == sorted(percent) and percent[-1] == 100, words
 
 
 def test_quiet_prints_nothing(aq, digits, tmp_path):

@@ -498,7 +498,8 @@ def test_hand_written_refused(read, record_property):
     ("a:\n\tb: 1", "2:1"), ("a: b\n  c: d\n", "2:3"), ("a: |\n  x", "1:4"),
     ("\ufeffa: @", "1:4"), ("a: 1\r\nb: \x07", "2:4"), (b"a: 1\nb: \xff", "2:4"),
     ("a: [1, 2", "1:4"), ("a: 'x", "1:4"), ("a: \"x\\q\"", "1:6"), ("a: 1\n---\nb: 1", "2:1"),
-    ("a: {b: 1, b: 2}", "1:11"), ("a:\n  - 1\n  - 2024-01-01\n", "3:5"), ("%YAML 1.1\n---\n", "1:1"),
+    ("a: {b: 1, b: 2}", "1:11"), ("a:\n  - 1\n  - 2024-01-01\n", "3:5"),
+    ("%YAML 1.1\n---\n", "1:1"),
     ("a: x\nb: 'y' z", "2:8"), ("1: a\n0x1: b", "2:1"), ("[" * 65 + "]" * 65, "1:65"),
 ])
 def test_line_and_column(read, text, place):
@@ -517,7 +518,8 @@ def test_limits(read, record_property):
     texts = ["[" * n + "]" * n for n in (1, 63, 64, 65, 90)]
     texts += ["- " * n + "a" for n in (63, 64, 65, 90)]
     texts += ["".join(" " * i + "a:\n" for i in range(n)) for n in (63, 64, 65)]
-    texts += ["k" * n + tail for n in (1020, 1023, 1024, 1025, 2000) for tail in (": 1", " : 1", "")]
+    texts += ["k" * n + tail for n in (1020, 1023, 1024, 1025, 2000)
+              for tail in (": 1", " : 1", "")]
     texts += ["{" + "k" * n + tail for n in (1022, 1023, 1024, 1025) for tail in (": 1}", "}")]
     texts += ["é" * n + ": 1" for n in (1024, 1025)]
     texts += [f'"{"k" * n}": 1' for n in (1022, 1023)]
@@ -655,7 +657,8 @@ def test_scalars(read, record_property):
     texts = [f"[{''.join(source.choice(alphabet) for _ in range(source.randint(1, 9)))}]"
              for _ in range(6000)]
     parts = ["-", "+", "", "0", "1", "19", "1_0", "08", ".", "5", ".5", ":30", ":5", ":60", "e+5",
-             "e5", "E-3", "_", "0x", "0b", "2024", "-01", "-1", "T10", " 10", ":00", "Z", " +1", "30"]
+             "e5", "E-3", "_", "0x", "0b", "2024", "-01", "-1", "T10", " 10", ":00", "Z", " +1",
+             "30"]
     texts += [f"- {''.join(source.choice(parts) for _ in range(source.randint(1, 6)))}"
               for _ in range(6000)]
     assert compare(read, texts, record_property)["equal"] > 4000

@@ -1,0 +1,230 @@
+/* The journal of a run: after each finished shard, what became of its tensors. It lies in the
+ * temporary folder, so that a run that was killed can be taken up where it was. The first line
+ * names plan and input; one line a shard follows. Anything that does not fit is not believed, and
+ * the shard is made again. */
+#include "../base/json.h"
+#include "run.h"
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_JOURNAL_NAME ".aq-journal"
+#define AQ_JOURNAL_LIMIT ((uint64_t)1 << 30)
+
+static aq_status aq_journal_path(aq_run *run, char **path, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    *path = aq_path_join(&state->arena, state->staging.folder, AQ_JOURNAL_NAME);
+    return *path ? AQ_OK : aq_fail_memory(err, 0);
+}
+
+/* Whatever decides the output's bytes: library, plan, gates, and the input files as they are. */
+static aq_status aq_journal_first_line(aq_run *run, aq_builder *line, aq_error *err) {
+    aq_plan *plan = run->plan;
+    aq_arena *arena = &plan->state->arena;
+    char *text;
+    size_t size;
+    aq_status status = aq_plan_to_json(run->context, plan, &text, &size, err);
+    if (status != AQ_OK) return status;
+    uint32_t crc = aq_crc32(&run->crc, 0, text, size);
+    aq_free(run->context, text, size + 1);
+    aq_append_format(line, "{\"arrowquant_journal\":1,\"version\":\"%s\",\"plan\":%u,\"gates\":[",
+                     AQ_VERSION, (unsigned)crc);
+    aq_append_json_double(line, plan->config.min_accuracy);
+    aq_append_string(line, ",");
+    aq_append_json_double(line, plan->config.min_sqnr_db);
+    aq_append_format(line, ",%u],\"inputs\":[", plan->config.fail_fast ? 1u : 0u);
+    for (size_t s = 0; s < plan->shard_count; s++) {
+        char *path = aq_path_join(arena, plan->state->folder.root, plan->shards[s].path);
+        if (!path) return aq_fail_memory(err, 0);
+        aq_append_format(line, "%s[%llu,%llu]", s ? "," : "",
+                         (unsigned long long)plan->shards[s].file_bytes,
+                         (unsigned long long)aq_path_modified(path));
+    }
+    aq_append_string(line, "]}\n");
+    return AQ_OK;
+}
+
+/* ---- writing */
+
+static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
+    const double sums[] = { tensor->quality.dot, tensor->quality.original,
+                            tensor->quality.quantized, tensor->quality.error,
+                            tensor->quality.max_error };
+    aq_append_format(line, "[%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
+                     (unsigned)tensor->spec.params,
+                     (tensor->f32_params ? 1u : 0u) | (tensor->wide_params ? 2u : 0u),
+                     (unsigned long long)tensor->output_offset,
+                     (unsigned long long)tensor->output_bytes,
+                     (unsigned long long)tensor->quality.count);
+    for (size_t i = 0; i < sizeof(sums) / sizeof(sums[0]); i++) {
+        aq_append_string(line, ",");
+        aq_append_json_double(line, sums[i]);
+    }
+    aq_append_string(line, ",");
+    aq_append_json_string(line, tensor->detail, strlen(tensor->detail));
+    aq_append_string(line, "]");
+}
+
+static void aq_journal_stored(aq_builder *line, const aq_stored *stored) {
+    const aq_st_output *output = &stored->output;
+    aq_append_string(line, "[");
+    aq_append_json_string(line, output->name, strlen(output->name));
+    aq_append_format(line, ",%u,%u,%llu]", (unsigned)output->dtype, (unsigned)stored->crc32,
+                     (unsigned long long)(output->end - output->begin));
+}
+
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err) {
+    const aq_plan *plan = run->plan;
+    const aq_shard_writer *out = &run->out;
+    aq_builder *journal = &run->journal;
+    char *path;
+    if (plan->shard_count < 2) return AQ_OK; /* nothing could be taken up */
+    aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", shard,
+                     (unsigned long long)(out->data_start + out->cursor));
+    for (size_t i = 0; i < plan->shards[shard].tensor_count; i++) {
+        aq_append_string(journal, i ? "," : "");
+        aq_journal_tensor(journal, &plan->tensors[plan->shards[shard].first_tensor + i]);
+    }
+    aq_append_string(journal, "],\"stored\":[");
+    for (size_t i = out->stored_first; i < out->stored_count; i++) {
+        aq_append_string(journal, i > out->stored_first ? "," : "");
+        aq_journal_stored(journal, &out->stored[i]);
+    }
+    aq_append_string(journal, "]}\n");
+    if (journal->failed) return aq_fail_memory(err, journal->size);
+    aq_status status = aq_journal_path(run, &path, err);
+    return status == AQ_OK ? aq_write_text(path, journal->data, journal->size, err) : status;
+}
+
+AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err) {
+    char *path;
+    aq_status status = aq_journal_path(run, &path, err);
+    return status == AQ_OK ? aq_remove_tree(run->context, path, err) : status;
+}
+
+/* ---- taking up */
+
+static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t *out) {
+    bool good = *node && aq_json_u64(*node, out) && *out <= most;
+    if (good) *node = (*node)->next;
+    return good;
+}
+
+static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
+                                   aq_plan_tensor *tensor) {
+    const aq_json_node *node = row->first;
+    uint64_t bits, reason, params, flags;
+    aq_plan_tensor read = *tensor;
+    double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
+                       &read.quality.error, &read.quality.max_error };
+    if (!aq_journal_number(&node, 16, &bits) ||
+        !aq_journal_number(&node, AQ_REASON_SCALE_TENSOR, &reason) ||
+        !aq_journal_number(&node, AQ_PARAM_Q8, &params) || !aq_journal_number(&node, 3, &flags) ||
+        !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
+        !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
+        !aq_journal_number(&node, UINT64_MAX, &read.quality.count))
+        return false;
+    for (size_t i = 0; i < sizeof(sums) / sizeof(sums[0]); i++) {
+        if (!node || !aq_json_double(node, sums[i])) return false;
+        node = node->next;
+    }
+    const char *detail = node ? aq_json_string(node) : NULL;
+    if (!detail || (bits != 16 && tensor->bits == 16)) return false;
+    if (bits < 16) {
+        read.spec.bits = (uint32_t)bits;
+        read.spec.params = (aq_param_type)params;
+    }
+    read.bits = (uint32_t)bits;
+    read.reason = (aq_reason)reason;
+    read.f32_params = (flags & 1) != 0;
+    read.wide_params = (flags & 2) != 0;
+    read.detail = aq_arena_string(arena, detail);
+    if (!read.detail) return false;
+    *tensor = read;
+    return true;
+}
+
+static bool aq_journal_read_stored(aq_run *run, const aq_json_node *rows) {
+    run->out.cursor = 0;
+    run->out.stored_first = run->out.stored_count;
+    for (const aq_json_node *row = rows ? rows->first : NULL; row; row = row->next) {
+        const aq_json_node *node = row->first;
+        const char *name = node ? aq_json_string(node) : NULL;
+        uint64_t dtype, crc, bytes;
+        if (!name) return false;
+        node = node->next;
+        if (!aq_journal_number(&node, AQ_DTYPE_COUNT - 1, &dtype) ||
+            !aq_journal_number(&node, UINT32_MAX, &crc) ||
+            !aq_journal_number(&node, UINT64_MAX / 2, &bytes) ||
+            aq_run_stored(run, name, "", (aq_dtype)dtype, 0, NULL, bytes, (uint32_t)crc, NULL) !=
+                AQ_OK)
+            return false;
+    }
+    return true;
+}
+
+/* One line: the shard's file is there as it was left, and every tensor of the plan is told of. */
+static bool aq_journal_read_shard(aq_run *run, size_t shard, const aq_json_node *line) {
+    aq_plan *plan = run->plan;
+    aq_arena *arena = &plan->state->arena;
+    const aq_plan_shard *input = &plan->shards[shard];
+    const aq_json_node *tensors = aq_json_get(line, "tensors");
+    uint64_t number, bytes, found = 0;
+    aq_file file = AQ_FILE_CLOSED;
+    char *path = aq_path_join(arena, plan->state->staging.folder, input->path);
+    if (!path || !tensors || tensors->count != input->tensor_count ||
+        !aq_json_u64(aq_json_get(line, "shard"), &number) || number != shard ||
+        !aq_json_u64(aq_json_get(line, "bytes"), &bytes))
+        return false;
+    if (aq_file_open(&file, path, &found, NULL) != AQ_OK) return false;
+    (void)aq_file_close(&file, NULL);
+    if (found != bytes) return false;
+    size_t index = input->first_tensor;
+    for (const aq_json_node *row = tensors->first; row; row = row->next) {
+        run->meter.done += plan->tensors[index].bytes;
+        if (!aq_journal_read_tensor(arena, row, &plan->tensors[index++])) return false;
+    }
+    plan->state->output_bytes += bytes;
+    return aq_journal_read_stored(run, aq_json_get(line, "stored"));
+}
+
+/* Lines as long as they can be believed; *end: behind the last of them. */
+static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t first_line) {
+    size_t begin = first_line;
+    while (begin < size && run->finished < run->plan->shard_count) {
+        const char *stop = (const char *)memchr(text + begin, '\n', size - begin);
+        aq_json_node *line;
+        aq_arena arena;
+        if (!stop) return;
+        size_t length = (size_t)(stop - (text + begin)) + 1;
+        aq_arena_init(&arena, run->context);
+        bool good = aq_json_parse(&arena, text + begin, length, AQ_JOURNAL_NAME, AQ_ERR_CORRUPT,
+                                  &line, NULL) == AQ_OK &&
+                    aq_journal_read_shard(run, run->finished, line);
+        aq_arena_free(&arena);
+        if (!good) return;
+        aq_append(&run->journal, text + begin, length);
+        run->shard_ends[run->finished++] = run->out.stored_count;
+        begin += length;
+    }
+}
+
+AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    char *path, *text;
+    size_t size;
+    aq_builder_init(&run->journal, run->context);
+    if (run->plan->shard_count < 2) return AQ_OK;
+    aq_status status = aq_journal_first_line(run, &run->journal, err);
+    if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
+    if (status == AQ_OK) status = aq_journal_path(run, &path, err);
+    if (status != AQ_OK || !state->staging.resumed) return status;
+    size_t first_line = run->journal.size;
+    if (aq_read_text(&state->arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK &&
+        size >= first_line && memcmp(text, run->journal.data, first_line) == 0)
+        aq_journal_read(run, text, size, first_line);
+    return run->journal.failed ? aq_fail_memory(err, 0) : AQ_OK;
+}
+
+#undef AQ_JOURNAL_NAME
+#undef AQ_JOURNAL_LIMIT
+#endif /* ARROWQUANT_NO_STDIO */

@@ -1,0 +1,276 @@
+/* AVX2 and AVX-512 kernels: the least-squares search of scalar_fit.c, with up to eight groups side by
+ * side. Only the passes over the weights differ between the two. */
+#include "x86.h"
+
+#if defined(AQ_HAVE_AVX2)
+
+/* As aq_fit_group and aq_fit_state, an entry a group. Work goes on in quads: four groups at once. */
+typedef struct aq_x86_search {
+    const aq_x86_passes *passes;
+    aq_x86_batch batch;
+    float top;       /* affine: the greatest code */
+    float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
+    float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* of the values that weigh anything */
+    float middle[AQ_X86_GROUPS], centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
+    float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
+    float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
+    double best_gain[AQ_X86_GROUPS];
+} aq_x86_search;
+
+/* As aq_fit_round, from 0. */
+AQ_AVX2_INLINE static inline __m128 aq_x86_round(__m128 value, __m128 high) {
+    AQ_SIMD_EXACT_BODY
+    const __m128 magic = _mm_set1_ps(AQ_X86_MAGIC);
+    value = _mm_min_ps(high, _mm_max_ps(_mm_setzero_ps(), value));
+    return _mm_sub_ps(_mm_add_ps(value, magic), magic);
+}
+
+/* The mask of four doubles as one of four floats. */
+AQ_AVX2_INLINE static inline __m128 aq_x86_narrow(__m256d mask) {
+    return _mm_shuffle_ps(_mm_castpd_ps(_mm256_castpd256_pd128(mask)),
+                          _mm_castpd_ps(_mm256_extractf128_pd(mask, 1)), 0x88);
+}
+
+/* What the solution of one quad rests on: the sums of a pass, as columns. */
+typedef struct aq_x86_columns {
+    __m256d code, code2, cross;
+} aq_x86_columns;
+
+AQ_AVX2_INLINE static inline aq_x86_columns aq_x86_transpose(const aq_x86_batch *batch,
+                                                             size_t quad) {
+    __m128 a = _mm_loadu_ps(batch->sums[quad]), b = _mm_loadu_ps(batch->sums[quad + 1]);
+    __m128 c = _mm_loadu_ps(batch->sums[quad + 2]), d = _mm_loadu_ps(batch->sums[quad + 3]);
+    __m128 first = _mm_unpacklo_ps(a, b), second = _mm_unpacklo_ps(c, d);
+    aq_x86_columns columns;
+    columns.code = _mm256_cvtps_pd(_mm_movelh_ps(first, second));
+    columns.code2 = _mm256_cvtps_pd(_mm_movehl_ps(second, first));
+    columns.cross = _mm256_cvtps_pd(
+        _mm_movelh_ps(_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d)));
+    return columns;
+}
+
+/* Keeps a solution that gains more than the best so far; its mask. */
+AQ_AVX2_INLINE static inline uint32_t aq_x86_keep(aq_x86_search *search, size_t quad, __m128 scale,
+                                                  __m128 min, __m128 code, __m256d gain) {
+    __m256d best = _mm256_loadu_pd(search->best_gain + quad);
+    __m256d better = _mm256_cmp_pd(gain, best, _CMP_GT_OQ);
+    __m128 narrow = aq_x86_narrow(better);
+    float *to = search->best_scale + quad;
+    _mm256_storeu_pd(search->best_gain + quad, _mm256_blendv_pd(best, gain, better));
+    _mm_storeu_ps(to, _mm_blendv_ps(_mm_loadu_ps(to), scale, narrow));
+    to = search->best_min + quad;
+    _mm_storeu_ps(to, _mm_blendv_ps(_mm_loadu_ps(to), min, narrow));
+    to = search->best_code + quad;
+    _mm_storeu_ps(to, _mm_blendv_ps(_mm_loadu_ps(to), code, narrow));
+    return (uint32_t)_mm256_movemask_pd(better) << quad;
+}
+
+/* The codes' grid of aq_fit_solve: its zero lies on the code nearest to the mean. */
+AQ_AVX2_INLINE static inline void aq_x86_prepare(aq_x86_search *search, size_t quad) {
+    AQ_SIMD_EXACT_BODY
+    aq_x86_batch *batch = &search->batch;
+    __m128 scale = _mm_loadu_ps(search->scale + quad), min = _mm_loadu_ps(search->min + quad);
+    __m128 inverse = _mm_div_ps(_mm_set1_ps(1.0f), scale), top = _mm_set1_ps(search->top);
+    __m128 zero = aq_x86_round(_mm_mul_ps(_mm_sub_ps(_mm_setzero_ps(), min), inverse), top);
+    _mm_storeu_ps(batch->base + quad, _mm_add_ps(min, _mm_mul_ps(zero, scale)));
+    _mm_storeu_ps(batch->inverse + quad, inverse);
+    _mm_storeu_ps(batch->low + quad, _mm_sub_ps(_mm_setzero_ps(), zero));
+    _mm_storeu_ps(batch->high + quad, _mm_sub_ps(top, zero));
+}
+
+/* The rest of aq_fit_solve, after the pass. */
+AQ_AVX2_INLINE static inline uint32_t aq_x86_solve(aq_x86_search *search, size_t quad) {
+    AQ_SIMD_EXACT_BODY
+    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
+    __m256d weight = _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad));
+    __m256d sum = _mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad));
+    __m256d square = _mm256_mul_pd(weight, sums.code2);
+    __m256d determinant = _mm256_sub_pd(square, _mm256_mul_pd(sums.code, sums.code));
+    __m256d slope = _mm256_sub_pd(_mm256_mul_pd(weight, sums.cross),
+                                  _mm256_mul_pd(sums.code, sum));
+    __m256d least = _mm256_mul_pd(square, _mm256_set1_pd(1e-6));
+    __m256d good = _mm256_and_pd(_mm256_cmp_pd(determinant, least, _CMP_GT_OQ),
+                                 _mm256_cmp_pd(slope, _mm256_setzero_pd(), _CMP_GT_OQ));
+    __m256d ratio = _mm256_div_pd(slope, determinant);
+    __m256d gain = _mm256_and_pd(_mm256_mul_pd(slope, ratio), good);
+    __m128 scale = _mm_blendv_ps(_mm_loadu_ps(search->scale + quad), _mm256_cvtpd_ps(ratio),
+                                 aq_x86_narrow(good));
+    __m256d code = _mm256_add_pd(_mm256_div_pd(sums.code, weight),
+                                 _mm256_cvtps_pd(_mm_sub_ps(_mm_setzero_ps(),
+                                                            _mm_loadu_ps(search->batch.low + quad))));
+    __m256d min = _mm256_sub_pd(_mm256_div_pd(sum, weight),
+                                _mm256_mul_pd(_mm256_cvtps_pd(scale), code));
+    return aq_x86_keep(search, quad, scale, _mm256_cvtpd_ps(min), _mm256_cvtpd_ps(code), gain);
+}
+
+/* As aq_fit_solve_symmetric, before and after the pass. */
+AQ_AVX2_INLINE static inline void aq_x86_prepare_symmetric(aq_x86_search *search, size_t quad) {
+    __m128 scale = _mm_loadu_ps(search->scale + quad);
+    _mm_storeu_ps(search->batch.base + quad, _mm_setzero_ps());
+    _mm_storeu_ps(search->batch.inverse + quad, _mm_div_ps(_mm_set1_ps(1.0f), scale));
+    _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(0.0f - search->half));
+    _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(search->half - 1.0f));
+}
+
+AQ_AVX2_INLINE static inline uint32_t aq_x86_solve_symmetric(aq_x86_search *search, size_t quad) {
+    AQ_SIMD_EXACT_BODY
+    const __m256d none = _mm256_setzero_pd();
+    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
+    __m128 tried = _mm_loadu_ps(search->scale + quad);
+    __m256d sign = _mm256_mul_pd(sums.cross, _mm256_cvtps_pd(tried));
+    __m256d good = _mm256_and_pd(_mm256_cmp_pd(sums.code2, none, _CMP_GT_OQ),
+                                 _mm256_cmp_pd(sign, none, _CMP_GT_OQ));
+    __m256d ratio = _mm256_div_pd(sums.cross, sums.code2);
+    __m256d gain = _mm256_and_pd(_mm256_mul_pd(sums.cross, ratio), good);
+    __m128 scale = _mm_blendv_ps(tried, _mm256_cvtpd_ps(ratio), aq_x86_narrow(good));
+    return aq_x86_keep(search, quad, scale, _mm_setzero_ps(), _mm_setzero_ps(), gain);
+}
+
+/* Tries the grids scale[], min[] on the active groups; the mask of those that gained by it. */
+AQ_AVX2 static uint32_t aq_x86_try(aq_x86_search *search) {
+    bool symmetric = search->half > 0.0f;
+    uint32_t gained = 0;
+    size_t quad;
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        if (symmetric) {
+            aq_x86_prepare_symmetric(search, quad);
+        } else {
+            aq_x86_prepare(search, quad);
+        }
+    }
+    search->passes->codes(&search->batch);
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        gained |= symmetric ? aq_x86_solve_symmetric(search, quad) : aq_x86_solve(search, quad);
+    }
+    return gained & search->batch.active;
+}
+
+/* The rounds after the starts: a group that does not gain is done. */
+AQ_AVX2 static void aq_x86_alternate(aq_x86_search *search, uint32_t rounds) {
+    uint32_t i;
+    for (i = 0; i < rounds && search->batch.active; i++) {
+        memcpy(search->scale, search->best_scale, sizeof search->scale);
+        memcpy(search->min, search->best_min, sizeof search->min);
+        search->batch.active = aq_x86_try(search);
+    }
+}
+
+/* Groups of a batch, which of them vary, and nothing found yet. */
+AQ_AVX2 static void aq_x86_open(aq_x86_search *search, const float *x, const float *weights,
+                                size_t length, size_t groups, const aq_simd_range *ranges) {
+    aq_x86_batch *batch = &search->batch;
+    size_t i;
+    batch->x = x;
+    batch->weights = weights;
+    batch->length = length;
+    batch->groups = groups;
+    batch->active = 0;
+    for (i = 0; i < groups; i++) {
+        batch->active |= ranges[i].high > ranges[i].low ? 1u << i : 0u;
+        search->low[i] = ranges[i].low;
+        search->high[i] = ranges[i].high;
+        search->weight[i] = (float)length;
+        search->best_scale[i] = 1.0f;
+        search->best_gain[i] = -1.0;
+    }
+    if (weights) {
+        search->passes->live(batch, search->weight, search->low, search->high);
+    }
+}
+
+/* Values less their mean, to y. */
+AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
+    AQ_SIMD_EXACT_BODY
+    aq_x86_batch *batch = &search->batch;
+    size_t i;
+    for (i = 0; i < batch->groups; i++) {
+        search->middle[i] = 0.5f * (search->low[i] + search->high[i]);
+    }
+    search->passes->centre(batch, search->middle, NULL, search->sum);
+    for (i = 0; i < batch->groups; i++) {
+        search->centre[i] = search->middle[i] + search->sum[i] / search->weight[i];
+    }
+    search->passes->centre(batch, search->centre, y, search->sum);
+    batch->x = y;
+}
+
+AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, float *y,
+                                        aq_simd_fit *out) {
+    AQ_SIMD_EXACT_BODY
+    const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, search->batch.length);
+    uint32_t i, vary = search->batch.active;
+    size_t j, groups = search->batch.groups;
+    aq_x86_centre(search, y);
+    for (i = 0; i < recipe->starts; i++) {
+        float code = 0.5f * search->top + recipe->shift[i]; /* of the middle */
+        for (j = 0; j < groups; j++) {
+            search->scale[j] = (search->high[j] - search->low[j]) / recipe->divisor[i];
+            search->min[j] = (search->middle[j] - search->centre[j]) - code * search->scale[j];
+        }
+        (void)aq_x86_try(search);
+    }
+    aq_x86_alternate(search, recipe->rounds);
+    for (j = 0; j < groups; j++) {
+        bool varies = (vary >> j & 1u) != 0;
+        double mean = (double)search->centre[j] +
+                      (double)search->sum[j] / (double)search->weight[j];
+        out[j].scale = varies ? search->best_scale[j] : 1.0f;
+        out[j].mean = varies ? mean : (double)search->low[j];
+        out[j].code = varies ? search->best_code[j] : 0.0f;
+    }
+}
+
+AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
+                                           aq_simd_fit *out) {
+    AQ_SIMD_EXACT_BODY
+    const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, search->batch.length);
+    uint32_t i, vary = search->batch.active;
+    size_t j, groups = search->batch.groups;
+    float largest[AQ_X86_GROUPS];
+    for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
+        float low = search->low[j], high = search->high[j];
+        largest[j] = 0.0f - (0.0f - low > high ? low : high);
+        largest[j] = bits == 8 && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+    }
+    for (i = 0; i < recipe->starts; i++) {
+        for (j = 0; j < groups; j++) {
+            search->scale[j] = largest[j] / recipe->divisor[i];
+        }
+        (void)aq_x86_try(search);
+    }
+    aq_x86_alternate(search, recipe->rounds);
+    for (j = 0; j < groups; j++) {
+        bool varies = (vary >> j & 1u) != 0;
+        out[j].scale = varies ? search->best_scale[j] : 1.0f;
+        out[j].mean = varies ? 0.0 : (double)search->low[j];
+        out[j].code = 0.0f;
+    }
+}
+
+/* Cuts a row into batches; the last group, when it is short, is one of its own. */
+AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
+                                    const float *weights, size_t count, size_t group, uint32_t bits,
+                                    bool symmetric, const aq_simd_range *ranges,
+                                    aq_simd_fit *out) {
+    float y[AQ_X86_GROUPS * AQ_SIMD_GROUP_MAX];
+    aq_x86_search search;
+    size_t groups, length;
+    memset(&search, 0, sizeof search);
+    search.passes = passes;
+    search.top = (float)((1u << bits) - 1u);
+    search.half = symmetric ? (float)(1u << (bits - 1u)) : 0.0f;
+    for (; count; count -= groups * length, ranges += groups, out += groups) {
+        length = count < group ? count : group;
+        groups = count / length < AQ_X86_GROUPS ? count / length : AQ_X86_GROUPS;
+        aq_x86_open(&search, x, weights, length, groups, ranges);
+        if (symmetric) {
+            aq_x86_symmetric_batch(&search, bits, out);
+        } else {
+            aq_x86_affine_batch(&search, bits, y, out);
+        }
+        x += groups * length;
+        weights += weights ? groups * length : 0;
+    }
+}
+
+#endif /* AQ_HAVE_AVX2 */

@@ -1,0 +1,50 @@
+/* Configurations from YAML and from single values: what is accepted is valid or says why not, and
+ * written and read again it is the same.
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_config.c -o build/fuzz/config -lm */
+#include "fuzz.h"
+
+static void again(aq_context *context, const aq_config *config) {
+    aq_config second;
+    aq_error err;
+    char *text = NULL;
+    size_t size = 0;
+    FUZZ_CHECK(aq_config_to_yaml(context, config, &text, &size, &err) == AQ_OK);
+    FUZZ_CHECK(aq_config_from_yaml(context, text, size, "again", &second, &err) == AQ_OK);
+    FUZZ_CHECK(aq_config_equal(config, &second));
+    aq_config_free(&second);
+    aq_text_free(context, text, size);
+}
+
+/* The text as the value of one field, which the first byte chooses. aq_config_set takes malloc. */
+static void set(const uint8_t *data, size_t size) {
+    aq_config config = aq_config_from_profile(AQ_PROFILE_EDGE);
+    aq_error err;
+    char value[257];
+    if (!size) return;
+    const aq_field *field = aq_field_at((aq_field_id)(data[0] % AQ_FIELD_COUNT));
+    size_t length = size - 1 < 256 ? size - 1 : 256;
+    memcpy(value, data + 1, length);
+    value[length] = 0;
+    if (aq_config_set(&config, field->path, value, &err) == AQ_OK) again(NULL, &config);
+    else FUZZ_CHECK(err.message[0]);
+    aq_config_free(&config);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    aq_context context;
+    fuzz_memory memory;
+    aq_error err;
+    aq_config config;
+    fuzz_context(&context, &memory);
+    aq_status status =
+        aq_config_from_yaml(&context, (const char *)data, size, "fuzz.yaml", &config, &err);
+    fuzz_check_error(status, &err, "fuzz.yaml");
+    if (status == AQ_OK) {
+        if (aq_config_validate(&config, &err) != AQ_OK) FUZZ_CHECK(err.message[0]);
+        again(&context, &config);
+        aq_config_free(&config);
+    }
+    FUZZ_CHECK(memory.now == 0);
+    set(data, size);
+    return 0;
+}

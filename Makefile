@@ -5,6 +5,8 @@
 # make headers src/ -> arrowquant.h, arrowquant_simd.h
 # make check   fail when those two are stale
 # make clean   remove build/
+# make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
+# make bench-scale   7 billion parameters: time and peak memory (14 GB of disk and more, minutes)
 
 CFLAGS ?= -O2
 LDLIBS ?= -lpthread -lm
@@ -12,7 +14,7 @@ PYTHON ?= python3
 
 benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/*.c))
 
-.PHONY: all demo test bench aq headers check clean
+.PHONY: all demo test bench bench-scale aq headers check clean install
 
 all: aq
 
@@ -35,6 +37,25 @@ check:
 
 clean:
 	rm -rf build
+
+PREFIX ?= /usr/local
+VERSION = $(shell sed -n 's/^\#define AQ_VERSION "\(.*\)"/\1/p' src/api/arrowquant_api.h)
+fill = sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|'
+installed = $(DESTDIR)$(PREFIX)
+
+install: aq
+	mkdir -p $(installed)/bin $(installed)/include $(installed)/lib/pkgconfig $(installed)/lib/cmake/arrowquant
+	install -m 755 build/aq $(installed)/bin/aq
+	install -m 644 arrowquant.h arrowquant_simd.h $(installed)/include
+	$(fill) packaging/arrowquant.pc.in > $(installed)/lib/pkgconfig/arrowquant.pc
+	for file in Config ConfigVersion; do $(fill) packaging/arrowquant$$file.cmake.in \
+	    > $(installed)/lib/cmake/arrowquant/arrowquant$$file.cmake || exit 1; done
+
+bench-scale: aq build/venv
+	build/venv/bin/python bench/scale.py
+
+build/venv:
+	$(PYTHON) tests/run.py --set-up
 
 build/aq: examples/aq.c arrowquant.h
 	@mkdir -p $(@D)

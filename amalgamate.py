@@ -31,12 +31,13 @@ KERNELS = [
     "simd/scalar_sums.c",
     "simd/scalar_fit.c",
     "simd/scalar_codes.c",
-    "simd/x86.h",
     "simd/neon.h",
     "simd/neon_convert.c",
     "simd/neon_sums.c",
     "simd/neon_fit.c",
     "simd/neon_codes.c",
+    "simd/x86.h",
+    "simd/x86_fit.c",
     "simd/dispatch.c",
 ]
 
@@ -96,6 +97,7 @@ LIBRARY = [
     "model/folder.h",
     "model/policy.h",
     "model/staging.h",
+    "model/fp8.h",
     "model/plan.h",
     "model/run.h",
     "model/open.h",
@@ -105,6 +107,7 @@ LIBRARY = [
     "model/folder.c",
     "model/policy.c",
     "model/fp8.c",
+    "model/plan_fp8.c",
     "model/layout.c",
     "model/plan_checks.c",
     "model/plan.c",
@@ -279,7 +282,7 @@ def license_comment():
 
 
 def kernels(joiner):
-    joiner.text("#ifndef AQ_KERNELS_INCLUDED\n#define AQ_KERNELS_INCLUDED\n\n")
+    joiner.text("#define AQ_AMALGAMATED\n#ifndef AQ_KERNELS_INCLUDED\n#define AQ_KERNELS_INCLUDED\n\n")
     joiner.files(KERNELS)
     joiner.text("#endif /* AQ_KERNELS_INCLUDED */\n\n")
 
@@ -302,7 +305,7 @@ def build_library():
     joiner.file(API)
     joiner.text("#endif /* ARROWQUANT_H */\n\n"
                 "#if defined(ARROWQUANT_IMPLEMENTATION) && !defined(AQ_IMPLEMENTATION_INCLUDED)\n"
-                "#define AQ_IMPLEMENTATION_INCLUDED\n#define AQ_AMALGAMATED\n\n")
+                "#define AQ_IMPLEMENTATION_INCLUDED\n")
     kernels(joiner)
     joiner.files(LIBRARY)
     joiner.text(undefine([macro for name in LIBRARY for macro in macros_of(name)]))
@@ -317,10 +320,10 @@ def build_simd():
     joiner.file(SIMD_API)
     joiner.text("#if defined(ARROWQUANT_SIMD_IMPLEMENTATION) && "
                 "!defined(AQ_SIMD_IMPLEMENTATION_INCLUDED)\n"
-                "#define AQ_SIMD_IMPLEMENTATION_INCLUDED\n\n")
+                "#define AQ_SIMD_IMPLEMENTATION_INCLUDED\n")
     kernels(joiner)
     joiner.file(SIMD_EXPORTS)
-    joiner.text("#endif /* ARROWQUANT_SIMD_IMPLEMENTATION */\n\n")
+    joiner.text("#undef AQ_AMALGAMATED\n#endif /* ARROWQUANT_SIMD_IMPLEMENTATION */\n\n")
     joiner.text(license_comment())
     return joiner.result()
 

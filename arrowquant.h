@@ -368,6 +368,7 @@ typedef struct aq_config {
     bool fail_fast;        /* a layer below a gate is an error, not a reason for more bits */
     bool skip_sensitive_layers;
     bool overwrite;
+    bool resume; /* take up what an interrupted run to the same output had finished */
     aq_modality modality;
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
@@ -692,7 +693,6 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #if defined(ARROWQUANT_IMPLEMENTATION) && !defined(AQ_IMPLEMENTATION_INCLUDED)
 #define AQ_IMPLEMENTATION_INCLUDED
 #define AQ_AMALGAMATED
-
 #ifndef AQ_KERNELS_INCLUDED
 #define AQ_KERNELS_INCLUDED
 
@@ -711,9 +711,9 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  error "ArrowQuant needs floats without excess precision: on i386 use -msse2 -mfpmath=sse"
 #endif
 
-/* Linkage of internal functions, equal in effect to AQ_LIB of base/. */
+/* Linkage of internal functions, equal in effect to AQ_LIB of base/: static in both headers. */
 #ifndef AQ_SIMD_LIB
-#  ifndef AQ_AMALGAMATED
+#  if !defined(AQ_AMALGAMATED) && !defined(AQ_SIMD_IMPLEMENTATION_INCLUDED)
 #    define AQ_SIMD_LIB extern
 #  elif defined(__GNUC__) || defined(__clang__)
 #    define AQ_SIMD_LIB static __attribute__((unused))
@@ -917,7 +917,7 @@ static void aq_mode_write(uint64_t mode) {
 #  endif
 }
 #elif defined(AQ_MODE_AARCH64)
-#  define AQ_MODE_CLEAR UINT64_C(0x03C89F03) /* DN, FZ, rounding, FZ16, traps, AH, FIZ */
+#  define AQ_MODE_CLEAR UINT64_C(0x07C89F03) /* AHP, DN, FZ, rounding, FZ16, traps, AH, FIZ */
 static uint64_t aq_mode_read(void) {
     uint64_t word;
     __asm__ __volatile__("mrs %0, fpcr" : "=r"(word) : : "memory");
@@ -1245,8 +1245,8 @@ static const aq_simd_recipe *aq_simd_recipe_at(const aq_simd_recipe *table, uint
     return table + row + (group > 192u ? 3u : group > 96u ? 2u : group > 48u ? 1u : 0u);
 }
 
-/* Tuned on Gaussian, Laplacian and heavy-tailed weights. The first start is plain min/max, which the
- * fit therefore never loses to; at 2 bits the last one finds ternary weights exactly. */
+/* Tuned on Gaussian, Laplacian and heavy-tailed weights. The first start is plain min/max, which
+ * the fit therefore never loses to; at 2 bits the last one finds ternary weights exactly. */
 AQ_SIMD_LIB const aq_simd_recipe *aq_simd_affine_recipe(uint32_t bits, size_t group) {
     static const aq_simd_recipe table[9] = {
         {5, 4, {3.0f, 4.2f, 4.2f, 4.2f, 2.0f}, {0.0f, 0.3f, -0.3f, 0.0f, 0.5f}},
@@ -1673,20 +1673,1208 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
 
 /* ---- end src/simd/scalar_codes.c ---- */
 
-/* ---- begin src/simd/x86.h ---- */
+/* ---- begin src/simd/neon.h ---- */
 
-/* What the AVX2 and AVX-512 kernels share: compiler attributes, linkage, declarations. Both tables
- * are compiled whatever the -march, and used where the machine has them. */
+/* NEON kernels of AArch64: the table's functions, and the sixteen lanes as four registers. */
 
-#if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
-    (defined(__GNUC__) || defined(_MSC_VER))
-#  define AQ_HAVE_AVX2 1
-#  if !defined(ARROWQUANT_NO_AVX512)
-#    define AQ_HAVE_AVX512 1
+/* Every AArch64 has NEON. 32-bit ARM stays scalar: its NEON flushes denormals. */
+#if !defined(ARROWQUANT_NO_SIMD) && !defined(__AARCH64EB__) &&                                     \
+    ((defined(__aarch64__) && defined(__ARM_NEON)) || defined(_M_ARM64))
+#  define AQ_HAVE_NEON 1
+#  include <arm_neon.h>
+
+typedef struct aq_neon_lanes {
+    float32x4_t q[4];
+} aq_neon_lanes;
+
+static inline void aq_neon_clear(aq_neon_lanes *lanes) {
+    lanes->q[0] = lanes->q[1] = lanes->q[2] = lanes->q[3] = vdupq_n_f32(0.0f);
+}
+
+/* The sum, in the order of aq_scalar_fold. */
+AQ_SIMD_EXACT static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t four = vaddq_f32(vaddq_f32(lanes->q[0], lanes->q[2]),
+                                 vaddq_f32(lanes->q[1], lanes->q[3]));
+    float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+#  ifdef __cplusplus
+extern "C" {
+#  endif
+
+AQ_SIMD_LIB void aq_neon_f16_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_bf16_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f8_e4m3_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f8_e5m2_to_f32(const void *in, float *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f32_to_f16(const float *in, void *out, size_t count);
+AQ_SIMD_LIB void aq_neon_f32_to_bf16(const float *in, void *out, size_t count);
+AQ_SIMD_LIB void aq_neon_range(const float *x, size_t count, size_t group, aq_simd_range *out);
+AQ_SIMD_LIB void aq_neon_fit_affine(const float *x, const float *weights, size_t count,
+                                    size_t group, uint32_t bits, const aq_simd_range *ranges,
+                                    aq_simd_fit *out);
+AQ_SIMD_LIB void aq_neon_fit_symmetric(const float *x, const float *weights, size_t count,
+                                       size_t group, uint32_t bits, const aq_simd_range *ranges,
+                                       aq_simd_fit *out);
+AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint32_t bits,
+                                bool symmetric, const aq_simd_grid *grids, void *codes);
+AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
+                                bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
+
+#  ifdef __cplusplus
+}
 #  endif
 #endif
 
+/* ---- end src/simd/neon.h ---- */
+
+/* ---- begin src/simd/neon_convert.c ---- */
+
+/* NEON kernels: F16, BF16 and F8 to and from F32. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* Four halves; FCVTL makes a NaN quiet, and FPCR does not flush its denormals. */
+static inline float32x4_t aq_neon_widen(uint16x4_t halves) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+}
+
+static inline uint16x8_t aq_neon_load_halves(const uint8_t *from) {
+    return vreinterpretq_u16_u8(vld1q_u8(from));
+}
+
+AQ_SIMD_LIB void aq_neon_f16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        uint16x8_t halves = aq_neon_load_halves(from + 2 * i);
+        vst1q_f32(out + i, aq_neon_widen(vget_low_u16(halves)));
+        vst1q_f32(out + i + 4, aq_neon_widen(vget_high_u16(halves)));
+    }
+    aq_scalar_f16_to_f32(from + 2 * i, out + i, count - i);
+}
+
+static inline float32x4_t aq_neon_widen_bf16(uint16x4_t halves) {
+    uint32x4_t bits = vshll_n_u16(halves, 16);
+    uint32x4_t is_nan = vcgtq_u32(vshlq_n_u32(bits, 1), vdupq_n_u32(0xFF000000u));
+    return vreinterpretq_f32_u32(vorrq_u32(bits, vandq_u32(is_nan, vdupq_n_u32(0x400000u))));
+}
+
+AQ_SIMD_LIB void aq_neon_bf16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        uint16x8_t halves = aq_neon_load_halves(from + 2 * i);
+        vst1q_f32(out + i, aq_neon_widen_bf16(vget_low_u16(halves)));
+        vst1q_f32(out + i + 4, aq_neon_widen_bf16(vget_high_u16(halves)));
+    }
+    aq_scalar_bf16_to_f32(from + 2 * i, out + i, count - i);
+}
+
+/* Read as an F16 the byte's exponent is 8 too small, which one exact product mends; 0x7F, the only
+ * NaN, becomes the F16 one. */
+AQ_SIMD_LIB void aq_neon_f8_e4m3_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        uint8x8_t bytes = vld1_u8(from + i);
+        uint16x8_t wide = vshll_n_u8(vand_u8(bytes, vdup_n_u8(0x7F)), 7);
+        uint16x8_t sign = vshll_n_u8(vand_u8(bytes, vdup_n_u8(0x80)), 8);
+        uint16x8_t is_nan = vceqq_u16(wide, vdupq_n_u16(0x7F << 7));
+        wide = vorrq_u16(vbslq_u16(is_nan, vdupq_n_u16(0x7E00), wide), sign);
+        vst1q_f32(out + i, vmulq_n_f32(aq_neon_widen(vget_low_u16(wide)), 256.0f));
+        vst1q_f32(out + i + 4, vmulq_n_f32(aq_neon_widen(vget_high_u16(wide)), 256.0f));
+    }
+    aq_scalar_f8_e4m3_to_f32(from + i, out + i, count - i);
+}
+
+/* The upper half of an F16. */
+AQ_SIMD_LIB void aq_neon_f8_e5m2_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        uint16x8_t halves = vshll_n_u8(vld1_u8(from + i), 8);
+        vst1q_f32(out + i, aq_neon_widen(vget_low_u16(halves)));
+        vst1q_f32(out + i + 4, aq_neon_widen(vget_high_u16(halves)));
+    }
+    aq_scalar_f8_e5m2_to_f32(from + i, out + i, count - i);
+}
+
+static inline uint16x4_t aq_neon_narrow(float32x4_t value) {
+    return vreinterpret_u16_f16(vcvt_f16_f32(value));
+}
+
+AQ_SIMD_LIB void aq_neon_f32_to_f16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        uint16x8_t halves = vcombine_u16(aq_neon_narrow(vld1q_f32(in + i)),
+                                         aq_neon_narrow(vld1q_f32(in + i + 4)));
+        vst1q_u8(to + 2 * i, vreinterpretq_u8_u16(halves));
+    }
+    aq_scalar_f32_to_f16(in + i, to + 2 * i, count - i);
+}
+
+static inline uint16x4_t aq_neon_narrow_bf16(float32x4_t value) {
+    uint32x4_t bits = vreinterpretq_u32_f32(value);
+    uint32x4_t is_nan = vcgtq_u32(vshlq_n_u32(bits, 1), vdupq_n_u32(0xFF000000u));
+    uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, odd), vdupq_n_u32(0x7FFF));
+    return vshrn_n_u32(vbslq_u32(is_nan, vorrq_u32(bits, vdupq_n_u32(0x400000u)), rounded), 16);
+}
+
+AQ_SIMD_LIB void aq_neon_f32_to_bf16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        uint16x8_t halves = vcombine_u16(aq_neon_narrow_bf16(vld1q_f32(in + i)),
+                                         aq_neon_narrow_bf16(vld1q_f32(in + i + 4)));
+        vst1q_u8(to + 2 * i, vreinterpretq_u8_u16(halves));
+    }
+    aq_scalar_f32_to_bf16(in + i, to + 2 * i, count - i);
+}
+
+#endif
+
+/* ---- end src/simd/neon_convert.c ---- */
+
+/* ---- begin src/simd/neon_sums.c ---- */
+
+/* NEON kernels: the range of each group, sums over pairs of values. */
+
+#if defined(AQ_HAVE_NEON)
+
+static void aq_neon_range_group(const float *x, size_t count, aq_simd_range *out) {
+    float32x4_t low = vdupq_n_f32(x[0]), high = low;
+    uint32x4_t most = vdupq_n_u32(0);
+    size_t i;
+    for (i = 0; i < count; i += 4) {
+        float32x4_t value;
+        uint32x4_t bits;
+        if (count - i >= 4) {
+            value = vld1q_f32(x + i);
+        } else { /* the first value once more */
+            float rest[4];
+            vst1q_f32(rest, vdupq_n_f32(x[0]));
+            memcpy(rest, x + i, (count - i) * sizeof *rest);
+            value = vld1q_f32(rest);
+        }
+        bits = vbicq_u32(vreinterpretq_u32_f32(value), vdupq_n_u32(0x80000000u));
+        most = vmaxq_u32(most, bits);
+        low = vminq_f32(low, value);
+        high = vmaxq_f32(high, value);
+    }
+    out->low = vminvq_f32(low);
+    out->high = vmaxvq_f32(high);
+    out->absmax = vmaxvq_u32(most);
+}
+
+/* A group with a NaN is left to the scalar code, which passes over all but a first one. */
+AQ_SIMD_LIB void aq_neon_range(const float *x, size_t count, size_t group, aq_simd_range *out) {
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, out++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_neon_range_group(x + begin, length, out);
+        if (out->absmax > 0x7F800000u) {
+            aq_scalar_range(x + begin, length, length, out);
+        }
+    }
+}
+
+typedef struct aq_neon_compare_sums {
+    aq_neon_lanes dot, first, second, error;
+    float32x4_t most;
+} aq_neon_compare_sums;
+
+AQ_SIMD_EXACT static inline void aq_neon_compare_four(aq_neon_compare_sums *sums, size_t q,
+                                                      float32x4_t a, float32x4_t b) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t difference = vsubq_f32(a, b);
+    sums->dot.q[q] = vaddq_f32(sums->dot.q[q], vmulq_f32(a, b));
+    sums->first.q[q] = vaddq_f32(sums->first.q[q], vmulq_f32(a, a));
+    sums->second.q[q] = vaddq_f32(sums->second.q[q], vmulq_f32(b, b));
+    sums->error.q[q] = vaddq_f32(sums->error.q[q], vmulq_f32(difference, difference));
+    sums->most = vmaxnmq_f32(sums->most, vabsq_f32(difference));
+}
+
+AQ_SIMD_EXACT static inline void aq_neon_compare_step(aq_neon_compare_sums *sums, const float *a,
+                                                      const float *b) {
+    aq_neon_compare_four(sums, 0, vld1q_f32(a), vld1q_f32(b));
+    aq_neon_compare_four(sums, 1, vld1q_f32(a + 4), vld1q_f32(b + 4));
+    aq_neon_compare_four(sums, 2, vld1q_f32(a + 8), vld1q_f32(b + 8));
+    aq_neon_compare_four(sums, 3, vld1q_f32(a + 12), vld1q_f32(b + 12));
+}
+
+/* Zeros behind the end change no sum: none is ever −0. */
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count,
+                                               aq_simd_sums *out) {
+    aq_neon_compare_sums sums;
+    size_t i;
+    aq_neon_clear(&sums.dot);
+    aq_neon_clear(&sums.first);
+    aq_neon_clear(&sums.second);
+    aq_neon_clear(&sums.error);
+    sums.most = vdupq_n_f32(0.0f);
+    for (i = 0; i + AQ_SIMD_LANES <= count; i += AQ_SIMD_LANES) {
+        aq_neon_compare_step(&sums, a + i, b + i);
+    }
+    if (i < count) {
+        float rest_a[AQ_SIMD_LANES] = {0}, rest_b[AQ_SIMD_LANES] = {0};
+        memcpy(rest_a, a + i, (count - i) * sizeof *a);
+        memcpy(rest_b, b + i, (count - i) * sizeof *b);
+        aq_neon_compare_step(&sums, rest_a, rest_b);
+    }
+    out->dot = aq_neon_fold(&sums.dot);
+    out->first = aq_neon_fold(&sums.first);
+    out->second = aq_neon_fold(&sums.second);
+    out->error = aq_neon_fold(&sums.error);
+    out->max_error = vmaxvq_f32(sums.most);
+}
+
+#endif
+
+/* ---- end src/simd/neon_sums.c ---- */
+
+/* ---- begin src/simd/neon_fit.c ---- */
+
+/* NEON kernels: the least-squares fit of a group's parameters, step by step that of scalar_fit.c. */
+
+#if defined(AQ_HAVE_NEON)
+
+#define AQ_NEON_MAGIC 12582912.0f /* 1.5·2^23: adding and taking it off rounds to an integer */
+
+/* Codes c = round((y − base)·inverse) within low … high, summed in 16 lanes. */
+typedef struct aq_neon_pass {
+    float32x4_t base, inverse, low, high;
+    aq_neon_lanes code, code2, cross;
+} aq_neon_pass;
+
+typedef struct aq_neon_fit_sums {
+    float code, code2, cross; /* Σ w·c, Σ w·c², Σ w·c·y */
+} aq_neon_fit_sums;
+
+/* A group as the fit sees it; affine: values less their (weighted) mean. */
+typedef struct aq_neon_group {
+    const float *y, *weights; /* no weights: NULL */
+    size_t count;
+    float weight, sum; /* Σ w, Σ w·y */
+} aq_neon_group;
+
+typedef struct aq_neon_state {
+    float scale, min, code; /* min is less the centre */
+    double gain;            /* by how much these codes lower the squared error */
+} aq_neon_state;
+
+/* The lanes of a short block, the last of a group; the rest are 0. */
+static inline void aq_neon_partial(const float *x, size_t count, float *block) {
+    memset(block, 0, AQ_SIMD_LANES * sizeof *block);
+    memcpy(block, x, count * sizeof *block);
+}
+
+AQ_SIMD_EXACT static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pass, float32x4_t y) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t c = vmulq_f32(vsubq_f32(y, pass->base), pass->inverse);
+    float32x4_t magic = vdupq_n_f32(AQ_NEON_MAGIC);
+    c = vminq_f32(vmaxq_f32(c, pass->low), pass->high);
+    return vsubq_f32(vaddq_f32(c, magic), magic);
+}
+
+AQ_SIMD_EXACT static inline void aq_neon_fit_add(aq_neon_pass *pass, size_t q, float32x4_t wc,
+                                                 float32x4_t c, float32x4_t y) {
+    AQ_SIMD_EXACT_BODY
+    pass->code.q[q] = vaddq_f32(pass->code.q[q], wc);
+    pass->code2.q[q] = vaddq_f32(pass->code2.q[q], vmulq_f32(wc, c));
+    pass->cross.q[q] = vaddq_f32(pass->cross.q[q], vmulq_f32(wc, y));
+}
+
+AQ_SIMD_EXACT static inline void aq_neon_fit_four(aq_neon_pass *pass, size_t q, const float *y) {
+    float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
+    aq_neon_fit_add(pass, q, c, c, value);
+}
+
+AQ_SIMD_EXACT static inline void aq_neon_fit_four_weighted(aq_neon_pass *pass, size_t q,
+                                                           const float *y, const float *weights) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
+    aq_neon_fit_add(pass, q, vmulq_f32(vld1q_f32(weights + 4 * q), c), c, value);
+}
+
+/* The last `count` values, fewer than 16; behind them every code is made 0, which adds nothing. */
+AQ_SIMD_EXACT static void aq_neon_fit_rest(aq_neon_pass *pass, const float *y,
+                                           const float *weights, size_t count) {
+    AQ_SIMD_EXACT_BODY
+    static const uint32_t masks[2 * AQ_SIMD_LANES] = {
+        ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    float values[AQ_SIMD_LANES], weighing[AQ_SIMD_LANES];
+    size_t q;
+    aq_neon_partial(y, count, values);
+    if (weights) {
+        aq_neon_partial(weights, count, weighing);
+    }
+    for (q = 0; q < 4; q++) {
+        float32x4_t value = vld1q_f32(values + 4 * q), c = aq_neon_fit_code(pass, value);
+        uint32x4_t mask = vld1q_u32(masks + AQ_SIMD_LANES - count + 4 * q);
+        c = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(c), mask));
+        aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weighing + 4 * q), c) : c, c, value);
+    }
+}
+
+AQ_SIMD_EXACT static void aq_neon_fit_pass(const aq_neon_group *group, float base, float inverse,
+                                           float low, float high, aq_neon_fit_sums *out) {
+    const float *y = group->y, *weights = group->weights;
+    aq_neon_pass pass;
+    size_t i = 0;
+    pass.base = vdupq_n_f32(base);
+    pass.inverse = vdupq_n_f32(inverse);
+    pass.low = vdupq_n_f32(low);
+    pass.high = vdupq_n_f32(high);
+    aq_neon_clear(&pass.code);
+    aq_neon_clear(&pass.code2);
+    aq_neon_clear(&pass.cross);
+    if (weights) {
+        for (; i + AQ_SIMD_LANES <= group->count; i += AQ_SIMD_LANES) {
+            aq_neon_fit_four_weighted(&pass, 0, y + i, weights + i);
+            aq_neon_fit_four_weighted(&pass, 1, y + i, weights + i);
+            aq_neon_fit_four_weighted(&pass, 2, y + i, weights + i);
+            aq_neon_fit_four_weighted(&pass, 3, y + i, weights + i);
+        }
+    } else {
+        for (; i + AQ_SIMD_LANES <= group->count; i += AQ_SIMD_LANES) {
+            aq_neon_fit_four(&pass, 0, y + i);
+            aq_neon_fit_four(&pass, 1, y + i);
+            aq_neon_fit_four(&pass, 2, y + i);
+            aq_neon_fit_four(&pass, 3, y + i);
+        }
+    }
+    if (i < group->count) {
+        aq_neon_fit_rest(&pass, y + i, weights ? weights + i : NULL, group->count - i);
+    }
+    out->code = aq_neon_fold(&pass.code);
+    out->code2 = aq_neon_fold(&pass.code2);
+    out->cross = aq_neon_fold(&pass.cross);
+}
+
+AQ_SIMD_EXACT static float aq_neon_fit_round(float value, float top) {
+    AQ_SIMD_EXACT_BODY
+    value = value < 0.0f ? 0.0f : value;
+    value = value > top ? top : value;
+    return (value + AQ_NEON_MAGIC) - AQ_NEON_MAGIC;
+}
+
+/* Codes the group on the grid (scale, min), then solves for the best scale and min of these codes.
+ * When they are all alike, only the min is solved. */
+AQ_SIMD_EXACT static void aq_neon_fit_solve(const aq_neon_group *group, float scale, float min,
+                                            float top, aq_neon_state *out) {
+    AQ_SIMD_EXACT_BODY
+    aq_neon_fit_sums sums;
+    float inverse = 1.0f / scale, zero = aq_neon_fit_round((0.0f - min) * inverse, top);
+    double weight = (double)group->weight, sum = (double)group->sum;
+    double code, determinant, slope;
+    aq_neon_fit_pass(group, min + zero * scale, inverse, 0.0f - zero, top - zero, &sums);
+    code = (double)sums.code;
+    determinant = weight * (double)sums.code2 - code * code;
+    slope = weight * (double)sums.cross - code * sum;
+    out->scale = scale;
+    out->gain = 0.0;
+    if (determinant > weight * (double)sums.code2 * 1e-6 && slope > 0.0) {
+        out->scale = (float)(slope / determinant);
+        out->gain = slope * (slope / determinant);
+    }
+    code = code / weight + (double)zero;
+    out->code = (float)code;
+    out->min = (float)(sum / weight - (double)out->scale * code);
+}
+
+/* Adds the blocks of x, or of their products with the weights, in 16 lanes. */
+AQ_SIMD_EXACT static float aq_neon_fit_sum(const float *x, const float *weights, size_t count) {
+    AQ_SIMD_EXACT_BODY
+    float rest[AQ_SIMD_LANES], weighing[AQ_SIMD_LANES];
+    aq_neon_lanes sum;
+    size_t i, q;
+    aq_neon_clear(&sum);
+    for (i = 0; i < count; i += AQ_SIMD_LANES) {
+        const float *values = x + i, *own = weights ? weights + i : NULL;
+        if (count - i < AQ_SIMD_LANES) {
+            aq_neon_partial(values, count - i, rest);
+            values = rest;
+            if (weights) {
+                aq_neon_partial(own, count - i, weighing);
+                own = weighing;
+            }
+        }
+        for (q = 0; q < 4; q++) {
+            float32x4_t value = vld1q_f32(values + 4 * q);
+            value = own ? vmulq_f32(vld1q_f32(own + 4 * q), value) : value;
+            sum.q[q] = vaddq_f32(sum.q[q], value);
+        }
+    }
+    return aq_neon_fold(&sum);
+}
+
+/* Σ w·(x − centre), and the differences */
+AQ_SIMD_EXACT static float aq_neon_fit_centre(const float *x, const float *weights, size_t count,
+                                              float centre, float *y) {
+    float32x4_t all = vdupq_n_f32(centre);
+    size_t i;
+    for (i = 0; i + 4 <= count; i += 4) {
+        vst1q_f32(y + i, vsubq_f32(vld1q_f32(x + i), all));
+    }
+    for (; i < count; i++) {
+        y[i] = x[i] - centre;
+    }
+    return aq_neon_fit_sum(y, weights, count);
+}
+
+/* The range of the values that weigh something; false when they are all alike. */
+static bool aq_neon_live_range(const float *x, const float *weights, size_t count, float *low,
+                               float *high) {
+    float32x4_t least = vdupq_n_f32(FLT_MAX), most = vdupq_n_f32(-FLT_MAX);
+    float rest[4] = {0}, weighing[4] = {0}, first, last;
+    size_t i;
+    for (i = 0; i < count; i += 4) {
+        const float *values = x + i, *own = weights + i;
+        float32x4_t value;
+        uint32x4_t live;
+        if (count - i < 4) {
+            memcpy(rest, values, (count - i) * sizeof *x);
+            memcpy(weighing, own, (count - i) * sizeof *x);
+            values = rest;
+            own = weighing;
+        }
+        value = vld1q_f32(values);
+        live = vcgtq_f32(vld1q_f32(own), vdupq_n_f32(0.0f));
+        least = vminq_f32(least, vbslq_f32(live, value, least));
+        most = vmaxq_f32(most, vbslq_f32(live, value, most));
+    }
+    first = vminvq_f32(least);
+    last = vmaxvq_f32(most);
+    if (!(last > first)) {
+        return false;
+    }
+    *low = first;
+    *high = last;
+    return true;
+}
+
+/* The starts and rounds of the recipe, from the group's middle and range. */
+AQ_SIMD_EXACT static aq_neon_state aq_neon_search(const aq_neon_group *group, uint32_t bits,
+                                                  float middle, float range) {
+    AQ_SIMD_EXACT_BODY
+    const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, group->count);
+    aq_neon_state best = {1.0f, 0.0f, 0.0f, -1.0}, next;
+    float top = (float)((1u << bits) - 1u);
+    uint32_t i;
+    for (i = 0; i < recipe->starts; i++) {
+        float scale = range / recipe->divisor[i];
+        float code = 0.5f * top + recipe->shift[i]; /* of the middle */
+        aq_neon_fit_solve(group, scale, middle - code * scale, top, &next);
+        if (next.gain > best.gain) {
+            best = next;
+        }
+    }
+    for (i = 0; i < recipe->rounds; i++) {
+        aq_neon_fit_solve(group, best.scale, best.min, top, &next);
+        if (!(next.gain > best.gain)) {
+            break; /* the next round would find the same */
+        }
+        best = next;
+    }
+    return best;
+}
+
+AQ_SIMD_EXACT static void aq_neon_affine_group(const float *x, const float *weights, size_t count,
+                                               uint32_t bits, const aq_simd_range *range,
+                                               aq_simd_fit *out) {
+    AQ_SIMD_EXACT_BODY
+    float y[AQ_SIMD_GROUP_MAX], low = range->low, high = range->high, middle, centre;
+    aq_neon_group group;
+    aq_neon_state best;
+    if (weights) {
+        (void)aq_neon_live_range(x, weights, count, &low, &high);
+    }
+    middle = 0.5f * (low + high);
+    group.y = y;
+    group.weights = weights;
+    group.count = count;
+    group.weight = weights ? aq_neon_fit_sum(weights, NULL, count) : (float)count;
+    group.sum = aq_neon_fit_centre(x, weights, count, middle, y);
+    centre = middle + group.sum / group.weight;
+    group.sum = aq_neon_fit_centre(x, weights, count, centre, y);
+    best = aq_neon_search(&group, bits, middle - centre, high - low);
+    out->scale = best.scale;
+    out->mean = (double)centre + (double)group.sum / (double)group.weight;
+    out->code = best.code;
+}
+
+AQ_SIMD_LIB void aq_neon_fit_affine(const float *x, const float *weights, size_t count,
+                                    size_t group, uint32_t bits, const aq_simd_range *ranges,
+                                    aq_simd_fit *out) {
+    size_t begin, index = 0;
+    for (begin = 0; begin < count; begin += group, index++) {
+        size_t length = count - begin < group ? count - begin : group;
+        if (ranges[index].high > ranges[index].low) {
+            aq_neon_affine_group(x + begin, weights ? weights + begin : NULL, length, bits,
+                                 &ranges[index], &out[index]);
+        } else {
+            out[index].scale = 1.0f;
+            out[index].mean = (double)ranges[index].low;
+            out[index].code = 0.0f;
+        }
+    }
+}
+
+/* As aq_neon_fit_solve, with the scale alone: c within −half … half − 1, no min. */
+AQ_SIMD_EXACT static void aq_neon_solve_symmetric(const aq_neon_group *group, float scale,
+                                                  float half, aq_neon_state *out) {
+    AQ_SIMD_EXACT_BODY
+    aq_neon_fit_sums sums;
+    double slope;
+    aq_neon_fit_pass(group, 0.0f, 1.0f / scale, 0.0f - half, half - 1.0f, &sums);
+    slope = (double)sums.cross;
+    out->scale = scale;
+    out->gain = 0.0;
+    if (sums.code2 > 0.0f && slope * (double)scale > 0.0) {
+        out->scale = (float)(slope / (double)sums.code2);
+        out->gain = slope * (slope / (double)sums.code2);
+    }
+}
+
+static void aq_neon_symmetric_group(const aq_neon_group *group, uint32_t bits, float low,
+                                    float high, aq_simd_fit *out) {
+    const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, group->count);
+    float half = (float)(1u << (bits - 1u)), largest;
+    aq_neon_state best = {1.0f, 0.0f, 0.0f, -1.0}, next;
+    uint32_t i;
+    if (group->weights) {
+        (void)aq_neon_live_range(group->y, group->weights, group->count, &low, &high);
+    }
+    largest = 0.0f - (0.0f - low > high ? low : high); /* the positive one of two */
+    largest = bits == 8 && largest > 0.0f ? 0.0f - largest : largest;
+    for (i = 0; i < recipe->starts; i++) {
+        aq_neon_solve_symmetric(group, largest / recipe->divisor[i], half, &next);
+        if (next.gain > best.gain) {
+            best = next;
+        }
+    }
+    for (i = 0; i < recipe->rounds; i++) {
+        aq_neon_solve_symmetric(group, best.scale, half, &next);
+        if (!(next.gain > best.gain)) {
+            break;
+        }
+        best = next;
+    }
+    out->scale = best.scale;
+    out->mean = 0.0;
+    out->code = 0.0f;
+}
+
+AQ_SIMD_LIB void aq_neon_fit_symmetric(const float *x, const float *weights, size_t count,
+                                       size_t group, uint32_t bits, const aq_simd_range *ranges,
+                                       aq_simd_fit *out) {
+    size_t begin, index = 0;
+    for (begin = 0; begin < count; begin += group, index++) {
+        aq_neon_group own;
+        own.count = count - begin < group ? count - begin : group;
+        own.y = x + begin;
+        own.weights = weights ? weights + begin : NULL;
+        own.weight = own.sum = 0.0f;
+        if (ranges[index].high > ranges[index].low) {
+            aq_neon_symmetric_group(&own, bits, ranges[index].low, ranges[index].high,
+                                    &out[index]);
+        } else {
+            out[index].scale = 1.0f;
+            out[index].mean = (double)ranges[index].low;
+            out[index].code = 0.0f;
+        }
+    }
+}
+
+#undef AQ_NEON_MAGIC
+
+#endif
+
+/* ---- end src/simd/neon_fit.c ---- */
+
+/* ---- begin src/simd/neon_codes.c ---- */
+
+/* NEON kernels: codes from weights and weights from codes, with packing. */
+
+#if defined(AQ_HAVE_NEON)
+
+#define AQ_NEON_MAGIC 12582912.0f /* 1.5·2^23: the sum's low bits are the rounded integer */
+
+typedef struct aq_neon_coder {
+    float32x4_t min, inverse, low, high;
+    uint32x4_t zero;
+} aq_neon_coder;
+
+AQ_SIMD_EXACT static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *coder,
+                                                         const float *x) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t value = vmulq_f32(vsubq_f32(vld1q_f32(x), coder->min), coder->inverse);
+    value = vminq_f32(vmaxq_f32(value, coder->low), coder->high);
+    value = vaddq_f32(value, vdupq_n_f32(AQ_NEON_MAGIC));
+    return vmovn_u32(vaddq_u32(vreinterpretq_u32_f32(value), coder->zero));
+}
+
+/* Sixteen codes, one byte each. */
+AQ_SIMD_EXACT static inline uint8x16_t aq_neon_code(const aq_neon_coder *coder, const float *x) {
+    uint16x8_t first = vcombine_u16(aq_neon_code_four(coder, x), aq_neon_code_four(coder, x + 4));
+    uint16x8_t last = vcombine_u16(aq_neon_code_four(coder, x + 8),
+                                   aq_neon_code_four(coder, x + 12));
+    return vcombine_u8(vmovn_u16(first), vmovn_u16(last));
+}
+
+/* Bytes 2i and 2i + 1, of four bits or of two, become byte i. */
+static inline uint8x8_t aq_neon_join(uint8x16_t codes, bool nibbles) {
+    uint16x8_t pairs = vreinterpretq_u16_u8(codes);
+    return vmovn_u16(nibbles ? vsraq_n_u16(pairs, pairs, 4) : vsraq_n_u16(pairs, pairs, 6));
+}
+
+/* Packs sixteen codes into 2·bits bytes. */
+static inline void aq_neon_pack(uint8x16_t codes, uint32_t bits, uint8_t *out) {
+    if (bits == 8) {
+        vst1q_u8(out, codes);
+    } else if (bits == 4) {
+        vst1_u8(out, aq_neon_join(codes, true));
+    } else {
+        uint8x8_t nibbles = aq_neon_join(codes, false);
+        uint8x8_t packed = aq_neon_join(vcombine_u8(nibbles, nibbles), true);
+        uint32_t word = vget_lane_u32(vreinterpret_u32_u8(packed), 0);
+        memcpy(out, &word, sizeof word);
+    }
+}
+
+static void aq_neon_encode_group(const aq_neon_coder *coder, const float *x, size_t count,
+                                 uint32_t bits, uint8_t *out) {
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16, out += 2 * bits) {
+        aq_neon_pack(aq_neon_code(coder, x + i), bits, out);
+    }
+    if (i < count) {
+        float rest[16] = {0};
+        uint8_t codes[16];
+        memcpy(rest, x + i, (count - i) * sizeof *x);
+        vst1q_u8(codes, aq_neon_code(coder, rest));
+        memset(codes + (count - i), 0, 16 - (count - i));
+        aq_neon_pack(vld1q_u8(codes), bits, codes);
+        memcpy(out, codes, ((count - i) * bits + 7) / 8);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint32_t bits,
+                                bool symmetric, const aq_simd_grid *grids, void *codes) {
+    uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    uint8_t *out = (uint8_t *)codes;
+    aq_neon_coder coder;
+    size_t begin;
+    coder.low = vdupq_n_f32(0.0f - (float)zero);
+    coder.high = vdupq_n_f32((float)(levels - 1u - zero));
+    coder.zero = vdupq_n_u32(zero);
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        coder.min = vdupq_n_f32(symmetric ? 0.0f : grids->min);
+        coder.inverse = vdupq_n_f32(1.0f / grids->scale);
+        aq_neon_encode_group(&coder, x + begin, length, bits, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
+/* Byte i becomes bytes 2i and 2i + 1, its lower and its upper bits. */
+static inline uint8x16_t aq_neon_split(uint8x8_t low, uint8x8_t high) {
+    return vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
+}
+
+/* Sixteen codes from 2·bits bytes. */
+static inline uint8x16_t aq_neon_unpack(const uint8_t *in, uint32_t bits) {
+    uint8x8_t packed;
+    uint32_t word;
+    if (bits == 8) {
+        return vld1q_u8(in);
+    }
+    if (bits == 4) {
+        packed = vld1_u8(in);
+        return aq_neon_split(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
+    }
+    memcpy(&word, in, sizeof word);
+    packed = vreinterpret_u8_u32(vdup_n_u32(word));
+    packed = vzip1_u8(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
+    return aq_neon_split(vand_u8(packed, vdup_n_u8(3)), vshr_n_u8(packed, 2));
+}
+
+typedef struct aq_neon_decoder {
+    float32x4_t scale, min;
+    int32x4_t zero;
+    bool symmetric;
+} aq_neon_decoder;
+
+AQ_SIMD_EXACT static inline void aq_neon_decode_four(const aq_neon_decoder *decoder,
+                                                     uint16x4_t codes, float *out) {
+    AQ_SIMD_EXACT_BODY
+    int32x4_t code = vsubq_s32(vreinterpretq_s32_u32(vmovl_u16(codes)), decoder->zero);
+    float32x4_t value = vmulq_f32(vcvtq_f32_s32(code), decoder->scale);
+    vst1q_f32(out, decoder->symmetric ? value : vaddq_f32(value, decoder->min));
+}
+
+AQ_SIMD_EXACT static inline void aq_neon_decode_step(const aq_neon_decoder *decoder,
+                                                     uint8x16_t codes, float *out) {
+    uint16x8_t first = vmovl_u8(vget_low_u8(codes)), last = vmovl_u8(vget_high_u8(codes));
+    aq_neon_decode_four(decoder, vget_low_u16(first), out);
+    aq_neon_decode_four(decoder, vget_high_u16(first), out + 4);
+    aq_neon_decode_four(decoder, vget_low_u16(last), out + 8);
+    aq_neon_decode_four(decoder, vget_high_u16(last), out + 12);
+}
+
+AQ_SIMD_EXACT static void aq_neon_decode_group(const aq_neon_decoder *decoder, const uint8_t *in,
+                                               size_t count, uint32_t bits, float *out) {
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16, in += 2 * bits) {
+        aq_neon_decode_step(decoder, aq_neon_unpack(in, bits), out + i);
+    }
+    if (i < count) {
+        uint8_t codes[16] = {0};
+        float rest[16];
+        memcpy(codes, in, ((count - i) * bits + 7) / 8);
+        aq_neon_decode_step(decoder, aq_neon_unpack(codes, bits), rest);
+        memcpy(out + i, rest, (count - i) * sizeof *out);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
+                                bool symmetric, const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    aq_neon_decoder decoder;
+    size_t begin;
+    decoder.zero = vdupq_n_s32(symmetric ? (int32_t)1 << (bits - 1u) : 0);
+    decoder.symmetric = symmetric;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        decoder.scale = vdupq_n_f32(grids->scale);
+        decoder.min = vdupq_n_f32(grids->min);
+        aq_neon_decode_group(&decoder, in, length, bits, out + begin);
+        in += (length * bits + 7u) / 8u;
+    }
+}
+
+#undef AQ_NEON_MAGIC
+
+#endif
+
+/* ---- end src/simd/neon_codes.c ---- */
+
+/* ---- begin src/simd/x86.h ---- */
+
+/* What the AVX2 and AVX-512 kernels share. Both tables are compiled whatever the -march, through
+ * attributes on each function, and used where the machine has them. */
+
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
+    (defined(__GNUC__) || defined(_MSC_VER))
+
+#  if !defined(ARROWQUANT_NO_AVX512)
+
+#  endif
+#endif
+
+#if defined(AQ_HAVE_AVX2)
+#include <immintrin.h>
+
+/* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
+ * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
+ * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. */
+#if defined(__clang__)
+#  define AQ_AVX2 __attribute__((target("avx2,f16c")))
+#  define AQ_AVX2_INLINE __attribute__((target("avx2,f16c"), always_inline))
+#  define AQ_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
+#  define AQ_AVX512_INLINE \
+      __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), always_inline))
+#elif defined(__GNUC__)
+#  define AQ_AVX2 __attribute__((target("avx2,f16c"), optimize("fp-contract=off")))
+#  define AQ_AVX2_INLINE \
+      __attribute__((target("avx2,f16c"), optimize("fp-contract=off"), always_inline))
+#  define AQ_AVX512 \
+      __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     optimize("fp-contract=off")))
+#  define AQ_AVX512_INLINE \
+      __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     optimize("fp-contract=off"), always_inline))
+#else
+#  define AQ_AVX2
+#  define AQ_AVX2_INLINE
+#  define AQ_AVX512
+#  define AQ_AVX512_INLINE
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_X86_MAGIC 12582912.0f    /* 1.5·2^23: the sum's low bits are the rounded integer */
+#define AQ_X86_MAGIC_BITS 0x4B400000 /* of that float */
+#define AQ_X86_GROUPS 8u            /* so many groups are fitted side by side */
+
+/* Groups of equal length, one behind the other, and what a pass reads and finds of each. */
+typedef struct aq_x86_batch {
+    const float *x, *weights; /* weights: or NULL */
+    size_t length, groups;
+    uint32_t active;          /* bit g: group g is wanted */
+    float base[AQ_X86_GROUPS], inverse[AQ_X86_GROUPS], low[AQ_X86_GROUPS], high[AQ_X86_GROUPS];
+    float sums[AQ_X86_GROUPS][4]; /* with codes c: Σ w·c, Σ w·c², Σ w·c·x, not used */
+} aq_x86_batch;
+
+/* The passes that each ISA has of its own. */
+typedef struct aq_x86_passes {
+    /* c = round((x − base)·inverse) within low … high: the sums of the active groups. */
+    void (*codes)(aq_x86_batch *batch);
+    /* y = x − centre, unless y is NULL; the sums Σ w·(x − centre). */
+    void (*centre)(const aq_x86_batch *batch, const float *centre, float *y, float *sums);
+    /* Σ w, and the range of the values that weigh something where that is wider than a point. */
+    void (*live)(const aq_x86_batch *batch, float *weights, float *low, float *high);
+} aq_x86_passes;
+
+/* ---- x86_fit.c: the search, over the passes of either ISA */
+
+AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
+                                    const float *weights, size_t count, size_t group, uint32_t bits,
+                                    bool symmetric, const aq_simd_range *ranges,
+                                    aq_simd_fit *out);
+
+/* ---- the tables' functions */
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f16_to_f32(const void *in, float *out, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_bf16_to_f32(const void *in, float *out, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f8_e4m3_to_f32(const void *in, float *out, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f8_e5m2_to_f32(const void *in, float *out, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_f16(const float *in, void *out, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_bf16(const float *in, void *out, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t group,
+                                       aq_simd_range *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_affine(const float *x, const float *weights, size_t count,
+                                            size_t group, uint32_t bits,
+                                            const aq_simd_range *ranges, aq_simd_fit *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weights, size_t count,
+                                               size_t group, uint32_t bits,
+                                               const aq_simd_range *ranges, aq_simd_fit *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
+                                        bool symmetric, const aq_simd_grid *grids, void *codes);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t group,
+                                        uint32_t bits, bool symmetric, const aq_simd_grid *grids,
+                                        float *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
+                                         aq_simd_sums *out);
+
+#if defined(AQ_HAVE_AVX512)
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_bf16_to_f32(const void *in, float *out, size_t count);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f8_e4m3_to_f32(const void *in, float *out, size_t count);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f8_e5m2_to_f32(const void *in, float *out, size_t count);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_f16(const float *in, void *out, size_t count);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_bf16(const float *in, void *out, size_t count);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_range(const float *x, size_t count, size_t group,
+                                           aq_simd_range *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_fit_affine(const float *x, const float *weights, size_t count,
+                                                size_t group, uint32_t bits,
+                                                const aq_simd_range *ranges, aq_simd_fit *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_fit_symmetric(const float *x, const float *weights,
+                                                   size_t count, size_t group, uint32_t bits,
+                                                   const aq_simd_range *ranges, aq_simd_fit *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_encode(const float *x, size_t count, size_t group,
+                                            uint32_t bits, bool symmetric,
+                                            const aq_simd_grid *grids, void *codes);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, size_t group,
+                                            uint32_t bits, bool symmetric,
+                                            const aq_simd_grid *grids, float *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
+                                             aq_simd_sums *out);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* AQ_HAVE_AVX2 */
+
 /* ---- end src/simd/x86.h ---- */
+
+/* ---- begin src/simd/x86_fit.c ---- */
+
+/* AVX2 and AVX-512 kernels: the least-squares search of scalar_fit.c, with up to eight groups side by
+ * side. Only the passes over the weights differ between the two. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* As aq_fit_group and aq_fit_state, an entry a group. Work goes on in quads: four groups at once. */
+typedef struct aq_x86_search {
+    const aq_x86_passes *passes;
+    aq_x86_batch batch;
+    float top;       /* affine: the greatest code */
+    float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
+    float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* of the values that weigh anything */
+    float middle[AQ_X86_GROUPS], centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
+    float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
+    float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
+    double best_gain[AQ_X86_GROUPS];
+} aq_x86_search;
+
+/* As aq_fit_round, from 0. */
+AQ_AVX2_INLINE static inline __m128 aq_x86_round(__m128 value, __m128 high) {
+    AQ_SIMD_EXACT_BODY
+    const __m128 magic = _mm_set1_ps(AQ_X86_MAGIC);
+    value = _mm_min_ps(high, _mm_max_ps(_mm_setzero_ps(), value));
+    return _mm_sub_ps(_mm_add_ps(value, magic), magic);
+}
+
+/* The mask of four doubles as one of four floats. */
+AQ_AVX2_INLINE static inline __m128 aq_x86_narrow(__m256d mask) {
+    return _mm_shuffle_ps(_mm_castpd_ps(_mm256_castpd256_pd128(mask)),
+                          _mm_castpd_ps(_mm256_extractf128_pd(mask, 1)), 0x88);
+}
+
+/* What the solution of one quad rests on: the sums of a pass, as columns. */
+typedef struct aq_x86_columns {
+    __m256d code, code2, cross;
+} aq_x86_columns;
+
+AQ_AVX2_INLINE static inline aq_x86_columns aq_x86_transpose(const aq_x86_batch *batch,
+                                                             size_t quad) {
+    __m128 a = _mm_loadu_ps(batch->sums[quad]), b = _mm_loadu_ps(batch->sums[quad + 1]);
+    __m128 c = _mm_loadu_ps(batch->sums[quad + 2]), d = _mm_loadu_ps(batch->sums[quad + 3]);
+    __m128 first = _mm_unpacklo_ps(a, b), second = _mm_unpacklo_ps(c, d);
+    aq_x86_columns columns;
+    columns.code = _mm256_cvtps_pd(_mm_movelh_ps(first, second));
+    columns.code2 = _mm256_cvtps_pd(_mm_movehl_ps(second, first));
+    columns.cross = _mm256_cvtps_pd(
+        _mm_movelh_ps(_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d)));
+    return columns;
+}
+
+/* Keeps a solution that gains more than the best so far; its mask. */
+AQ_AVX2_INLINE static inline uint32_t aq_x86_keep(aq_x86_search *search, size_t quad, __m128 scale,
+                                                  __m128 min, __m128 code, __m256d gain) {
+    __m256d best = _mm256_loadu_pd(search->best_gain + quad);
+    __m256d better = _mm256_cmp_pd(gain, best, _CMP_GT_OQ);
+    __m128 narrow = aq_x86_narrow(better);
+    float *to = search->best_scale + quad;
+    _mm256_storeu_pd(search->best_gain + quad, _mm256_blendv_pd(best, gain, better));
+    _mm_storeu_ps(to, _mm_blendv_ps(_mm_loadu_ps(to), scale, narrow));
+    to = search->best_min + quad;
+    _mm_storeu_ps(to, _mm_blendv_ps(_mm_loadu_ps(to), min, narrow));
+    to = search->best_code + quad;
+    _mm_storeu_ps(to, _mm_blendv_ps(_mm_loadu_ps(to), code, narrow));
+    return (uint32_t)_mm256_movemask_pd(better) << quad;
+}
+
+/* The codes' grid of aq_fit_solve: its zero lies on the code nearest to the mean. */
+AQ_AVX2_INLINE static inline void aq_x86_prepare(aq_x86_search *search, size_t quad) {
+    AQ_SIMD_EXACT_BODY
+    aq_x86_batch *batch = &search->batch;
+    __m128 scale = _mm_loadu_ps(search->scale + quad), min = _mm_loadu_ps(search->min + quad);
+    __m128 inverse = _mm_div_ps(_mm_set1_ps(1.0f), scale), top = _mm_set1_ps(search->top);
+    __m128 zero = aq_x86_round(_mm_mul_ps(_mm_sub_ps(_mm_setzero_ps(), min), inverse), top);
+    _mm_storeu_ps(batch->base + quad, _mm_add_ps(min, _mm_mul_ps(zero, scale)));
+    _mm_storeu_ps(batch->inverse + quad, inverse);
+    _mm_storeu_ps(batch->low + quad, _mm_sub_ps(_mm_setzero_ps(), zero));
+    _mm_storeu_ps(batch->high + quad, _mm_sub_ps(top, zero));
+}
+
+/* The rest of aq_fit_solve, after the pass. */
+AQ_AVX2_INLINE static inline uint32_t aq_x86_solve(aq_x86_search *search, size_t quad) {
+    AQ_SIMD_EXACT_BODY
+    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
+    __m256d weight = _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad));
+    __m256d sum = _mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad));
+    __m256d square = _mm256_mul_pd(weight, sums.code2);
+    __m256d determinant = _mm256_sub_pd(square, _mm256_mul_pd(sums.code, sums.code));
+    __m256d slope = _mm256_sub_pd(_mm256_mul_pd(weight, sums.cross),
+                                  _mm256_mul_pd(sums.code, sum));
+    __m256d least = _mm256_mul_pd(square, _mm256_set1_pd(1e-6));
+    __m256d good = _mm256_and_pd(_mm256_cmp_pd(determinant, least, _CMP_GT_OQ),
+                                 _mm256_cmp_pd(slope, _mm256_setzero_pd(), _CMP_GT_OQ));
+    __m256d ratio = _mm256_div_pd(slope, determinant);
+    __m256d gain = _mm256_and_pd(_mm256_mul_pd(slope, ratio), good);
+    __m128 scale = _mm_blendv_ps(_mm_loadu_ps(search->scale + quad), _mm256_cvtpd_ps(ratio),
+                                 aq_x86_narrow(good));
+    __m256d code = _mm256_add_pd(_mm256_div_pd(sums.code, weight),
+                                 _mm256_cvtps_pd(_mm_sub_ps(_mm_setzero_ps(),
+                                                            _mm_loadu_ps(search->batch.low + quad))));
+    __m256d min = _mm256_sub_pd(_mm256_div_pd(sum, weight),
+                                _mm256_mul_pd(_mm256_cvtps_pd(scale), code));
+    return aq_x86_keep(search, quad, scale, _mm256_cvtpd_ps(min), _mm256_cvtpd_ps(code), gain);
+}
+
+/* As aq_fit_solve_symmetric, before and after the pass. */
+AQ_AVX2_INLINE static inline void aq_x86_prepare_symmetric(aq_x86_search *search, size_t quad) {
+    __m128 scale = _mm_loadu_ps(search->scale + quad);
+    _mm_storeu_ps(search->batch.base + quad, _mm_setzero_ps());
+    _mm_storeu_ps(search->batch.inverse + quad, _mm_div_ps(_mm_set1_ps(1.0f), scale));
+    _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(0.0f - search->half));
+    _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(search->half - 1.0f));
+}
+
+AQ_AVX2_INLINE static inline uint32_t aq_x86_solve_symmetric(aq_x86_search *search, size_t quad) {
+    AQ_SIMD_EXACT_BODY
+    const __m256d none = _mm256_setzero_pd();
+    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
+    __m128 tried = _mm_loadu_ps(search->scale + quad);
+    __m256d sign = _mm256_mul_pd(sums.cross, _mm256_cvtps_pd(tried));
+    __m256d good = _mm256_and_pd(_mm256_cmp_pd(sums.code2, none, _CMP_GT_OQ),
+                                 _mm256_cmp_pd(sign, none, _CMP_GT_OQ));
+    __m256d ratio = _mm256_div_pd(sums.cross, sums.code2);
+    __m256d gain = _mm256_and_pd(_mm256_mul_pd(sums.cross, ratio), good);
+    __m128 scale = _mm_blendv_ps(tried, _mm256_cvtpd_ps(ratio), aq_x86_narrow(good));
+    return aq_x86_keep(search, quad, scale, _mm_setzero_ps(), _mm_setzero_ps(), gain);
+}
+
+/* Tries the grids scale[], min[] on the active groups; the mask of those that gained by it. */
+AQ_AVX2 static uint32_t aq_x86_try(aq_x86_search *search) {
+    bool symmetric = search->half > 0.0f;
+    uint32_t gained = 0;
+    size_t quad;
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        if (symmetric) {
+            aq_x86_prepare_symmetric(search, quad);
+        } else {
+            aq_x86_prepare(search, quad);
+        }
+    }
+    search->passes->codes(&search->batch);
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        gained |= symmetric ? aq_x86_solve_symmetric(search, quad) : aq_x86_solve(search, quad);
+    }
+    return gained & search->batch.active;
+}
+
+/* The rounds after the starts: a group that does not gain is done. */
+AQ_AVX2 static void aq_x86_alternate(aq_x86_search *search, uint32_t rounds) {
+    uint32_t i;
+    for (i = 0; i < rounds && search->batch.active; i++) {
+        memcpy(search->scale, search->best_scale, sizeof search->scale);
+        memcpy(search->min, search->best_min, sizeof search->min);
+        search->batch.active = aq_x86_try(search);
+    }
+}
+
+/* Groups of a batch, which of them vary, and nothing found yet. */
+AQ_AVX2 static void aq_x86_open(aq_x86_search *search, const float *x, const float *weights,
+                                size_t length, size_t groups, const aq_simd_range *ranges) {
+    aq_x86_batch *batch = &search->batch;
+    size_t i;
+    batch->x = x;
+    batch->weights = weights;
+    batch->length = length;
+    batch->groups = groups;
+    batch->active = 0;
+    for (i = 0; i < groups; i++) {
+        batch->active |= ranges[i].high > ranges[i].low ? 1u << i : 0u;
+        search->low[i] = ranges[i].low;
+        search->high[i] = ranges[i].high;
+        search->weight[i] = (float)length;
+        search->best_scale[i] = 1.0f;
+        search->best_gain[i] = -1.0;
+    }
+    if (weights) {
+        search->passes->live(batch, search->weight, search->low, search->high);
+    }
+}
+
+/* Values less their mean, to y. */
+AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
+    AQ_SIMD_EXACT_BODY
+    aq_x86_batch *batch = &search->batch;
+    size_t i;
+    for (i = 0; i < batch->groups; i++) {
+        search->middle[i] = 0.5f * (search->low[i] + search->high[i]);
+    }
+    search->passes->centre(batch, search->middle, NULL, search->sum);
+    for (i = 0; i < batch->groups; i++) {
+        search->centre[i] = search->middle[i] + search->sum[i] / search->weight[i];
+    }
+    search->passes->centre(batch, search->centre, y, search->sum);
+    batch->x = y;
+}
+
+AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, float *y,
+                                        aq_simd_fit *out) {
+    AQ_SIMD_EXACT_BODY
+    const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, search->batch.length);
+    uint32_t i, vary = search->batch.active;
+    size_t j, groups = search->batch.groups;
+    aq_x86_centre(search, y);
+    for (i = 0; i < recipe->starts; i++) {
+        float code = 0.5f * search->top + recipe->shift[i]; /* of the middle */
+        for (j = 0; j < groups; j++) {
+            search->scale[j] = (search->high[j] - search->low[j]) / recipe->divisor[i];
+            search->min[j] = (search->middle[j] - search->centre[j]) - code * search->scale[j];
+        }
+        (void)aq_x86_try(search);
+    }
+    aq_x86_alternate(search, recipe->rounds);
+    for (j = 0; j < groups; j++) {
+        bool varies = (vary >> j & 1u) != 0;
+        double mean = (double)search->centre[j] +
+                      (double)search->sum[j] / (double)search->weight[j];
+        out[j].scale = varies ? search->best_scale[j] : 1.0f;
+        out[j].mean = varies ? mean : (double)search->low[j];
+        out[j].code = varies ? search->best_code[j] : 0.0f;
+    }
+}
+
+AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
+                                           aq_simd_fit *out) {
+    AQ_SIMD_EXACT_BODY
+    const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, search->batch.length);
+    uint32_t i, vary = search->batch.active;
+    size_t j, groups = search->batch.groups;
+    float largest[AQ_X86_GROUPS];
+    for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
+        float low = search->low[j], high = search->high[j];
+        largest[j] = 0.0f - (0.0f - low > high ? low : high);
+        largest[j] = bits == 8 && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+    }
+    for (i = 0; i < recipe->starts; i++) {
+        for (j = 0; j < groups; j++) {
+            search->scale[j] = largest[j] / recipe->divisor[i];
+        }
+        (void)aq_x86_try(search);
+    }
+    aq_x86_alternate(search, recipe->rounds);
+    for (j = 0; j < groups; j++) {
+        bool varies = (vary >> j & 1u) != 0;
+        out[j].scale = varies ? search->best_scale[j] : 1.0f;
+        out[j].mean = varies ? 0.0 : (double)search->low[j];
+        out[j].code = 0.0f;
+    }
+}
+
+/* Cuts a row into batches; the last group, when it is short, is one of its own. */
+AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
+                                    const float *weights, size_t count, size_t group, uint32_t bits,
+                                    bool symmetric, const aq_simd_range *ranges,
+                                    aq_simd_fit *out) {
+    float y[AQ_X86_GROUPS * AQ_SIMD_GROUP_MAX];
+    aq_x86_search search;
+    size_t groups, length;
+    memset(&search, 0, sizeof search);
+    search.passes = passes;
+    search.top = (float)((1u << bits) - 1u);
+    search.half = symmetric ? (float)(1u << (bits - 1u)) : 0.0f;
+    for (; count; count -= groups * length, ranges += groups, out += groups) {
+        length = count < group ? count : group;
+        groups = count / length < AQ_X86_GROUPS ? count / length : AQ_X86_GROUPS;
+        aq_x86_open(&search, x, weights, length, groups, ranges);
+        if (symmetric) {
+            aq_x86_symmetric_batch(&search, bits, out);
+        } else {
+            aq_x86_affine_batch(&search, bits, y, out);
+        }
+        x += groups * length;
+        weights += weights ? groups * length : 0;
+    }
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/x86_fit.c ---- */
 
 /* ---- begin src/simd/dispatch.c ---- */
 
@@ -3507,9 +4695,9 @@ static aq_status aq_json_duplicate(const aq_json_builder *builder, const aq_json
     size_t position = (size_t)(event.text - reader.text) - 1;
     aq_json_locate(&reader, position, &line, &column);
     return aq_fail_tensor(err, reader.failure, "", position,
-                          "%s: line %llu, column %llu: the key \"%.*s\" occurs twice in one object; "
-                          "remove one", reader.source, line, column, (int)
-                          (event.size < 1000 ? event.size : 1000), event.text);
+                          "%s: line %llu, column %llu: the key \"%.*s\" occurs twice in one "
+                          "object; remove one", reader.source, line, column,
+                          event.size < 1000 ? (int)event.size : 1000, event.text);
 }
 
 static aq_status aq_json_check_keys(const aq_json_builder *builder, const aq_json_level *level,
@@ -5090,6 +6278,7 @@ typedef enum aq_path_kind { AQ_PATH_NONE, AQ_PATH_FILE, AQ_PATH_FOLDER, AQ_PATH_
 /* Follows symbolic links. A dangling link is NONE. */
 AQ_LIB aq_path_kind aq_path_kind_of(const char *path);
 AQ_LIB bool aq_path_is_link(const char *path);
+AQ_LIB uint64_t aq_path_modified(const char *path); /* a time stamp; 0 where there is none */
 
 typedef struct aq_folder_entry {
     const char *name;
@@ -5763,6 +6952,11 @@ AQ_LIB bool aq_path_is_link(const char *path) {
     return readlink(path, &first, 1) >= 0;
 }
 
+AQ_LIB uint64_t aq_path_modified(const char *path) {
+    struct stat about;
+    return stat(path, &about) == 0 ? (uint64_t)about.st_mtime : 0;
+}
+
 AQ_LIB aq_status aq_scan_folder(const char *path, aq_visit_fn visit, void *user, aq_error *err) {
     aq_status status = AQ_OK;
     DIR *folder = opendir(path);
@@ -6233,6 +7427,15 @@ AQ_LIB bool aq_path_is_link(const char *path) {
             found.dwReserved0 == IO_REPARSE_TAG_MOUNT_POINT);
 }
 
+AQ_LIB uint64_t aq_path_modified(const char *path) {
+    aq_wide_path wide;
+    WIN32_FILE_ATTRIBUTE_DATA about;
+    if (!aq_to_wide(path, &wide) || !GetFileAttributesExW(wide.text, GetFileExInfoStandard, &about))
+        return 0;
+    return (uint64_t)about.ftLastWriteTime.dwHighDateTime << 32 |
+           about.ftLastWriteTime.dwLowDateTime;
+}
+
 AQ_LIB aq_status aq_scan_folder(const char *path, aq_visit_fn visit, void *user, aq_error *err) {
     aq_wide_path wide;
     WIN32_FIND_DATAW found;
@@ -6435,6 +7638,8 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       0, 0, "", AQ_ERR_CONFIGURATION, "wanted size of the output in MB; 0: none")                  \
     X(overwrite, BOOL, overwrite, "overwrite", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
       "replace an output that exists")                                                             \
+    X(resume, BOOL, resume, "resume", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,                     \
+      "take up what an interrupted run to the same output had finished")                           \
     X(markov_enabled, BOOL, markov_validation.enabled, "thermodynamic.validation.enabled", 0,      \
       1, 1, 1, 1, "", AQ_ERR_CONFIGURATION, "measure jumps between neighbouring time groups")      \
     X(markov_smoothness_threshold, FLOAT, markov_validation.smoothness_threshold,                  \
@@ -8907,7 +10112,8 @@ static aq_status aq_outcome_error(const aq_quantize_run *run, const aq_block_out
     if (outcome->needs_f32) {
         return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                               "the scale or minimum of the group at [%llu, %llu] does not fit %s; "
-                              "use AQ_PARAM_F32", row, col, aq_param_type_name(run->job.spec.params));
+                              "use AQ_PARAM_F32", row, col,
+                              aq_param_type_name(run->job.spec.params));
     }
     return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                           "the group at [%llu, %llu] is constant, which Q8 parameters cannot hold; "
@@ -8920,8 +10126,8 @@ AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq
         uint32_t bits = aq_simd_bits(weights[i]);
         if (bits >= 0x7F800000u && bits != 0x80000000u) { /* negative numbers have the top bit */
             return aq_fail_tensor(err, AQ_ERR_ARGUMENT, "", i,
-                                  "the weight of column %llu is negative, NaN or infinite; expected "
-                                  "a finite number ≥ 0", (unsigned long long)i);
+                                  "the weight of column %llu is negative, NaN or infinite; "
+                                  "expected a finite number ≥ 0", (unsigned long long)i);
         }
     }
     return AQ_OK;
@@ -9242,7 +10448,7 @@ static unsigned aq_hex_digit(char digit) { /* the reader has checked that it is 
     return (unsigned)((digit | 0x20) - 'a') + 10u;
 }
 
-/* One character of a raw slice; *position moves past it. Anything but ASCII gives 0x80 and above. */
+/* One character of a raw slice; *position moves past it. Anything but ASCII gives 0x80 or more. */
 static unsigned aq_unescape_one(const char *raw, size_t *position) {
     static const char from[] = "bfnrt", to[] = "\b\f\n\r\t";
     unsigned char c = (unsigned char)raw[(*position)++];
@@ -9423,6 +10629,9 @@ typedef struct aq_st_index {
 
 AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index *out,
                                   aq_error *err);
+/* The same from memory; `path` names it in messages. */
+AQ_LIB aq_status aq_st_parse_index(aq_arena *arena, const char *text, size_t size,
+                                   const char *path, aq_st_index *out, aq_error *err);
 
 /* One line of an index to be written. */
 typedef struct aq_st_index_output {
@@ -9440,7 +10649,7 @@ AQ_LIB aq_status aq_st_write_index(const aq_context *context, const char *path,
  * count on more than byte alignment: holes are refused by the reference reader, and the sizes of
  * layers are not known before they are measured. All the same the usual file is aligned, when
  * - the parts of a layer follow one another as codes, row_params, params, and
- * - the tensors of a file are ordered by ascending aq_st_write_rank, in input order within a rank. */
+ * - the tensors of a file are ordered by aq_st_write_rank, in input order within a rank. */
 typedef struct aq_st_output {
     const char *name;
     aq_dtype dtype;
@@ -9449,7 +10658,7 @@ typedef struct aq_st_output {
     uint64_t begin, end;
 } aq_st_output;
 
-/* 0: kept, 8-byte elements; 1: kept, 4-byte; 2: to be quantized; 3: kept, 2-byte; 4: kept, 1-byte. */
+/* 0: kept, 8-byte elements; 1: kept, 4-byte; 2: to be quantized; 3: kept, 2-byte; 4: kept, 1-byte */
 AQ_LIB uint32_t aq_st_write_rank(aq_dtype dtype, bool quantized);
 /* Writes a header of exactly `capacity` bytes (padded with spaces) for tensors that are given in
  * data order without holes (else AQ_ERR_ARGUMENT); `metadata` is the JSON text of an object, or
@@ -9575,8 +10784,8 @@ static aq_status aq_st_offsets(aq_st_parser *parser, const aq_json_event *event,
     if (status != AQ_OK) return status;
     if (range[0] > range[1] || range[1] > parser->data_size)
         return aq_fail_tensor(parser->err, AQ_ERR_CORRUPT, tensor->name, range[0],
-                              "%s: tensor %s: data_offsets [%llu, %llu] lie outside the file's %llu "
-                              "data bytes; the file is cut short or damaged: download it again",
+                              "%s: tensor %s: data_offsets [%llu, %llu] lie outside the file's "
+                              "%llu data bytes; the file is cut short or damaged: download it again",
                               parser->path, tensor->name, (unsigned long long)range[0],
                               (unsigned long long)range[1], (unsigned long long)parser->data_size);
     tensor->offset = parser->out->data_start + range[0];
@@ -10093,7 +11302,8 @@ static aq_status aq_index_shards(aq_index_parser *parser, const void **sorted) {
             firsts[shards++] = pair;
     }
     aq_sort_pointers(firsts, shards, aq_index_by_order);
-    const char **names = (const char **)aq_arena_alloc(parser->arena, (shards + 1) * sizeof(*names));
+    const char **names =
+        (const char **)aq_arena_alloc(parser->arena, (shards + 1) * sizeof(*names));
     if (!names) return aq_fail_memory(parser->err, shards * sizeof(*names));
     for (size_t i = 0; i < shards; i++) {
         size_t first = ((const aq_index_pair *)firsts[i])->order;
@@ -10137,11 +11347,9 @@ static aq_status aq_index_arrange(aq_index_parser *parser) {
     return AQ_OK;
 }
 
-AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index *out,
-                                  aq_error *err) {
+AQ_LIB aq_status aq_st_parse_index(aq_arena *arena, const char *text, size_t size,
+                                   const char *path, aq_st_index *out, aq_error *err) {
     aq_index_parser parser;
-    char *text = NULL;
-    size_t size = 0;
     memset(&parser, 0, sizeof(parser));
     memset(out, 0, sizeof(*out));
     parser.arena = arena;
@@ -10149,15 +11357,23 @@ AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index
     parser.path = path;
     parser.out = out;
     parser.err = err;
-    aq_status status =
-        aq_read_text(&parser.scratch, path, AQ_ST_INDEX_LIMIT, &text, &size, err);
-    if (status == AQ_OK) {
-        aq_json_open(&parser.json, text, size, path);
-        parser.json.failure = AQ_ERR_METADATA;
-        status = aq_index_object(&parser);
-    }
+    aq_json_open(&parser.json, text, size, path);
+    parser.json.failure = AQ_ERR_METADATA;
+    aq_status status = aq_index_object(&parser);
     if (status == AQ_OK) status = aq_index_arrange(&parser);
     aq_arena_free(&parser.scratch);
+    return status;
+}
+
+AQ_LIB aq_status aq_st_read_index(aq_arena *arena, const char *path, aq_st_index *out,
+                                  aq_error *err) {
+    aq_arena scratch;
+    char *text = NULL;
+    size_t size = 0;
+    aq_arena_init(&scratch, arena->context);
+    aq_status status = aq_read_text(&scratch, path, AQ_ST_INDEX_LIMIT, &text, &size, err);
+    if (status == AQ_OK) status = aq_st_parse_index(arena, text, size, path, out, err);
+    aq_arena_free(&scratch);
     return status;
 }
 
@@ -10386,9 +11602,9 @@ extern "C" {
 
 #define AQ_NATIVE_VERSION 1
 #define AQ_NATIVE_KEY "arrowquant"
-#define AQ_CODES_SUFFIX ".aq_codes"       /* I32 [rows, words] */
-#define AQ_PARAMS_SUFFIX ".aq_params"     /* F16, F32 or (Q8) U8, symmetric Q8: I8 [rows, groups, 2|1] */
-#define AQ_EXTRA_SUFFIX ".aq_row_params"  /* Q8 only: F16 [rows, 2|1] */
+#define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
+#define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric Q8: I8; [rows, groups, 2|1] */
+#define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
 
 typedef struct aq_native_tensor {
     const char *name;
@@ -10466,8 +11682,8 @@ typedef struct aq_native_parser {
 static aq_status aq_native_bad(const aq_native_parser *parser, const char *tensor,
                                const char *what) {
     return aq_fail_tensor(parser->err, AQ_ERR_METADATA, tensor, 0,
-                          "%s: __metadata__ \"arrowquant\"%s%s: %s; the file was damaged or edited: "
-                          "quantize the model again", parser->path, *tensor ? ", tensor " : "",
+                          "%s: __metadata__ \"arrowquant\"%s%s: %s; the file was damaged or "
+                          "edited: quantize the model again", parser->path, *tensor ? ", tensor " : "",
                           tensor, what);
 }
 
@@ -10870,8 +12086,8 @@ static aq_status aq_native_part_find(const aq_native_tensor *tensor, const aq_st
         agrees = found->shape[i] == part->shape[i];
     if (!agrees)
         return aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, found->offset,
-                              "%s: tensor %s: expected %s of dtype %s and %llu rows of %llu words or "
-                              "groups, found dtype %s, rank %u and %llu bytes; quantize the model "
+                              "%s: tensor %s: expected %s of dtype %s and %llu rows of %llu words "
+                              "or groups, found dtype %s, rank %u and %llu bytes; quantize the model "
                               "again", file->path, tensor->name, found->name,
                               aq_dtype_name(part->dtype), (unsigned long long)part->shape[0],
                               (unsigned long long)part->shape[1], aq_dtype_name(found->dtype),
@@ -10903,14 +12119,14 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     parts[0] = parts[1] = parts[2] = NULL;
     if (!tensor->known)
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
-                              "%s: tensor %s has the code \"%s\", this library reads \"affine\" and "
-                              "\"symmetric\"; use a newer ArrowQuant", file->path, tensor->name,
+                              "%s: tensor %s has the code \"%s\", this library reads \"affine\" "
+                              "and \"symmetric\"; use a newer ArrowQuant", file->path, tensor->name,
                               tensor->code);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
         return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
-                              "%s: tensor %s: its shape overflows 64 bits; quantize the model again",
-                              file->path, tensor->name);
+                              "%s: tensor %s: its shape overflows 64 bits; quantize the model "
+                              "again", file->path, tensor->name);
     uint64_t values = tensor->spec.code == AQ_CODE_SYMMETRIC ? 1 : 2;
     aq_native_part codes = { AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2, { 0, 0, 0 } };
     aq_native_part params = { AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, { 0, 0, 0 } };
@@ -11211,15 +12427,18 @@ typedef struct aq_staging {
     const char *folder;    /* the temporary sibling: ".NAME.aq-tmp-PID-N" */
     const char *only_file; /* not NULL: the target is this one file of the folder */
     bool overwrite;
+    bool resumed;          /* the folder is that of an earlier run, with what it had finished */
+    const char *left_over; /* a dead run's folder that may be taken up */
     aq_file lock;          /* FOLDER.lock, beside the folder */
 } aq_staging;
 
 /* `input` is the folder or file that is read: a target equal to it, inside it or around it is
  * refused. An existing target is AQ_ERR_EXISTS unless `overwrite`; then it must be a folder that
- * holds a model (or a file for a file), so that a slip of the pen never deletes a home folder. */
+ * holds a model (or a file for a file), so that a slip of the pen never deletes a home folder.
+ * `resume`: the folder of a run that died is taken up instead of removed. */
 AQ_LIB aq_status aq_staging_begin(aq_staging *staging, const aq_context *context,
                                   const char *input, const char *target, const char *only_file,
-                                  bool overwrite, aq_error *err);
+                                  bool overwrite, bool resume, aq_error *err);
 /* Syncs the folders and renames; an earlier output is exchanged, then removed. */
 AQ_LIB aq_status aq_staging_commit(aq_staging *staging, aq_error *err);
 /* Removes what is not committed, frees everything. Zeroed or ended ones allowed. */
@@ -11361,6 +12580,9 @@ typedef struct aq_run {
     size_t buffer_size, buffer_bytes;
     aq_file input;
     aq_shard_writer out;
+    size_t *shard_ends;      /* [s]: number of stored tensors after shard s */
+    size_t finished;         /* shards that are done, from the first on */
+    aq_builder journal;      /* its text so far */
 } aq_run;
 
 /* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
@@ -11373,11 +12595,16 @@ AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* model/run_shard.c: one output file, and what lies beside the weights */
 AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err);
-/* Folders first; then, after the shards, config.json and index of each component (shard_ends[s]:
- * number of stored tensors after shard s), and the files that are carried over. */
+/* Folders first; then, after the shards, config.json and index of each component, and the files
+ * that are carried over. */
 AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err);
-AQ_LIB aq_status aq_run_component_files(aq_run *run, const size_t *shard_ends, aq_error *err);
+AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
+/* model/journal.c: begins the journal, and in a folder that was taken up fills run->finished and
+ * all that the finished shards left; adds a shard; removes the journal before the commit */
+AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err);
+AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);
 
 #ifdef __cplusplus
 }
@@ -11422,6 +12649,9 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
+/* The context itself, or `local` filled with what NULL stands for: to be called once outside of
+ * loops, because asking the CPU what it can do takes microseconds. */
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* Rows as F32 on the calling thread alone. */
 AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
                                     uint64_t first_row, uint64_t row_count, float *out,
@@ -12038,6 +13268,10 @@ static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_erro
                             : aq_check_unique(arena, walk->folder, component, err);
 }
 
+static int aq_compare_shard_names(const void *a, const void *b) {
+    return strcmp((const char *)a, (const char *)b);
+}
+
 static aq_status aq_load_index(aq_walk *walk, const char *prefix, aq_component *component,
                                aq_error *err) {
     aq_arena *arena = walk->arena;
@@ -12047,16 +13281,15 @@ static aq_status aq_load_index(aq_walk *walk, const char *prefix, aq_component *
     if (status != AQ_OK) return status;
     size_t count = component->index_data.shard_count;
     if (!count) return aq_fail(err, AQ_ERR_METADATA, "%s: names no shard", path);
+    const void **sorted = (const void **)aq_arena_alloc(arena, count * sizeof(*sorted));
     component->shards = (const char **)aq_arena_alloc(arena, count * sizeof(char *));
-    if (!component->shards) return aq_fail_memory(err, count * sizeof(char *));
+    if (!sorted || !component->shards) return aq_fail_memory(err, count * sizeof(char *));
     for (size_t i = 0; i < count; i++) {
-        const char *shard = aq_relative(arena, prefix, component->index_data.shards[i]);
-        size_t place = i;
-        if (!shard) return aq_fail_memory(err, 0);
-        for (; place > 0 && strcmp(component->shards[place - 1], shard) > 0; place--)
-            component->shards[place] = component->shards[place - 1];
-        component->shards[place] = shard;
+        sorted[i] = aq_relative(arena, prefix, component->index_data.shards[i]);
+        if (!sorted[i]) return aq_fail_memory(err, 0);
     }
+    aq_sort_pointers(sorted, count, aq_compare_shard_names);
+    for (size_t i = 0; i < count; i++) component->shards[i] = (const char *)sorted[i];
     component->shard_count = count;
     return AQ_OK;
 }
@@ -13137,7 +14370,7 @@ static char *aq_staging_name(aq_staging *staging, const char *rest) {
 
 /* Removes temporaries of this target whose process is gone. What cannot be removed is left: it
  * does no harm, and the run's own errors are the ones to report. */
-static aq_status aq_staging_sweep(aq_staging *staging, aq_error *err) {
+static aq_status aq_staging_sweep(aq_staging *staging, bool resume, aq_error *err) {
     aq_folder_entry *entries;
     size_t count;
     char *parent = aq_path_parent(&staging->arena, staging->target);
@@ -13154,6 +14387,10 @@ static aq_status aq_staging_sweep(aq_staging *staging, aq_error *err) {
             if (!aq_lock_is_stale(path)) continue;
             char *folder = aq_arena_copy(&staging->arena, path, strlen(path) - strlen(".lock"));
             if (!folder) return aq_fail_memory(err, 0);
+            if (resume && !staging->left_over && aq_path_kind_of(folder) == AQ_PATH_FOLDER) {
+                staging->left_over = folder;
+                continue;
+            }
             if (aq_remove_tree(staging->arena.context, folder, NULL) == AQ_OK)
                 (void)aq_remove_tree(staging->arena.context, path, NULL);
         } else {
@@ -13190,9 +14427,28 @@ static aq_status aq_staging_claim(aq_staging *staging, aq_error *err) {
     return aq_fail(err, AQ_ERR_IO, "%s: too many temporary folders beside it", staging->target);
 }
 
+/* The left-over folder takes the place of our empty one. One rename decides who gets it, should two
+ * runs want it; the other starts from nothing. */
+static aq_status aq_staging_take_up(aq_staging *staging, aq_error *err) {
+    size_t size;
+    char *lock;
+    if (!staging->left_over) return AQ_OK;
+    size = strlen(staging->left_over) + 6;
+    lock = (char *)aq_arena_alloc(&staging->arena, size);
+    if (!lock) return aq_fail_memory(err, size);
+    aq_format(lock, size, "%s.lock", staging->left_over);
+    aq_status status = aq_remove_tree(staging->arena.context, staging->folder, err);
+    if (status != AQ_OK) return status;
+    if (aq_rename(staging->left_over, staging->folder, AQ_RENAME_NOREPLACE, NULL) != AQ_OK)
+        return aq_make_folder(staging->folder, err);
+    (void)aq_remove_tree(staging->arena.context, lock, NULL);
+    staging->resumed = true;
+    return AQ_OK;
+}
+
 AQ_LIB aq_status aq_staging_begin(aq_staging *staging, const aq_context *context,
                                   const char *input, const char *target, const char *only_file,
-                                  bool overwrite, aq_error *err) {
+                                  bool overwrite, bool resume, aq_error *err) {
     char *resolved;
     memset(staging, 0, sizeof(*staging));
     staging->lock.handle = -1;
@@ -13213,8 +14469,9 @@ AQ_LIB aq_status aq_staging_begin(aq_staging *staging, const aq_context *context
     }
     if (status == AQ_OK) status = aq_staging_apart(staging, input, err);
     if (status == AQ_OK) status = aq_staging_may_replace(staging, err);
-    if (status == AQ_OK) status = aq_staging_sweep(staging, err);
+    if (status == AQ_OK) status = aq_staging_sweep(staging, resume, err);
     if (status == AQ_OK) status = aq_staging_claim(staging, err);
+    if (status == AQ_OK) status = aq_staging_take_up(staging, err);
     if (status != AQ_OK) aq_staging_end(staging);
     return status;
 }
@@ -13330,6 +14587,239 @@ AQ_LIB aq_status aq_meter_tell(aq_meter *meter, uint64_t extra, bool forced, aq_
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/meter.c ---- */
+
+/* ---- begin src/model/journal.c ---- */
+
+/* The journal of a run: after each finished shard, what became of its tensors. It lies in the
+ * temporary folder, so that a run that was killed can be taken up where it was. The first line
+ * names plan and input; one line a shard follows. Anything that does not fit is not believed, and
+ * the shard is made again. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_JOURNAL_NAME ".aq-journal"
+#define AQ_JOURNAL_LIMIT ((uint64_t)1 << 30)
+
+static aq_status aq_journal_path(aq_run *run, char **path, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    *path = aq_path_join(&state->arena, state->staging.folder, AQ_JOURNAL_NAME);
+    return *path ? AQ_OK : aq_fail_memory(err, 0);
+}
+
+/* Whatever decides the output's bytes: library, plan, gates, and the input files as they are. */
+static aq_status aq_journal_first_line(aq_run *run, aq_builder *line, aq_error *err) {
+    aq_plan *plan = run->plan;
+    aq_arena *arena = &plan->state->arena;
+    char *text;
+    size_t size;
+    aq_status status = aq_plan_to_json(run->context, plan, &text, &size, err);
+    if (status != AQ_OK) return status;
+    uint32_t crc = aq_crc32(&run->crc, 0, text, size);
+    aq_free(run->context, text, size + 1);
+    aq_append_format(line, "{\"arrowquant_journal\":1,\"version\":\"%s\",\"plan\":%u,\"gates\":[",
+                     AQ_VERSION, (unsigned)crc);
+    aq_append_json_double(line, plan->config.min_accuracy);
+    aq_append_string(line, ",");
+    aq_append_json_double(line, plan->config.min_sqnr_db);
+    aq_append_format(line, ",%u],\"inputs\":[", plan->config.fail_fast ? 1u : 0u);
+    for (size_t s = 0; s < plan->shard_count; s++) {
+        char *path = aq_path_join(arena, plan->state->folder.root, plan->shards[s].path);
+        if (!path) return aq_fail_memory(err, 0);
+        aq_append_format(line, "%s[%llu,%llu]", s ? "," : "",
+                         (unsigned long long)plan->shards[s].file_bytes,
+                         (unsigned long long)aq_path_modified(path));
+    }
+    aq_append_string(line, "]}\n");
+    return AQ_OK;
+}
+
+/* ---- writing */
+
+static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
+    const double sums[] = { tensor->quality.dot, tensor->quality.original,
+                            tensor->quality.quantized, tensor->quality.error,
+                            tensor->quality.max_error };
+    aq_append_format(line, "[%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
+                     (unsigned)tensor->spec.params,
+                     (tensor->f32_params ? 1u : 0u) | (tensor->wide_params ? 2u : 0u),
+                     (unsigned long long)tensor->output_offset,
+                     (unsigned long long)tensor->output_bytes,
+                     (unsigned long long)tensor->quality.count);
+    for (size_t i = 0; i < sizeof(sums) / sizeof(sums[0]); i++) {
+        aq_append_string(line, ",");
+        aq_append_json_double(line, sums[i]);
+    }
+    aq_append_string(line, ",");
+    aq_append_json_string(line, tensor->detail, strlen(tensor->detail));
+    aq_append_string(line, "]");
+}
+
+static void aq_journal_stored(aq_builder *line, const aq_stored *stored) {
+    const aq_st_output *output = &stored->output;
+    aq_append_string(line, "[");
+    aq_append_json_string(line, output->name, strlen(output->name));
+    aq_append_format(line, ",%u,%u,%llu]", (unsigned)output->dtype, (unsigned)stored->crc32,
+                     (unsigned long long)(output->end - output->begin));
+}
+
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err) {
+    const aq_plan *plan = run->plan;
+    const aq_shard_writer *out = &run->out;
+    aq_builder *journal = &run->journal;
+    char *path;
+    if (plan->shard_count < 2) return AQ_OK; /* nothing could be taken up */
+    aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", shard,
+                     (unsigned long long)(out->data_start + out->cursor));
+    for (size_t i = 0; i < plan->shards[shard].tensor_count; i++) {
+        aq_append_string(journal, i ? "," : "");
+        aq_journal_tensor(journal, &plan->tensors[plan->shards[shard].first_tensor + i]);
+    }
+    aq_append_string(journal, "],\"stored\":[");
+    for (size_t i = out->stored_first; i < out->stored_count; i++) {
+        aq_append_string(journal, i > out->stored_first ? "," : "");
+        aq_journal_stored(journal, &out->stored[i]);
+    }
+    aq_append_string(journal, "]}\n");
+    if (journal->failed) return aq_fail_memory(err, journal->size);
+    aq_status status = aq_journal_path(run, &path, err);
+    return status == AQ_OK ? aq_write_text(path, journal->data, journal->size, err) : status;
+}
+
+AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err) {
+    char *path;
+    aq_status status = aq_journal_path(run, &path, err);
+    return status == AQ_OK ? aq_remove_tree(run->context, path, err) : status;
+}
+
+/* ---- taking up */
+
+static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t *out) {
+    bool good = *node && aq_json_u64(*node, out) && *out <= most;
+    if (good) *node = (*node)->next;
+    return good;
+}
+
+static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
+                                   aq_plan_tensor *tensor) {
+    const aq_json_node *node = row->first;
+    uint64_t bits, reason, params, flags;
+    aq_plan_tensor read = *tensor;
+    double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
+                       &read.quality.error, &read.quality.max_error };
+    if (!aq_journal_number(&node, 16, &bits) ||
+        !aq_journal_number(&node, AQ_REASON_SCALE_TENSOR, &reason) ||
+        !aq_journal_number(&node, AQ_PARAM_Q8, &params) || !aq_journal_number(&node, 3, &flags) ||
+        !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
+        !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
+        !aq_journal_number(&node, UINT64_MAX, &read.quality.count))
+        return false;
+    for (size_t i = 0; i < sizeof(sums) / sizeof(sums[0]); i++) {
+        if (!node || !aq_json_double(node, sums[i])) return false;
+        node = node->next;
+    }
+    const char *detail = node ? aq_json_string(node) : NULL;
+    if (!detail || (bits != 16 && tensor->bits == 16)) return false;
+    if (bits < 16) {
+        read.spec.bits = (uint32_t)bits;
+        read.spec.params = (aq_param_type)params;
+    }
+    read.bits = (uint32_t)bits;
+    read.reason = (aq_reason)reason;
+    read.f32_params = (flags & 1) != 0;
+    read.wide_params = (flags & 2) != 0;
+    read.detail = aq_arena_string(arena, detail);
+    if (!read.detail) return false;
+    *tensor = read;
+    return true;
+}
+
+static bool aq_journal_read_stored(aq_run *run, const aq_json_node *rows) {
+    run->out.cursor = 0;
+    run->out.stored_first = run->out.stored_count;
+    for (const aq_json_node *row = rows ? rows->first : NULL; row; row = row->next) {
+        const aq_json_node *node = row->first;
+        const char *name = node ? aq_json_string(node) : NULL;
+        uint64_t dtype, crc, bytes;
+        if (!name) return false;
+        node = node->next;
+        if (!aq_journal_number(&node, AQ_DTYPE_COUNT - 1, &dtype) ||
+            !aq_journal_number(&node, UINT32_MAX, &crc) ||
+            !aq_journal_number(&node, UINT64_MAX / 2, &bytes) ||
+            aq_run_stored(run, name, "", (aq_dtype)dtype, 0, NULL, bytes, (uint32_t)crc, NULL) !=
+                AQ_OK)
+            return false;
+    }
+    return true;
+}
+
+/* One line: the shard's file is there as it was left, and every tensor of the plan is told of. */
+static bool aq_journal_read_shard(aq_run *run, size_t shard, const aq_json_node *line) {
+    aq_plan *plan = run->plan;
+    aq_arena *arena = &plan->state->arena;
+    const aq_plan_shard *input = &plan->shards[shard];
+    const aq_json_node *tensors = aq_json_get(line, "tensors");
+    uint64_t number, bytes, found = 0;
+    aq_file file = AQ_FILE_CLOSED;
+    char *path = aq_path_join(arena, plan->state->staging.folder, input->path);
+    if (!path || !tensors || tensors->count != input->tensor_count ||
+        !aq_json_u64(aq_json_get(line, "shard"), &number) || number != shard ||
+        !aq_json_u64(aq_json_get(line, "bytes"), &bytes))
+        return false;
+    if (aq_file_open(&file, path, &found, NULL) != AQ_OK) return false;
+    (void)aq_file_close(&file, NULL);
+    if (found != bytes) return false;
+    size_t index = input->first_tensor;
+    for (const aq_json_node *row = tensors->first; row; row = row->next) {
+        run->meter.done += plan->tensors[index].bytes;
+        if (!aq_journal_read_tensor(arena, row, &plan->tensors[index++])) return false;
+    }
+    plan->state->output_bytes += bytes;
+    return aq_journal_read_stored(run, aq_json_get(line, "stored"));
+}
+
+/* Lines as long as they can be believed; *end: behind the last of them. */
+static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t first_line) {
+    size_t begin = first_line;
+    while (begin < size && run->finished < run->plan->shard_count) {
+        const char *stop = (const char *)memchr(text + begin, '\n', size - begin);
+        aq_json_node *line;
+        aq_arena arena;
+        if (!stop) return;
+        size_t length = (size_t)(stop - (text + begin)) + 1;
+        aq_arena_init(&arena, run->context);
+        bool good = aq_json_parse(&arena, text + begin, length, AQ_JOURNAL_NAME, AQ_ERR_CORRUPT,
+                                  &line, NULL) == AQ_OK &&
+                    aq_journal_read_shard(run, run->finished, line);
+        aq_arena_free(&arena);
+        if (!good) return;
+        aq_append(&run->journal, text + begin, length);
+        run->shard_ends[run->finished++] = run->out.stored_count;
+        begin += length;
+    }
+}
+
+AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    char *path, *text;
+    size_t size;
+    aq_builder_init(&run->journal, run->context);
+    if (run->plan->shard_count < 2) return AQ_OK;
+    aq_status status = aq_journal_first_line(run, &run->journal, err);
+    if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
+    if (status == AQ_OK) status = aq_journal_path(run, &path, err);
+    if (status != AQ_OK || !state->staging.resumed) return status;
+    size_t first_line = run->journal.size;
+    if (aq_read_text(&state->arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK &&
+        size >= first_line && memcmp(text, run->journal.data, first_line) == 0)
+        aq_journal_read(run, text, size, first_line);
+    return run->journal.failed ? aq_fail_memory(err, 0) : AQ_OK;
+}
+
+#undef AQ_JOURNAL_NAME
+#undef AQ_JOURNAL_LIMIT
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/journal.c ---- */
 
 /* ---- begin src/model/config_json.c ---- */
 
@@ -13944,6 +15434,12 @@ static aq_status aq_run_path(aq_run *run, bool output, const char *relative, cha
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
+/* In a folder that was taken up, what the earlier run left half done makes room. */
+static aq_status aq_run_clear(aq_run *run, const char *path, aq_error *err) {
+    if (!run->plan->state->staging.resumed) return AQ_OK;
+    return aq_remove_tree(run->context, path, err);
+}
+
 /* Our metadata about what has been written to this shard. */
 static aq_status aq_shard_metadata(aq_run *run, size_t shard, char **text, size_t *size,
                                    aq_error *err) {
@@ -14029,6 +15525,7 @@ AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err) {
     if (status == AQ_OK && size != run->plan->shards[shard].file_bytes)
         status = aq_fail(err, AQ_ERR_CORRUPT, "%s: has changed its size since the plan was made",
                          from);
+    if (status == AQ_OK) status = aq_run_clear(run, to, err);
     if (status == AQ_OK) status = aq_file_create(&run->out.file, to, err);
     if (status == AQ_OK) status = aq_shard_tensors(run, shard, err);
     (void)aq_file_close(&run->input, NULL);
@@ -14073,7 +15570,7 @@ static aq_status aq_write_quantization_config(aq_run *run, const aq_component *c
 
 /* The index names what was stored; which shard holds it follows from the order of writing. */
 static aq_status aq_write_component_index(aq_run *run, const aq_component *component,
-                                          const size_t *shard_ends, aq_error *err) {
+                                          aq_error *err) {
     const struct aq_plan_state *state = run->plan->state;
     size_t bytes = (run->out.stored_count + 1) * sizeof(aq_st_index_output), count = 0, stored = 0;
     uint64_t total = 0;
@@ -14083,7 +15580,7 @@ static aq_status aq_write_component_index(aq_run *run, const aq_component *compo
     aq_st_index_output *entries = (aq_st_index_output *)aq_alloc(run->context, bytes);
     if (!entries) return aq_fail_memory(err, bytes);
     for (size_t s = 0; s < run->plan->shard_count; s++) {
-        for (; stored < shard_ends[s]; stored++) {
+        for (; stored < run->shard_ends[s]; stored++) {
             const aq_st_output *output = &run->out.stored[stored].output;
             if (state->shard_component[s] != component) continue;
             entries[count].tensor = output->name;
@@ -14097,14 +15594,14 @@ static aq_status aq_write_component_index(aq_run *run, const aq_component *compo
     return status;
 }
 
-AQ_LIB aq_status aq_run_component_files(aq_run *run, const size_t *shard_ends, aq_error *err) {
+AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err) {
     const aq_folder *folder = &run->plan->state->folder;
     aq_status status = AQ_OK;
     for (size_t c = 0; status == AQ_OK && c < folder->component_count; c++) {
         const aq_component *component = &folder->components[c];
         if (component->config) status = aq_write_quantization_config(run, component, err);
         if (status == AQ_OK && component->index)
-            status = aq_write_component_index(run, component, shard_ends, err);
+            status = aq_write_component_index(run, component, err);
     }
     return status;
 }
@@ -14115,7 +15612,8 @@ AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < folder->subfolder_count; i++) {
         char *path;
         status = aq_run_path(run, true, folder->subfolders[i], &path, err);
-        if (status == AQ_OK) status = aq_make_folder(path, err);
+        if (status == AQ_OK && aq_path_kind_of(path) != AQ_PATH_FOLDER)
+            status = aq_make_folder(path, err);
     }
     return status;
 }
@@ -14132,6 +15630,7 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err) {
         status = aq_meter_tell(&run->meter, 0, i == 0, err);
         if (status == AQ_OK) status = aq_run_path(run, false, folder->others[i], &from, err);
         if (status == AQ_OK) status = aq_run_path(run, true, folder->others[i], &to, err);
+        if (status == AQ_OK) status = aq_run_clear(run, to, err);
         if (status == AQ_OK) status = aq_copy_file(run->context, from, to, err);
         if (status == AQ_OK) status = aq_file_open(&file, to, &size, err);
         (void)aq_file_close(&file, NULL);
@@ -14233,17 +15732,29 @@ static aq_status aq_run_notes(aq_plan *plan, aq_error *err) {
 
 static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_plan *plan = run->plan;
-    size_t *ends = (size_t *)aq_arena_alloc(&plan->state->arena, plan->shard_count * sizeof(size_t));
-    if (!ends) return aq_fail_memory(err, plan->shard_count * sizeof(size_t));
-    aq_status status = aq_run_folders(run, err);
-    for (size_t s = 0; status == AQ_OK && s < plan->shard_count; s++) {
+    size_t bytes = plan->shard_count * sizeof(size_t);
+    run->shard_ends = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
+    if (!run->shard_ends) return aq_fail_memory(err, bytes);
+    aq_status status = aq_journal_begin(run, err);
+    if (status == AQ_OK) status = aq_run_folders(run, err);
+    for (size_t s = run->finished; status == AQ_OK && s < plan->shard_count; s++) {
         status = aq_run_shard(run, s, err);
-        ends[s] = run->out.stored_count;
+        run->shard_ends[s] = run->out.stored_count;
+        if (status == AQ_OK) status = aq_journal_add(run, s, err);
     }
-    if (status == AQ_OK) status = aq_run_component_files(run, ends, err);
+    if (status == AQ_OK) status = aq_run_component_files(run, err);
     if (status == AQ_OK) status = aq_run_others(run, err);
     if (status == AQ_OK) status = aq_run_notes(plan, err);
+    if (status == AQ_OK) status = aq_journal_remove(run, err);
     if (status == AQ_OK && !plan->state->staging.only_file) status = aq_write_report(plan, err);
+    /* for the caller alone: the report is the same as that of an undisturbed run */
+    if (status == AQ_OK && plan->state->staging.resumed)
+        status = aq_note(&plan->state->arena, &plan->state->notes, err,
+                         run->finished ? "taken up: %zu of %zu files were finished"
+                                       : "nothing to take up: %zu of %zu files fit plan and input",
+                         run->finished, plan->shard_count);
+    plan->notes = plan->state->notes.items;
+    plan->note_count = plan->state->notes.count;
     run->meter.done = run->meter.total;
     run->meter.phase = AQ_PHASE_COMMIT;
     run->meter.layer = "";
@@ -14268,10 +15779,11 @@ ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
     aq_run_init(&run, context, plan, progress, user);
     aq_status status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
                                         aq_only_file(plan, output_path), plan->config.overwrite,
-                                        err);
+                                        plan->config.resume, err);
     if (status == AQ_OK) status = aq_meter_tell(&run.meter, 0, true, err);
     if (status == AQ_OK) status = aq_run_all(&run, err);
     aq_free(context, run.buffer, run.buffer_bytes);
+    aq_builder_free(&run.journal);
     aq_free(context, run.out.stored, run.out.stored_capacity * sizeof(aq_stored));
     if (status != AQ_OK) aq_staging_end(&state->staging);
     return status;
@@ -14755,8 +16267,8 @@ static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error 
     if (status != AQ_OK) return status;
     if (shard->map.size != shard->file->file_size)
         return aq_fail(err, AQ_ERR_CORRUPT,
-                       "%s: its size changed from %llu to %llu bytes while it was opened; try again",
-                       shard->file->path, (unsigned long long)shard->file->file_size,
+                       "%s: its size changed from %llu to %llu bytes while it was opened; try "
+                       "again", shard->file->path, (unsigned long long)shard->file->file_size,
                        (unsigned long long)shard->map.size);
     model->weight_bytes += shard->map.size;
     shard->by_name = aq_st_sort_by_name(&state->arena, shard->file);
@@ -14812,7 +16324,7 @@ static aq_status aq_open_name(aq_open_list *list, const aq_model_shard *shard, c
 static void aq_open_dims(aq_tensor *tensor) {
     uint64_t cols = 1;
     for (uint32_t i = tensor->rank > 1 ? 1 : 0; i < tensor->rank; i++) {
-        if (!aq_mul_u64(cols, tensor->shape[i], &cols)) cols = 0; /* only an empty one may do that */
+        if (!aq_mul_u64(cols, tensor->shape[i], &cols)) cols = 0; /* only an empty one */
     }
     tensor->rows = tensor->rank > 1 ? tensor->shape[0] : 1;
     tensor->cols = cols;
@@ -15004,6 +16516,13 @@ ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_te
 
 #define AQ_STORED_CHUNK 512u
 
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local) {
+    if (context) return context;
+    memset(local, 0, sizeof(*local));
+    local->kernels = aq_kernels_of(NULL);
+    return local;
+}
+
 AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
                           size_t count) {
     uint64_t chunk[AQ_STORED_CHUNK]; /* aligned for every dtype, which the map is not */
@@ -15079,8 +16598,10 @@ ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tens
                              aq_tensor_row(tensor->extra, first_row, layout->row_extra_bytes),
                              row_count, tensor->cols, dtype, out, err);
     }
+    aq_context local;
     float values[AQ_STORED_CHUNK];
     size_t size = aq_dtype_size(tensor->dtype), out_size = aq_dtype_size(dtype);
+    context = aq_context_resolved(context, &local);
     uint64_t left = row_count * tensor->cols;
     const unsigned char *in = aq_tensor_row(tensor->data, first_row, tensor->cols * size);
     unsigned char *to = (unsigned char *)out;
@@ -15233,7 +16754,7 @@ typedef struct aq_compare_pair {
 } aq_compare_pair;
 
 typedef struct aq_comparison {
-    aq_context *context;
+    aq_context *context, local; /* resolved; the result must not refer to it */
     const aq_model *model[2];
     aq_meter meter;
     aq_arena scratch;
@@ -15392,7 +16913,7 @@ static aq_status aq_compare_begin(aq_comparison *run, aq_context *context, aq_pr
                                   void *user, aq_validation *out, aq_error *err) {
     memset(run, 0, sizeof(*run));
     memset(out, 0, sizeof(*out));
-    run->context = context;
+    run->context = aq_context_resolved(context, &run->local);
     run->out = out;
     aq_arena_init(&run->scratch, context);
     aq_meter_begin(&run->meter, progress, user, 0);
@@ -15781,7 +17302,8 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
     if (status != AQ_OK) return status;
     aq_from_f32(run->context, dtype, values, out, elements);
     aq_little_endian(out, elements, size);
-    status = aq_file_write(&run->file, job->target + first * unit * size, out, elements * size, err);
+    status =
+        aq_file_write(&run->file, job->target + first * unit * size, out, elements * size, err);
     if (status != AQ_OK || worker) return status;
     return aq_meter_tell(&run->meter, (first + part) * unit * size, false, err);
 }
@@ -16006,7 +17528,7 @@ static aq_status aq_plain_begin(aq_plain_run *run, const char *quantized_path,
     if (is_file && aq_ends_with(output_path, ".safetensors"))
         only_file = run->model->state->shards[0].path;
     return aq_staging_begin(&run->staging, run->context, is_file ? quantized_path : folder->root,
-                            output_path, only_file, overwrite, err);
+                            output_path, only_file, overwrite, false, err);
 }
 
 ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
@@ -16014,16 +17536,18 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
                                              bool overwrite, aq_progress_fn progress, void *user,
                                              aq_error *err) {
     aq_plain_run run;
+    aq_context local;
     aq_model *model = NULL;
     if (!quantized_path || !output_path)
         return aq_fail(err, AQ_ERR_ARGUMENT,
                        "aq_dequantize_model: quantized_path and output_path must not be NULL");
     if (dtype != AQ_DTYPE_F32 && dtype != AQ_DTYPE_F16 && dtype != AQ_DTYPE_BF16)
-        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_dequantize_model: dtype should be F32, F16 or BF16");
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_dequantize_model: dtype should be F32, F16 or BF16");
     aq_status status = aq_model_open(context, quantized_path, &model, err);
     if (status != AQ_OK) return status;
     memset(&run, 0, sizeof(run));
-    run.context = context;
+    run.context = aq_context_resolved(context, &local);
     run.model = model;
     run.dtype = dtype;
     run.file.handle = -1;

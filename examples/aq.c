@@ -466,7 +466,8 @@ static int parse_arguments(tool *t, int argc, char **argv) {
 
 static int flag_error(const aq_error *err, const given *g) {
     char prefix[160];
-    snprintf(prefix, sizeof prefix, "%s %.80s", g->which->name, g->value ? g->value : "");
+    snprintf(prefix, sizeof prefix, "%s%s%.80s", g->which->name, g->value ? " " : "",
+             g->value ? g->value : "");
     report(err, prefix);
     return EXIT_USAGE;
 }

@@ -581,9 +581,8 @@ ARROWQUANT_API aq_status aq_validation_to_json(aq_context *context,
                                                size_t *size, aq_error *err);
 
 /* Writes a quantized model as plain safetensors of dtype F32, F16 or BF16 under the original
- * names, so that any tool loads it. Kept float tensors get that dtype too, kept FP8 weights and
- * their scales stay as they are, and so do integers. Other files are carried over,
- * quantization_config is removed. A model that is not quantized is AQ_ERR_METADATA. */
+ * names, so that any tool loads it. Kept float tensors get that dtype too (FP8 weights with their
+ * scales folded in), integers stay. Other files are carried over, quantization_config is removed. A model that is not quantized is AQ_ERR_METADATA. */
 ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
                                              const char *output_path, aq_dtype dtype,
                                              bool overwrite, aq_progress_fn progress, void *user,

@@ -10,7 +10,7 @@ static unsigned aq_hex_digit(char digit) { /* the reader has checked that it is 
     return (unsigned)((digit | 0x20) - 'a') + 10u;
 }
 
-/* One character of a raw slice; *position moves past it. Anything but ASCII gives 0x80 and above. */
+/* One character of a raw slice; *position moves past it. Anything but ASCII gives 0x80 or more. */
 static unsigned aq_unescape_one(const char *raw, size_t *position) {
     static const char from[] = "bfnrt", to[] = "\b\f\n\r\t";
     unsigned char c = (unsigned char)raw[(*position)++];

@@ -19,9 +19,9 @@ typedef struct aq_native_parser {
 static aq_status aq_native_bad(const aq_native_parser *parser, const char *tensor,
                                const char *what) {
     return aq_fail_tensor(parser->err, AQ_ERR_METADATA, tensor, 0,
-                          "%s: __metadata__ \"arrowquant\"%s%s: %s; the file was damaged or edited: "
-                          "quantize the model again", parser->path, *tensor ? ", tensor " : "",
-                          tensor, what);
+                          "%s: __metadata__ \"arrowquant\"%s%s: %s; the file was damaged or "
+                          "edited: quantize the model again", parser->path,
+                          *tensor ? ", tensor " : "", tensor, what);
 }
 
 static aq_status aq_native_next(aq_native_parser *parser, aq_json_event *event) {
@@ -423,9 +423,9 @@ static aq_status aq_native_part_find(const aq_native_tensor *tensor, const aq_st
         agrees = found->shape[i] == part->shape[i];
     if (!agrees)
         return aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, found->offset,
-                              "%s: tensor %s: expected %s of dtype %s and %llu rows of %llu words or "
-                              "groups, found dtype %s, rank %u and %llu bytes; quantize the model "
-                              "again", file->path, tensor->name, found->name,
+                              "%s: tensor %s: expected %s of dtype %s and %llu rows of %llu words "
+                              "or groups, found dtype %s, rank %u and %llu bytes; quantize the "
+                              "model again", file->path, tensor->name, found->name,
                               aq_dtype_name(part->dtype), (unsigned long long)part->shape[0],
                               (unsigned long long)part->shape[1], aq_dtype_name(found->dtype),
                               found->rank, (unsigned long long)found->bytes);
@@ -456,14 +456,14 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     parts[0] = parts[1] = parts[2] = NULL;
     if (!tensor->known)
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
-                              "%s: tensor %s has the code \"%s\", this library reads \"affine\" and "
-                              "\"symmetric\"; use a newer ArrowQuant", file->path, tensor->name,
+                              "%s: tensor %s has the code \"%s\", this library reads \"affine\" "
+                              "and \"symmetric\"; use a newer ArrowQuant", file->path, tensor->name,
                               tensor->code);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
         return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
-                              "%s: tensor %s: its shape overflows 64 bits; quantize the model again",
-                              file->path, tensor->name);
+                              "%s: tensor %s: its shape overflows 64 bits; quantize the model "
+                              "again", file->path, tensor->name);
     uint64_t values = tensor->spec.code == AQ_CODE_SYMMETRIC ? 1 : 2;
     aq_native_part codes = { AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2, { 0, 0, 0 } };
     aq_native_part params = { AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, { 0, 0, 0 } };

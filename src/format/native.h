@@ -12,9 +12,9 @@ extern "C" {
 
 #define AQ_NATIVE_VERSION 1
 #define AQ_NATIVE_KEY "arrowquant"
-#define AQ_CODES_SUFFIX ".aq_codes"       /* I32 [rows, words] */
-#define AQ_PARAMS_SUFFIX ".aq_params"     /* F16, F32 or (Q8) U8, symmetric Q8: I8 [rows, groups, 2|1] */
-#define AQ_EXTRA_SUFFIX ".aq_row_params"  /* Q8 only: F16 [rows, 2|1] */
+#define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
+#define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric: I8; [rows, groups, 2|1] */
+#define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
 
 typedef struct aq_native_tensor {
     const char *name;

@@ -101,9 +101,9 @@ static aq_status aq_st_offsets(aq_st_parser *parser, const aq_json_event *event,
     if (status != AQ_OK) return status;
     if (range[0] > range[1] || range[1] > parser->data_size)
         return aq_fail_tensor(parser->err, AQ_ERR_CORRUPT, tensor->name, range[0],
-                              "%s: tensor %s: data_offsets [%llu, %llu] lie outside the file's %llu "
-                              "data bytes; the file is cut short or damaged: download it again",
-                              parser->path, tensor->name, (unsigned long long)range[0],
+                              "%s: tensor %s: data_offsets [%llu, %llu] lie outside the file's "
+                              "%llu data bytes; the file is cut short or damaged: download it "
+                              "again", parser->path, tensor->name, (unsigned long long)range[0],
                               (unsigned long long)range[1], (unsigned long long)parser->data_size);
     tensor->offset = parser->out->data_start + range[0];
     tensor->bytes = range[1] - range[0];

@@ -82,7 +82,7 @@ AQ_LIB aq_status aq_st_write_index(const aq_context *context, const char *path,
  * count on more than byte alignment: holes are refused by the reference reader, and the sizes of
  * layers are not known before they are measured. All the same the usual file is aligned, when
  * - the parts of a layer follow one another as codes, row_params, params, and
- * - the tensors of a file are ordered by ascending aq_st_write_rank, in input order within a rank. */
+ * - the tensors of a file are ordered by aq_st_write_rank, in input order within a rank. */
 typedef struct aq_st_output {
     const char *name;
     aq_dtype dtype;
@@ -91,7 +91,7 @@ typedef struct aq_st_output {
     uint64_t begin, end;
 } aq_st_output;
 
-/* 0: kept, 8-byte elements; 1: kept, 4-byte; 2: to be quantized; 3: kept, 2-byte; 4: kept, 1-byte. */
+/* 0: kept, 8-byte elements; 1: kept, 4-byte; 2: quantized; 3: kept, 2-byte; 4: kept, 1-byte. */
 AQ_LIB uint32_t aq_st_write_rank(aq_dtype dtype, bool quantized);
 /* Writes a header of exactly `capacity` bytes (padded with spaces) for tensors that are given in
  * data order without holes (else AQ_ERR_ARGUMENT); `metadata` is the JSON text of an object, or

@@ -159,7 +159,8 @@ static aq_status aq_index_shards(aq_index_parser *parser, const void **sorted) {
             firsts[shards++] = pair;
     }
     aq_sort_pointers(firsts, shards, aq_index_by_order);
-    const char **names = (const char **)aq_arena_alloc(parser->arena, (shards + 1) * sizeof(*names));
+    const char **names =
+        (const char **)aq_arena_alloc(parser->arena, (shards + 1) * sizeof(*names));
     if (!names) return aq_fail_memory(parser->err, shards * sizeof(*names));
     for (size_t i = 0; i < shards; i++) {
         size_t first = ((const aq_index_pair *)firsts[i])->order;

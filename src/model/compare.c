@@ -120,35 +120,10 @@ static aq_status aq_compare_shapes(const aq_comparison *run, const aq_compare_pa
                           (unsigned long long)b->cols, run->model[1]->path);
 }
 
-static void aq_as_plan_tensor(const aq_tensor *tensor, aq_plan_tensor *out) {
-    memset(out, 0, sizeof(*out));
-    out->name = tensor->name;
-    out->dtype = tensor->dtype;
-    out->rank = tensor->rank;
-    out->shape = tensor->shape;
-    out->rows = tensor->rows;
-    out->cols = tensor->cols;
-    out->bytes = tensor->bytes;
-}
-
-/* An FP8 weight with its scale folded in is what the other model was made from. */
 static aq_status aq_compare_scale(aq_comparison *run, unsigned side, aq_compare_pair *pair,
                                   aq_error *err) {
-    const aq_tensor *scale = aq_model_fp8_scale(run->model[side], pair->tensor[side]);
-    aq_plan_tensor weight_like, scale_like;
-    memset(&pair->scale[side], 0, sizeof(pair->scale[side]));
-    if (!scale || scale->quantized || !aq_dtype_is_float(scale->dtype)) return AQ_OK;
-    aq_as_plan_tensor(pair->tensor[side], &weight_like);
-    aq_as_plan_tensor(scale, &scale_like);
-    aq_status status =
-        aq_fp8_scale_shape(NULL, &weight_like, &scale_like, &pair->scale[side], err);
-    if (status != AQ_OK) return status;
-    size_t count = (size_t)(scale->bytes / aq_dtype_size(scale->dtype));
-    float *values = (float *)aq_arena_alloc(&run->scratch, count * sizeof(*values));
-    if (!values) return aq_fail_memory(err, count * sizeof(*values));
-    aq_stored_f32(run->context, scale->dtype, scale->data, values, count);
-    pair->scale[side].values = values;
-    return AQ_OK;
+    return aq_model_load_scale(run->context, &run->scratch, run->model[side], pair->tensor[side],
+                               &pair->scale[side], err);
 }
 
 static aq_status aq_compare_tensor(aq_comparison *run, const aq_tensor *first,
@@ -197,7 +172,7 @@ static aq_status aq_compare_begin(aq_comparison *run, aq_context *context, aq_pr
     aq_arena_init(&owned->arena, context);
     run->arena = &owned->arena;
     out->owned = owned;
-    return aq_meter_tell(&run->meter, 0, true, err);
+    return AQ_OK;
 }
 
 static void aq_compare_summary(aq_comparison *run) {
@@ -306,6 +281,7 @@ static aq_status aq_validate_layers(aq_comparison *run, aq_error *err) {
         const aq_tensor *first = aq_model_find(original, quantized->tensors[i].name);
         if (first) run->meter.total += first->bytes;
     }
+    if (status == AQ_OK) status = aq_meter_tell(&run->meter, 0, true, err);
     for (size_t i = 0; status == AQ_OK && i < quantized->tensor_count; i++) {
         const aq_tensor *second = &quantized->tensors[i];
         if (!second->quantized) continue;
@@ -384,6 +360,7 @@ static aq_status aq_compare_common(aq_comparison *run, aq_error *err) {
     const aq_model *first = run->model[0], *second = run->model[1];
     aq_status status = aq_compare_room(run, err);
     for (size_t i = 0; i < first->tensor_count; i++) run->meter.total += first->tensors[i].bytes;
+    if (status == AQ_OK) status = aq_meter_tell(&run->meter, 0, true, err);
     for (size_t i = 0; status == AQ_OK && i < first->tensor_count; i++) {
         const aq_tensor *a = &first->tensors[i], *b = aq_model_find(second, a->name);
         if (b && aq_is_comparable(a) && aq_is_comparable(b))

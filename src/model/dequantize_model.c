@@ -17,7 +17,7 @@ typedef struct aq_plain_run {
     uint32_t threads;
     float *values;           /* workers × buffer_elements */
     unsigned char *results;  /* workers × buffer_elements × 4 */
-    bool *as_is;             /* of each tensor: kept FP8 weights and their scales */
+    bool *folded;            /* of each tensor: the scale of a kept FP8 weight, not written */
     size_t buffer_elements;
     aq_st_output *outputs;   /* of the shard at work */
     size_t *sources;         /* indices of their tensors */
@@ -28,23 +28,18 @@ typedef struct aq_plain_run {
 
 static aq_dtype aq_plain_dtype(const aq_plain_run *run, const aq_tensor *tensor) {
     if (tensor->quantized) return run->dtype;
-    if (run->as_is[tensor - run->model->tensors]) return tensor->dtype;
     return aq_dtype_is_float(tensor->dtype) ? run->dtype : tensor->dtype;
 }
 
-/* Converting a kept FP8 weight would tear it from its scale, which is a tensor of its own. */
+/* A kept FP8 weight is written with its scale folded in, as any tool will read it. */
 static aq_status aq_plain_mark(aq_plain_run *run, aq_error *err) {
     const aq_model *model = run->model;
-    run->as_is = (bool *)aq_arena_alloc(&run->arena, (model->tensor_count + 1) * sizeof(bool));
-    if (!run->as_is) return aq_fail_memory(err, model->tensor_count + 1);
+    run->folded = (bool *)aq_arena_alloc(&run->arena, (model->tensor_count + 1) * sizeof(bool));
+    if (!run->folded) return aq_fail_memory(err, model->tensor_count + 1);
     for (size_t i = 0; i < model->tensor_count; i++) {
-        const aq_tensor *tensor = &model->tensors[i];
-        if (tensor->quantized ||
-            (tensor->dtype != AQ_DTYPE_F8_E4M3 && tensor->dtype != AQ_DTYPE_F8_E5M2))
-            continue;
-        const aq_tensor *scale = aq_model_fp8_scale(model, tensor);
-        run->as_is[i] = true;
-        if (scale) run->as_is[scale - model->tensors] = true;
+        const aq_tensor *scale = aq_model_fp8_scale(model, &model->tensors[i]);
+        if (scale && !scale->quantized && aq_dtype_is_float(scale->dtype))
+            run->folded[scale - model->tensors] = true;
     }
     return AQ_OK;
 }
@@ -59,8 +54,10 @@ typedef struct aq_plain_job {
     aq_plain_run *run;
     const aq_tensor *tensor;
     uint64_t target; /* in the output file */
-    uint64_t step;   /* a task's rows when quantized, elements when not */
-    uint64_t count;  /* in all */
+    aq_fp8_scale scale;
+    uint64_t unit;   /* elements that stay together: a row when quantized or scaled, else 1 */
+    uint64_t step;   /* units of a task */
+    uint64_t count;  /* units in all */
 } aq_plain_job;
 
 static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_error *err) {
@@ -69,7 +66,7 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
     const aq_tensor *tensor = job->tensor;
     uint64_t first = (uint64_t)index * job->step, left = job->count - first;
     uint64_t part = left < job->step ? left : job->step;
-    uint64_t unit = tensor->quantized ? tensor->cols : 1;
+    uint64_t unit = job->unit;
     size_t elements = (size_t)(part * unit);
     aq_dtype dtype = aq_plain_dtype(run, tensor);
     size_t size = aq_dtype_size(dtype), in_size = aq_dtype_size(tensor->dtype);
@@ -80,13 +77,15 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
     if (!tensor->quantized) stored = (const unsigned char *)tensor->data + (size_t)first * in_size;
     if (aq_plain_is_copy(run, tensor))
         return aq_file_write(&run->file, job->target + first * size, stored, elements * size, err);
-    if (tensor->quantized)
+    if (tensor->quantized || job->scale.values)
         status = aq_tensor_rows_f32(run->context, tensor, first, part, values, err);
     else aq_stored_f32(run->context, tensor->dtype, stored, values, elements);
     if (status != AQ_OK) return status;
+    if (job->scale.values) aq_fp8_apply(&job->scale, values, first, part, tensor->cols);
     aq_from_f32(run->context, dtype, values, out, elements);
     aq_little_endian(out, elements, size);
-    status = aq_file_write(&run->file, job->target + first * unit * size, out, elements * size, err);
+    status =
+        aq_file_write(&run->file, job->target + first * unit * size, out, elements * size, err);
     if (status != AQ_OK || worker) return status;
     return aq_meter_tell(&run->meter, (first + part) * unit * size, false, err);
 }
@@ -94,19 +93,25 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
 static aq_status aq_plain_tensor(aq_plain_run *run, const aq_tensor *tensor, uint64_t target,
                                  uint64_t bytes, aq_error *err) {
     aq_plain_job job;
+    aq_arena arena;
     job.run = run;
     job.tensor = tensor;
     job.target = target;
-    job.step = tensor->quantized ? aq_block_rows(tensor->cols) : AQ_BLOCK_WEIGHTS;
-    job.count = tensor->quantized ? tensor->rows : tensor->rows * tensor->cols;
     run->meter.layer = tensor->name;
     aq_status status = aq_meter_tell(&run->meter, 0, false, err);
     if (status != AQ_OK) return status;
-    if (bytes) {
+    aq_arena_init(&arena, run->context);
+    status = aq_model_load_scale(run->context, &arena, run->model, tensor, &job.scale, err);
+    bool rows = tensor->quantized || job.scale.values;
+    job.unit = rows ? tensor->cols : 1;
+    job.step = rows ? aq_block_rows(tensor->cols) : AQ_BLOCK_WEIGHTS;
+    job.count = rows ? tensor->rows : tensor->rows * tensor->cols;
+    if (status == AQ_OK && bytes) {
         uint64_t tasks = job.count / job.step + (job.count % job.step != 0);
         uint32_t threads = tasks > 1 ? run->threads : 1;
         status = aq_parallel_for(run->context, threads, (size_t)tasks, aq_plain_task, &job, err);
     }
+    aq_arena_free(&arena);
     run->meter.done += bytes;
     return status;
 }
@@ -123,7 +128,9 @@ static aq_status aq_plain_list(aq_plain_run *run, size_t shard, size_t *count, a
             const aq_tensor *tensor = &model->tensors[i];
             aq_dtype dtype = aq_plain_dtype(run, tensor);
             uint64_t bytes = 0;
-            if (model->state->tensor_shard[i] != shard || aq_dtype_size(dtype) != size) continue;
+            if (model->state->tensor_shard[i] != shard || aq_dtype_size(dtype) != size ||
+                run->folded[i])
+                continue;
             if (!aq_mul_u64(tensor->rows, tensor->cols, &bytes) ||
                 !aq_mul_u64(bytes, size, &bytes) || !aq_add_u64(begin, bytes, &bytes))
                 return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0,
@@ -208,7 +215,7 @@ static aq_status aq_plain_index(aq_plain_run *run, const aq_component *component
     size_t first = *name;
     for (size_t s = 0; s < state->shard_count; s++) {
         if (state->shards[s].component != component) continue;
-        for (size_t i = 0; i < run->model->tensor_count; i++) *name += state->tensor_shard[i] == s;
+        for (size_t i = 0; i < run->model->tensor_count; i++) *name += state->tensor_shard[i] == s && !run->folded[i];
     }
     if (!component->index) return AQ_OK;
     char *path;
@@ -223,6 +230,7 @@ static uint64_t aq_plain_bytes(const aq_plain_run *run, const aq_component *comp
     uint64_t total = 0;
     for (size_t i = 0; i < run->model->tensor_count; i++) {
         const aq_tensor *tensor = &run->model->tensors[i];
+        if (run->folded[i]) continue;
         if (component && state->shards[state->tensor_shard[i]].component != component) continue;
         total += tensor->rows * tensor->cols * aq_dtype_size(aq_plain_dtype(run, tensor));
     }
@@ -263,8 +271,9 @@ static aq_status aq_plain_buffers(aq_plain_run *run, aq_error *err) {
     const aq_model *model = run->model;
     uint64_t elements = AQ_BLOCK_WEIGHTS;
     for (size_t i = 0; i < model->tensor_count; i++) { /* a row is never cut */
-        if (model->tensors[i].quantized && model->tensors[i].cols > elements)
-            elements = model->tensors[i].cols;
+        const aq_tensor *tensor = &model->tensors[i];
+        if ((tensor->quantized || aq_model_fp8_scale(model, tensor)) && tensor->cols > elements)
+            elements = tensor->cols;
     }
     uint64_t bytes = 0;
     if (!aq_mul_u64(elements, sizeof(float) * run->threads, &bytes) || bytes > SIZE_MAX)
@@ -325,7 +334,8 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
         return aq_fail(err, AQ_ERR_ARGUMENT,
                        "aq_dequantize_model: quantized_path and output_path must not be NULL");
     if (dtype != AQ_DTYPE_F32 && dtype != AQ_DTYPE_F16 && dtype != AQ_DTYPE_BF16)
-        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_dequantize_model: dtype should be F32, F16 or BF16");
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_dequantize_model: dtype should be F32, F16 or BF16");
     aq_status status = aq_model_open(context, quantized_path, &model, err);
     if (status != AQ_OK) return status;
     memset(&run, 0, sizeof(run));

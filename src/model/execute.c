@@ -23,7 +23,7 @@ static void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_prog
     const aq_config *config = &plan->config;
     uint64_t limit = config->max_memory_limit_mb;
     memset(run, 0, sizeof(*run));
-    run->context = context;
+    run->context = aq_context_resolved(context, &run->local);
     run->plan = plan;
     run->input.handle = run->out.file.handle = -1;
     run->threads = config->num_threads ? config->num_threads : aq_thread_count(context);

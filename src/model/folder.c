@@ -203,7 +203,7 @@ static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_erro
                             : aq_check_unique(arena, walk->folder, component, err);
 }
 
-static int aq_shard_order(const void *a, const void *b) {
+static int aq_compare_shard_names(const void *a, const void *b) {
     return strcmp((const char *)a, (const char *)b);
 }
 
@@ -223,7 +223,7 @@ static aq_status aq_load_index(aq_walk *walk, const char *prefix, aq_component *
         sorted[i] = aq_relative(arena, prefix, component->index_data.shards[i]);
         if (!sorted[i]) return aq_fail_memory(err, 0);
     }
-    aq_sort_pointers(sorted, count, aq_shard_order);
+    aq_sort_pointers(sorted, count, aq_compare_shard_names);
     for (size_t i = 0; i < count; i++) component->shards[i] = (const char *)sorted[i];
     component->shard_count = count;
     return AQ_OK;

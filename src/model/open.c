@@ -126,8 +126,8 @@ static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error 
     if (status != AQ_OK) return status;
     if (shard->map.size != shard->file->file_size)
         return aq_fail(err, AQ_ERR_CORRUPT,
-                       "%s: its size changed from %llu to %llu bytes while it was opened; try again",
-                       shard->file->path, (unsigned long long)shard->file->file_size,
+                       "%s: its size changed from %llu to %llu bytes while it was opened; try "
+                       "again", shard->file->path, (unsigned long long)shard->file->file_size,
                        (unsigned long long)shard->map.size);
     model->weight_bytes += shard->map.size;
     shard->by_name = aq_st_sort_by_name(&state->arena, shard->file);
@@ -183,7 +183,7 @@ static aq_status aq_open_name(aq_open_list *list, const aq_model_shard *shard, c
 static void aq_open_dims(aq_tensor *tensor) {
     uint64_t cols = 1;
     for (uint32_t i = tensor->rank > 1 ? 1 : 0; i < tensor->rank; i++) {
-        if (!aq_mul_u64(cols, tensor->shape[i], &cols)) cols = 0; /* only an empty one may do that */
+        if (!aq_mul_u64(cols, tensor->shape[i], &cols)) cols = 0; /* only an empty one */
     }
     tensor->rows = tensor->rank > 1 ? tensor->shape[0] : 1;
     tensor->cols = cols;
@@ -374,13 +374,6 @@ ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_te
 /* ---- values */
 
 #define AQ_STORED_CHUNK 512u
-
-AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local) {
-    if (context) return context;
-    memset(local, 0, sizeof(*local));
-    local->kernels = aq_kernels_of(NULL);
-    return local;
-}
 
 AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
                           size_t count) {

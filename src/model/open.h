@@ -4,6 +4,7 @@
 
 #include "../format/native.h"
 #include "folder.h"
+#include "fp8.h"
 
 #ifndef ARROWQUANT_NO_STDIO
 #ifdef __cplusplus
@@ -37,9 +38,6 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
-/* The context itself, or `local` filled with what NULL stands for: to be called once outside of
- * loops, because asking the CPU what it can do takes microseconds. */
-AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* Rows as F32 on the calling thread alone. */
 AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
                                     uint64_t first_row, uint64_t row_count, float *out,
@@ -50,6 +48,11 @@ AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void 
 
 /* The tensor that scales a kept FP8 weight, or NULL (model/open_fp8.c). */
 AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tensor *weight);
+/* That scale as F32 in the arena; out->values is NULL for a tensor that has none. The weight with
+ * its scale folded in is what was quantized, and what a reader means by it. */
+AQ_LIB aq_status aq_model_load_scale(const aq_context *context, aq_arena *arena,
+                                     const aq_model *model, const aq_tensor *weight,
+                                     aq_fp8_scale *out, aq_error *err);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 
 #include "../base/text.h"
 #include "folder.h"
+#include "fp8.h"
 #include "staging.h"
 
 #ifndef ARROWQUANT_NO_STDIO
@@ -45,20 +46,9 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits);
 /* model/plan_checks.c: what this version cannot do, and inputs that are quantized already */
 AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
-/* model/fp8.c: finds the scale tensors of FP8 weights */
+/* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
-
-/* How an FP8 weight is scaled: w[r, c] = fp8[r, c] · scale[r / row_step, c / col_step]. */
-typedef struct aq_fp8_scale {
-    const float *values; /* NULL: not scaled */
-    uint64_t row_step, col_step, cols; /* cols: scales a row of scales */
-} aq_fp8_scale;
-
-AQ_LIB aq_status aq_fp8_scale_shape(const aq_plan *plan, const aq_plan_tensor *weight,
-                                    const aq_plan_tensor *scale, aq_fp8_scale *out,
-                                    aq_error *err);
-AQ_LIB void aq_fp8_apply(const aq_fp8_scale *scale, float *rows, uint64_t first_row,
-                         uint64_t row_count, uint64_t cols);
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor);
 
 /* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
  * that its header needs whatever becomes of them */

@@ -45,6 +45,7 @@ typedef struct aq_shard_writer {
 } aq_shard_writer;
 
 typedef struct aq_run {
+    aq_context local; /* stands in for NULL */
     aq_context *context;
     aq_plan *plan;
     aq_meter meter;

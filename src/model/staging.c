@@ -112,11 +112,15 @@ static aq_status aq_staging_sweep(aq_staging *staging, bool resume, aq_error *er
 
 /* The lock comes first and goes last, so that a folder without one is always a left-over. */
 static aq_status aq_staging_claim(aq_staging *staging, aq_error *err) {
-    char rest[64];
+    char rest[96];
+    /* process ids are not unique across containers that share a disk */
+    unsigned long long clock = (unsigned long long)(aq_clock_seconds() * 1e6);
     for (unsigned number = 0; number < AQ_STAGING_TRIES; number++) {
-        aq_format(rest, sizeof(rest), "%llu-%u", (unsigned long long)aq_process_id(), number);
+        aq_format(rest, sizeof(rest), "%llu-%llu-%u", (unsigned long long)aq_process_id(), clock,
+                  number);
         char *folder = aq_staging_name(staging, rest);
-        aq_format(rest, sizeof(rest), "%llu-%u.lock", (unsigned long long)aq_process_id(), number);
+        aq_format(rest, sizeof(rest), "%llu-%llu-%u.lock", (unsigned long long)aq_process_id(),
+                  clock, number);
         char *lock = aq_staging_name(staging, rest);
         if (!folder || !lock) return aq_fail_memory(err, 0);
         aq_status status = aq_lock_create(&staging->lock, lock, err);

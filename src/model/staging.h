@@ -13,7 +13,7 @@ extern "C" {
 typedef struct aq_staging {
     aq_arena arena;
     const char *target;    /* resolved final path */
-    const char *folder;    /* the temporary sibling: ".NAME.aq-tmp-PID-N" */
+    const char *folder;    /* the temporary sibling: ".NAME.aq-tmp-PID-CLOCK-N" */
     const char *only_file; /* not NULL: the target is this one file of the folder */
     bool overwrite;
     bool resumed;          /* the folder is that of an earlier run, with what it had finished */

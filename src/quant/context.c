@@ -114,3 +114,10 @@ ARROWQUANT_API void aq_context_reset_cancel(aq_context *context) {
 AQ_LIB const struct aq_kernels *aq_kernels_of(const aq_context *context) {
     return context && context->kernels ? context->kernels : aq_simd_kernels(NULL);
 }
+
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local) {
+    if (context) return context;
+    memset(local, 0, sizeof(*local));
+    local->kernels = aq_kernels_of(NULL);
+    return local;
+}

@@ -6,6 +6,7 @@
 /* What does not change over a tensor. */
 typedef struct aq_dequantize_run {
     const struct aq_kernels *kernels;
+    aq_context local; /* stands in for NULL */
     const aq_context *context;
     aq_quant_spec spec;
     aq_quant_layout layout;
@@ -53,8 +54,8 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
                                    const aq_quant_spec *spec, const void *codes,
                                    const void *params, const void *extra, aq_dtype dtype,
                                    void *out) {
-    run->kernels = aq_kernels_of(context);
-    run->context = context;
+    run->context = context ? context : aq_context_resolved(NULL, &run->local);
+    run->kernels = aq_kernels_of(run->context);
     run->spec = *spec;
     run->codes = (const uint8_t *)codes;
     run->params = (const uint8_t *)params;

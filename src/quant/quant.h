@@ -49,6 +49,9 @@ AQ_LIB void aq_little_endian(void *data, size_t count, size_t element_size);
 
 /* The context's kernels, or the best ones when it is NULL. */
 AQ_LIB const struct aq_kernels *aq_kernels_of(const aq_context *context);
+/* The context itself, or `local` filled with what NULL stands for: to be called once outside of
+ * loops, because asking the CPU what it can do takes microseconds. */
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 

@@ -14,7 +14,21 @@
 #endif
 
 #if defined(AQ_HAVE_AVX2)
+
+/* Some releases of GCC, in C++, see an uninitialized variable in _mm512_undefined_ps, which is the
+ * idea of it, wherever it is inlined. */
+#if defined(__GNUC__) && !defined(__clang__)
+#  define AQ_X86_BEGIN \
+      _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+          _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#  define AQ_X86_END _Pragma("GCC diagnostic pop")
+#else
+#  define AQ_X86_BEGIN
+#  define AQ_X86_END
+#endif
+AQ_X86_BEGIN
 #include <immintrin.h>
+AQ_X86_END
 
 /* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
  * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
@@ -46,11 +60,12 @@
 extern "C" {
 #endif
 
-#define AQ_X86_MAGIC 12582912.0f    /* 1.5·2^23: the sum's low bits are the rounded integer */
-#define AQ_X86_MAGIC_BITS 0x4B400000 /* of that float */
-#define AQ_X86_GROUPS 8u            /* so many groups are fitted side by side */
+#define AQ_X86_MAGIC 12582912.0f     /* 1.5·2^23: the sum's low bits are the rounded integer */
+#define AQ_X86_MAGIC_BITS 0x4B400000u /* of that float */
+#define AQ_X86_GROUPS 8u             /* so many groups are fitted side by side */
 
-/* Groups of equal length, one behind the other, and what a pass reads and finds of each. */
+/* Groups of equal length, a multiple of 16, one behind the other, and what a pass reads and finds of
+ * each. A short group is filled up with values that weigh nothing. */
 typedef struct aq_x86_batch {
     const float *x, *weights; /* weights: or NULL */
     size_t length, groups;
@@ -123,6 +138,63 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+#endif
+
+/* The least of eight floats. */
+AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
+    __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    part = _mm_min_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_min_ss(part, _mm_movehdup_ps(part)));
+}
+
+/* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */
+typedef struct aq_avx2_pair {
+    __m256 low, high;
+} aq_avx2_pair;
+
+AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
+    AQ_SIMD_EXACT_BODY
+    __m256 half = _mm256_add_ps(sum.low, sum.high);
+    __m128 part = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    part = _mm_add_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
+}
+
+/* Four folds at once. */
+AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
+                                                  aq_avx2_pair d) {
+    AQ_SIMD_EXACT_BODY
+    __m256 a8 = _mm256_add_ps(a.low, a.high), b8 = _mm256_add_ps(b.low, b.high);
+    __m256 c8 = _mm256_add_ps(c.low, c.high), d8 = _mm256_add_ps(d.low, d.high);
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20),
+                              _mm256_permute2f128_ps(a8, b8, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c8, d8, 0x20),
+                              _mm256_permute2f128_ps(c8, d8, 0x31));
+    __m256 all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    all = _mm256_add_ps(_mm256_shuffle_ps(all, all, 0x88), _mm256_shuffle_ps(all, all, 0xDD));
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+#if defined(AQ_HAVE_AVX512)
+
+/* Which lanes of the next vector are in use when so many values, at least 1, are left. */
+AQ_AVX512_INLINE static inline __mmask16 aq_avx512_lanes(size_t left) {
+    return left < 16 ? (__mmask16)((1u << left) - 1u) : (__mmask16)0xFFFFu;
+}
+
+/* Four sums of 16 lanes each, as aq_scalar_fold. */
+AQ_AVX512_INLINE static inline __m128 aq_avx512_fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88),
+                               _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xEE));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xB1));
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, all));
+}
+
 #endif
 
 #ifdef __cplusplus

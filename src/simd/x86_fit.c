@@ -7,6 +7,7 @@
 /* As aq_fit_group and aq_fit_state, an entry a group. Work goes on in quads: four groups at once. */
 typedef struct aq_x86_search {
     const aq_x86_passes *passes;
+    const aq_simd_recipe *recipe;
     aq_x86_batch batch;
     float top;       /* affine: the greatest code */
     float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
@@ -194,10 +195,9 @@ AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
     batch->x = y;
 }
 
-AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, float *y,
-                                        aq_simd_fit *out) {
+AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, float *y, aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
-    const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, search->batch.length);
+    const aq_simd_recipe *recipe = search->recipe;
     uint32_t i, vary = search->batch.active;
     size_t j, groups = search->batch.groups;
     aq_x86_centre(search, y);
@@ -220,17 +220,17 @@ AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, fl
     }
 }
 
-AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
+AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, bool positive,
                                            aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
-    const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, search->batch.length);
+    const aq_simd_recipe *recipe = search->recipe;
     uint32_t i, vary = search->batch.active;
     size_t j, groups = search->batch.groups;
     float largest[AQ_X86_GROUPS];
     for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
         float low = search->low[j], high = search->high[j];
         largest[j] = 0.0f - (0.0f - low > high ? low : high);
-        largest[j] = bits == 8 && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+        largest[j] = positive && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
     }
     for (i = 0; i < recipe->starts; i++) {
         for (j = 0; j < groups; j++) {
@@ -247,6 +247,20 @@ AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
     }
 }
 
+/* A short group, filled up with values that weigh nothing. */
+typedef struct aq_x86_padded {
+    float x[AQ_SIMD_GROUP_MAX], weights[AQ_SIMD_GROUP_MAX];
+} aq_x86_padded;
+
+static void aq_x86_pad(aq_x86_padded *to, const float *x, const float *weights, size_t count,
+                       size_t length) {
+    size_t i;
+    for (i = 0; i < length; i++) {
+        to->x[i] = i < count ? x[i] : 0.0f;
+        to->weights[i] = i >= count ? 0.0f : weights ? weights[i] : 1.0f;
+    }
+}
+
 /* Cuts a row into batches; the last group, when it is short, is one of its own. */
 AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
                                     const float *weights, size_t count, size_t group, uint32_t bits,
@@ -254,22 +268,31 @@ AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
                                     aq_simd_fit *out) {
     float y[AQ_X86_GROUPS * AQ_SIMD_GROUP_MAX];
     aq_x86_search search;
-    size_t groups, length;
+    aq_x86_padded padded;
+    size_t begin = 0, groups, length;
     memset(&search, 0, sizeof search);
     search.passes = passes;
     search.top = (float)((1u << bits) - 1u);
     search.half = symmetric ? (float)(1u << (bits - 1u)) : 0.0f;
-    for (; count; count -= groups * length, ranges += groups, out += groups) {
-        length = count < group ? count : group;
-        groups = count / length < AQ_X86_GROUPS ? count / length : AQ_X86_GROUPS;
-        aq_x86_open(&search, x, weights, length, groups, ranges);
-        if (symmetric) {
-            aq_x86_symmetric_batch(&search, bits, out);
+    for (; begin < count; begin += groups * length, ranges += groups, out += groups) {
+        length = count - begin < group ? count - begin : group;
+        groups = (count - begin) / length;
+        groups = groups < AQ_X86_GROUPS ? groups : AQ_X86_GROUPS;
+        search.recipe = symmetric ? aq_simd_symmetric_recipe(bits, length)
+                                  : aq_simd_affine_recipe(bits, length);
+        if (length % 16 == 0) {
+            aq_x86_open(&search, x + begin, weights ? weights + begin : NULL, length, groups,
+                        ranges);
         } else {
-            aq_x86_affine_batch(&search, bits, y, out);
+            size_t rounded = (length + 15) / 16 * 16;
+            aq_x86_pad(&padded, x + begin, weights ? weights + begin : NULL, length, rounded);
+            aq_x86_open(&search, padded.x, padded.weights, rounded, 1, ranges);
         }
-        x += groups * length;
-        weights += weights ? groups * length : 0;
+        if (symmetric) {
+            aq_x86_symmetric_batch(&search, bits == 8, out);
+        } else {
+            aq_x86_affine_batch(&search, y, out);
+        }
     }
 }
 

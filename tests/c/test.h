@@ -1,5 +1,6 @@
-/* A C test is a file of TEST functions and a main that RUNs them. The same file is compiled against
- * the sources (internals extern), and against the built header as C and as C++ (internals static).
+/* A C test is a file of TEST functions and a main that RUNs them. The same file is linked with the
+ * sources, and with the built header compiled as C and as C++, internals extern in each of them.
+ * A tool_*.c that includes this with AQ_TEST_BUNDLE defined holds the built header, internals static.
  *
  *     #include "test.h"
  *     TEST(adds_up) { CHECK(1 + 1 == 2); CHECK_STR(aq_version(), AQ_VERSION); }

@@ -55,7 +55,8 @@ TEST(reads_what_it_writes) {
     native.tensor_count = 3;
     native.checksums = checksums;
     native.checksum_count = 2;
-    const char *original = "{ \"format\" : \"p\\u0074\", \"arrow\\u0071uant\":\"old\",\"x\":\"\\\"\" }";
+    const char *original = "{ \"format\" : \"p\\u0074\", "
+                           "\"arrow\\u0071uant\":\"old\",\"x\":\"\\\"\" }";
     CHECK_STATUS(aq_native_write(NULL, &native, original, &text, &size, NULL), AQ_OK);
     CHECK(size == strlen(text) && size <= aq_native_bound(&native, original));
     fake_file(&file, text, NULL, 0);
@@ -134,8 +135,12 @@ static aq_status read_json(const char *json, bool *present, aq_native *out, aq_e
 }
 
 #define W(more) "{\"version\":1,\"tensors\":{\"w\":{" more "}}}"
-#define FULL "\"code\":\"affine\",\"bits\":4,\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F32\"," \
-             "\"shape\":[4,5],\"method\":\"ptq\",\"cosine\":1,\"sqnr_db\":null"
+#define FULL "\"code\":\"affine\",\"bits\":4,\"group_size\":64,\"params\":\"F16\"," \
+             "\"dtype\":\"F32\",\"shape\":[4,5],\"method\":\"ptq\",\"cosine\":1,\"sqnr_db\":null"
+
+#define ENTRY(code, bits, group, params, dtype, shape)                                             \
+    W("\"code\":" code ",\"bits\":" bits ",\"group_size\":" group ",\"params\":" params           \
+      ",\"dtype\":" dtype ",\"shape\":" shape)
 
 TEST(ignores_what_it_does_not_know) {
     aq_native native;
@@ -162,8 +167,8 @@ TEST(an_unknown_code_is_named_when_it_is_needed) {
     const aq_st_tensor *parts[3];
     bool present;
     aq_error err;
-    CHECK_STATUS(read_json(W("\"code\":\"trellis\",\"bits\":1.5,\"params\":[\"x\"],\"dtype\":\"F32\","
-                             "\"shape\":[4,5]"), &present, &native, NULL), AQ_OK);
+    CHECK_STATUS(read_json(W("\"code\":\"trellis\",\"bits\":1.5,\"params\":[\"x\"],"
+                             "\"dtype\":\"F32\",\"shape\":[4,5]"), &present, &native, NULL), AQ_OK);
     CHECK(!native.tensors[0].known);
     CHECK_STR(native.tensors[0].code, "trellis");
     CHECK_STR(native.tensors[0].method, "");
@@ -176,7 +181,8 @@ TEST(an_unknown_code_is_named_when_it_is_needed) {
 
 TEST(refuses_malformed_metadata) {
     static const char *const texts[] = {
-        "", "[]", "3", "{}", "{\"version\":1}", "{\"tensors\":{}}", "{\"version\":2,\"tensors\":{}}",
+        "", "[]", "3", "{}", "{\"version\":1}", "{\"tensors\":{}}",
+        "{\"version\":2,\"tensors\":{}}",
         "{\"version\":0,\"tensors\":{}}", "{\"version\":\"1\",\"tensors\":{}}",
         "{\"version\":1.0,\"tensors\":{}}", "{\"version\":1,\"tensors\":[]}",
         "{\"version\":1,\"version\":1,\"tensors\":{}}", "{\"version\":1,\"tensors\":{\"w\":1}}",
@@ -189,14 +195,14 @@ TEST(refuses_malformed_metadata) {
         "{\"version\":1,\"tensors\":{\"w\":{" FULL "},\"w\":{" FULL "}}}",
         "{\"version\":1,\"tensors\":{\"w\\u0000\":{" FULL "}}}",
         W(""), W(FULL ",\"bits\":4"), W("\"code\":\"affine\",\"dtype\":\"F32\",\"shape\":[4,5]"),
-        W("\"code\":\"affine\",\"bits\":3,\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F32\",\"shape\":[4]"),
-        W("\"code\":\"affine\",\"bits\":4,\"group_size\":63,\"params\":\"F16\",\"dtype\":\"F32\",\"shape\":[4]"),
-        W("\"code\":\"affine\",\"bits\":4,\"group_size\":64,\"params\":\"F64\",\"dtype\":\"F32\",\"shape\":[4]"),
-        W("\"code\":\"affine\",\"bits\":\"4\",\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F32\",\"shape\":[4]"),
-        W("\"code\":\"affine\",\"bits\":4,\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F33\",\"shape\":[4]"),
-        W("\"code\":\"affine\",\"bits\":4,\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F32\",\"shape\":4"),
-        W("\"code\":\"affine\",\"bits\":4,\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F32\",\"shape\":[-4]"),
-        W("\"code\":7,\"bits\":4,\"group_size\":64,\"params\":\"F16\",\"dtype\":\"F32\",\"shape\":[4]"),
+        ENTRY("\"affine\"", "3", "64", "\"F16\"", "\"F32\"", "[4]"),
+        ENTRY("\"affine\"", "4", "63", "\"F16\"", "\"F32\"", "[4]"),
+        ENTRY("\"affine\"", "4", "64", "\"F64\"", "\"F32\"", "[4]"),
+        ENTRY("\"affine\"", "\"4\"", "64", "\"F16\"", "\"F32\"", "[4]"),
+        ENTRY("\"affine\"", "4", "64", "\"F16\"", "\"F33\"", "[4]"),
+        ENTRY("\"affine\"", "4", "64", "\"F16\"", "\"F32\"", "4"),
+        ENTRY("\"affine\"", "4", "64", "\"F16\"", "\"F32\"", "[-4]"),
+        ENTRY("7", "4", "64", "\"F16\"", "\"F32\"", "[4]"),
         W(FULL ",\"method\":1"), W("\"cosine\":\"1\"," FULL),
     };
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
@@ -314,7 +320,8 @@ TEST(edits_one_member_of_a_config) {
 }
 
 TEST(refuses_a_config_that_is_no_object) {
-    static const char *const texts[] = { "", "[]", "{", "{\"a\":1,}", "{} {}", "{\"q\":1,\"q\":2}" };
+    static const char *const texts[] = { "",      "[]",    "{", "{\"a\":1,}",
+                                         "{} {}", "{\"q\":1,\"q\":2}" };
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         char *out;
         size_t size;

@@ -61,7 +61,8 @@ static void put_file(const char *name, const source *sources, size_t count, uint
         size_t bytes = (size_t)(outputs[i].end - outputs[i].begin);
         unsigned char *data = (unsigned char *)malloc(bytes + 1);
         fill(data, bytes, outputs[i].dtype, &state);
-        CHECK_STATUS(aq_file_write(&file, 8 + capacity + outputs[i].begin, data, bytes, NULL), AQ_OK);
+        CHECK_STATUS(aq_file_write(&file, 8 + capacity + outputs[i].begin, data, bytes, NULL),
+                     AQ_OK);
         free(data);
     }
     CHECK_STATUS(aq_file_close(&file, NULL), AQ_OK);
@@ -109,7 +110,8 @@ static void make_models(void) {
              "\"blocks.0.to_q.weight\":\"a.safetensors\",\"blocks.0.to_q.bias\":\"a.safetensors\","
              "\"blocks.0.steps\":\"a.safetensors\",\"blocks.0.conv.weight\":\"a.safetensors\","
              "\"blocks.1.to_q.weight\":\"b.safetensors\",\"blocks.1.fp8.weight\":\"b.safetensors\","
-             "\"blocks.1.fp8.weight_scale\":\"b.safetensors\",\"blocks.1.kept.weight\":\"b.safetensors\","
+             "\"blocks.1.fp8.weight_scale\":\"b.safetensors\","
+             "\"blocks.1.kept.weight\":\"b.safetensors\","
              "\"blocks.1.kept.weight_scale\":\"b.safetensors\",\"blocks.1.none\":\"b.safetensors\","
              "\"blocks.1.bytes\":\"b.safetensors\"}}");
     put_file("in/a.safetensors", first_shard, 4, 1);
@@ -408,8 +410,8 @@ TEST(comparing_lists_what_is_missing) {
     size_t size;
     aq_json_node *tree;
     aq_arena arena;
-    CHECK_STATUS(aq_compare_models(NULL, at("in"), at("q/a.safetensors"), NULL, NULL, &result, NULL),
-                 AQ_OK);
+    CHECK_STATUS(aq_compare_models(NULL, at("in"), at("q/a.safetensors"), NULL, NULL, &result,
+                                   NULL), AQ_OK);
     CHECK(result.layer_count == 3 && result.only_in_first_count == 5);
     CHECK(result.only_in_second_count == 0 && result.passed);
     CHECK_STR(result.only_in_first[0], "blocks.1.bytes");
@@ -420,7 +422,8 @@ TEST(comparing_lists_what_is_missing) {
     CHECK_STATUS(aq_validation_to_json(NULL, &result, &text, &size, NULL), AQ_OK);
     aq_arena_init(&arena, NULL);
     CHECK_STATUS(aq_json_parse(&arena, text, size, "json", AQ_ERR_CORRUPT, &tree, NULL), AQ_OK);
-    CHECK(aq_json_get(tree, "only_in_first")->count == 5 && aq_json_get(tree, "layers")->count == 3);
+    CHECK(aq_json_get(tree, "only_in_first")->count == 5);
+    CHECK(aq_json_get(tree, "layers")->count == 3);
     CHECK(aq_json_get(aq_json_get(tree, "layers")->first->next, "sqnr_db")->type == AQ_JSON_NULL);
     aq_arena_free(&arena);
     aq_text_free(NULL, text, size);
@@ -431,7 +434,9 @@ TEST(comparing_lists_what_is_missing) {
 }
 
 TEST(models_that_do_not_belong_together) {
-    static const source other[] = { { "blocks.0.to_q.weight", AQ_DTYPE_F32, 2, { 60, 131, 0, 0 } } };
+    static const source other[] = {
+        { "blocks.0.to_q.weight", AQ_DTYPE_F32, 2, { 60, 131, 0, 0 } },
+    };
     aq_validation result;
     aq_error err;
     put_file("other.safetensors", other, 1, 3);
@@ -463,7 +468,8 @@ TEST(components_of_a_pipeline) {
         aq_config config = config_of(8, 16, false);
         config.components = both + 2 - count;
         config.component_count = count;
-        const char *name = count == 2 ? "text_encoder/blocks.0.to_q.weight" : "blocks.0.to_q.weight";
+        const char *name =
+            count == 2 ? "text_encoder/blocks.0.to_q.weight" : "blocks.0.to_q.weight";
         aq_status status =
             aq_quantize_model(NULL, at("pipe"), at("pipe-q"), &config, NULL, NULL, NULL, &err);
         if (status != AQ_OK) printf("%s\n", err.message);

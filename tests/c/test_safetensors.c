@@ -124,7 +124,8 @@ static const struct {
     { "{\"__metadata__\":{\"a\":1}}", 0, AQ_ERR_CORRUPT, "key a should be a string" },
     { "{\"__metadata__\":{\"a\":null}}", 0, AQ_ERR_CORRUPT, "found null" },
     { "{\"__metadata__\":{\"a\":\"1\",\"b\":\"\",\"a\":\"1\"}}", 0, AQ_ERR_CORRUPT, "twice" },
-    { "{\"__metadata__\":{},\"__metadata__\":{}}", 0, AQ_ERR_CORRUPT, "__metadata__ is given twice" },
+    { "{\"__metadata__\":{},\"__metadata__\":{}}", 0, AQ_ERR_CORRUPT,
+      "__metadata__ is given twice" },
 };
 
 TEST(refuses_bad_headers_and_says_why) {
@@ -156,7 +157,8 @@ TEST(refuses_bad_sizes) {
 }
 
 static const char whole[] =
-    "{\"__metadata__\":{\"a\":\"b\"},\"x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+    "{\"__metadata__\":{\"a\":\"b\"},"
+    "\"x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
     "\"y\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[8,9]}}";
 
 TEST(refuses_every_beginning_of_a_file) {
@@ -219,7 +221,8 @@ TEST(reads_many_tensors_in_little_memory) {
     aq_builder text;
     aq_builder_init(&text, NULL);
     for (size_t i = count; i > 0; i--)
-        aq_append_format(&text, "%s\"t%zu\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%zu,%zu]}",
+        aq_append_format(&text,
+                         "%s\"t%zu\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%zu,%zu]}",
                          i == count ? "{" : ",", i - 1, i - 1, i);
     aq_append(&text, "}", 1);
     make(text.data, text.size, count);
@@ -350,7 +353,8 @@ static aq_status index_of(const char *text, aq_st_index *index, aq_error *err) {
 TEST(reads_an_index) {
     aq_st_index index;
     CHECK_STATUS(index_of("{\"other\":[1,{}],\"metadata\":{\"total_size\": 5},\"weight_map\":{"
-                          "\"b\":\"2.safetensors\",\"c\":\"1.safetensors\",\"a.b\":\"2.safetensors\","
+                          "\"b\":\"2.safetensors\",\"c\":\"1.safetensors\","
+                          "\"a.b\":\"2.safetensors\","
                           "\"a_b\":\"\\u0031.safetensors\",\"A_b\":\"3.safetensors\"}}", &index,
                           NULL), AQ_OK);
     CHECK(index.entry_count == 5 && index.shard_count == 3);

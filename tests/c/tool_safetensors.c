@@ -1,6 +1,6 @@
 /* Prints safetensors headers as one line of JSON each, or the error.
  *     tool_safetensors FILE…   reads files
- *     tool_safetensors -       reads images from stdin: 4 bytes of size (little endian), the image */
+ *     tool_safetensors -       images from stdin, each 4 bytes of size (little endian) and data */
 #include "test.h"
 
 static void print_header(const aq_st_file *file, aq_builder *out) {

@@ -1,5 +1,5 @@
-/* Configurations from YAML and from single values: what is accepted is valid or says why not, and
- * written and read again it is the same.
+/* Configurations: an input whose first byte is the number of a field is a value for it, anything else
+ * is YAML. What is accepted is valid or says why not, and written and read again it is the same.
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_config.c -o build/fuzz/config -lm */
 #include "fuzz.h"
 
@@ -15,13 +15,11 @@ static void again(aq_context *context, const aq_config *config) {
     aq_text_free(context, text, size);
 }
 
-/* The text as the value of one field, which the first byte chooses. aq_config_set takes malloc. */
 static void set(const uint8_t *data, size_t size) {
     aq_config config = aq_config_from_profile(AQ_PROFILE_EDGE);
     aq_error err;
     char value[257];
-    if (!size) return;
-    const aq_field *field = aq_field_at((aq_field_id)(data[0] % AQ_FIELD_COUNT));
+    const aq_field *field = aq_field_at((aq_field_id)data[0]);
     size_t length = size - 1 < 256 ? size - 1 : 256;
     memcpy(value, data + 1, length);
     value[length] = 0;
@@ -30,14 +28,13 @@ static void set(const uint8_t *data, size_t size) {
     aq_config_free(&config);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+static void read_yaml(const char *text, size_t size) {
     aq_context context;
     fuzz_memory memory;
     aq_error err;
     aq_config config;
     fuzz_context(&context, &memory);
-    aq_status status =
-        aq_config_from_yaml(&context, (const char *)data, size, "fuzz.yaml", &config, &err);
+    aq_status status = aq_config_from_yaml(&context, text, size, "fuzz.yaml", &config, &err);
     fuzz_check_error(status, &err, "fuzz.yaml");
     if (status == AQ_OK) {
         if (aq_config_validate(&config, &err) != AQ_OK) FUZZ_CHECK(err.message[0]);
@@ -45,6 +42,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         aq_config_free(&config);
     }
     FUZZ_CHECK(memory.now == 0);
-    set(data, size);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size && data[0] < AQ_FIELD_COUNT) set(data, size);
+    else read_yaml((const char *)data, size);
     return 0;
 }

@@ -70,7 +70,8 @@ def read(path):
     assert native["version"] == 1
     for name, crc in native["crc32"].items():
         assert f"{zlib.crc32(tensors[name][1].tobytes()):08x}" == crc, name
-    quantized = {name: dequantize(entry, tensors, name) for name, entry in native["tensors"].items()}
+    quantized = {name: dequantize(entry, tensors, name)
+                 for name, entry in native["tensors"].items()}
     parts = {name + suffix for name in quantized
              for suffix in (".aq_codes", ".aq_params", ".aq_row_params")}
     return quantized, {name: tensor for name, tensor in tensors.items() if name not in parts}

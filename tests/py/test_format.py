@@ -129,8 +129,8 @@ def test_dequantized_halves_are_rounded_once(aq, model, tmp_path, dtype):
 
 def test_config_report_and_metadata(aq, model, tmp_path):
     before = (model / "config.json").read_text()
-    good(aq, "quantize", model, tmp_path / "q", "--bits", 8, "--group-size", 64, "--min-sqnr-db", 12,
-         "--min-accuracy", 0.5, "--quiet")
+    good(aq, "quantize", model, tmp_path / "q", "--bits", 8, "--group-size", 64,
+         "--min-sqnr-db", 12, "--min-accuracy", 0.5, "--quiet")
     config = json.loads((tmp_path / "q/config.json").read_text())
     assert config.pop("quantization_config") == {
         "quant_method": "arrowquant", "format_version": 1, "bits": 8, "group_size": 64,

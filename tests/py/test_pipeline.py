@@ -105,7 +105,8 @@ def test_parameters_get_wider_where_they_must(aq, wide, tmp_path):
     assert report["blocks.2.small.weight"]["cosine_similarity"] > 0.99
 
 
-def test_fp8_with_each_kind_of_scale(aq, tmp_path):
+@pytest.mark.parametrize("bits, folded", [(4, True), (8, False)])  # 8 bits would gain nothing: kept
+def test_fp8_with_each_kind_of_scale(aq, tmp_path, bits, folded):
     table = e4m3_table()
     rng = np.random.default_rng(6)
     rows, cols = 256, 384
@@ -128,17 +129,21 @@ def test_fp8_with_each_kind_of_scale(aq, tmp_path):
         "lm_head.weight": ("F8_E4M3", [rows, cols], codes.tobytes()),
         "lm_head.weight_scale": ("F32", [1], f32(one))})
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
-    quantize(aq, folder, tmp_path / "out", "--bits", 8, "--group-size", 32)
+    quantize(aq, folder, tmp_path / "out", "--bits", bits, "--group-size", 32)
     assert run(aq, "dequantize", tmp_path / "out", tmp_path / "plain", "--dtype", "f32").returncode == 0
     plain = load_file(tmp_path / "plain" / "model.safetensors")
     wanted = {"one": values * 0.5, "row": values * per_row.astype(np.float32)[:, None],
               "block": values * np.kron(blocks.astype(np.float32), np.ones((128, 128))), "bare": values}
     for name, w in wanted.items():
         error = ((plain[f"a.{name}.weight"] - w) ** 2).sum() / (w ** 2).sum()
-        assert error < 1e-4, name
+        assert error < (1e-2 if folded else 1e-12), name
     names = names_in(tmp_path / "out" / "model.safetensors")
     assert "lm_head.weight_scale" in names  # its weight is kept, so it is too
-    assert not any(n.startswith("a.") and "scale" in n for n in names)
+    assert any(n.startswith("a.") and "scale" in n for n in names) != folded
+    assert set(plain) == {"a.one.weight", "a.row.weight", "a.block.weight", "a.bare.weight", "lm_head.weight"}
+    assert np.array_equal(plain["lm_head.weight"], np.float32(values * 0.5))
+    validated = run(aq, "validate", folder, tmp_path / "out")
+    assert validated.returncode == 0, validated.stderr
 
 
 def test_fp8_kept_by_a_gate_keeps_its_scale(aq, tmp_path):

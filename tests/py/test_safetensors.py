@@ -16,7 +16,8 @@ WRITER_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "
                  "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8",
                  "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8", "U16": "uint16",
                  "U32": "uint32", "U64": "uint64", "BOOL": "bool"}
-NAMES = ["a", "a.b", "a_b", "A_b", "a.B", "", " ", "ä", "模型.层", "😀", "e\u0301", "\u00e9", "x/y", "..",
+NAMES = ["a", "a.b", "a_b", "A_b", "a.B", "", " ", "ä", "模型.层", "😀", "e\u0301", "\u00e9",
+         "x/y", "..",
          "quote\"back\\slash", "tab\tnew\nline", "\x7f", "__metadata", "x" * 3000, "\u2028"]
 
 
@@ -139,8 +140,10 @@ BAD = {
     "single quotes": image("{'a':{%s}}" % E, D), "comment": image("{/**/}"),
     "no colon": image('{"a"{%s}}' % E, D), "no comma": image('{"a":{%s} "b":{%s}}' % (E, E), D),
     "control character": image('{"a\nb":{%s}}' % E, D), "bad escape": image('{"\\x":{%s}}' % E, D),
-    "short escape": image('{"\\u12":{%s}}' % E, D), "lone surrogate": image('{"\\ud800":{%s}}' % E, D),
-    "low surrogate": image('{"\\udc00":{%s}}' % E, D), "not UTF-8": image(b'{"\xff":{%s}}' % E.encode(), D),
+    "short escape": image('{"\\u12":{%s}}' % E, D),
+    "lone surrogate": image('{"\\ud800":{%s}}' % E, D),
+    "low surrogate": image('{"\\udc00":{%s}}' % E, D),
+    "not UTF-8": image(b'{"\xff":{%s}}' % E.encode(), D),
     "overlong": image(b'{"\xc0\x80":{%s}}' % E.encode(), D),
     "UTF-8 surrogate": image(b'{"\xed\xa0\x80":{%s}}' % E.encode(), D),
     "beyond Unicode": image(b'{"\xf4\x90\x80\x80":{%s}}' % E.encode(), D),
@@ -157,8 +160,10 @@ BAD = {
     "dtype is null": image(entry("null"), D), "dtype is a number": image(entry("0"), D),
     "dtype is empty": image(entry('""'), D),
     "shape is null": image(entry(shape="null"), D), "shape is a number": image(entry(shape="2"), D),
-    "shape is an object": image(entry(shape="{}"), D), "shape of strings": image(entry(shape='["2"]'), D),
-    "shape of floats": image(entry(shape="[2.0]"), D), "shape with exponent": image(entry(shape="[2e0]"), D),
+    "shape is an object": image(entry(shape="{}"), D),
+    "shape of strings": image(entry(shape='["2"]'), D),
+    "shape of floats": image(entry(shape="[2.0]"), D),
+    "shape with exponent": image(entry(shape="[2e0]"), D),
     "negative shape": image(entry(shape="[-2]"), D), "leading zero": image(entry(shape="[02]"), D),
     "plus sign": image(entry(shape="[+2]"), D), "hexadecimal": image(entry(shape="[0x2]"), D),
     "shape over 64 bits": image(entry(shape="[0,18446744073709551616]", offsets="[0,0]")),
@@ -168,9 +173,11 @@ BAD = {
     "rank 0 without data": image(entry(shape="[]", offsets="[0,0]")),
     "too many bytes": image(entry(offsets="[0,3]"), b"abc"),
     "too few bytes": image(entry(offsets="[0,1]"), b"a"),
-    "one offset": image(entry(offsets="[2]"), D), "three offsets": image(entry(offsets="[0,2,2]"), D),
+    "one offset": image(entry(offsets="[2]"), D),
+    "three offsets": image(entry(offsets="[0,2,2]"), D),
     "no offset": image(entry(offsets="[]"), D), "offsets are null": image(entry(offsets="null"), D),
-    "offset is a float": image(entry(offsets="[0,2.0]"), D), "offset -0": image(entry(offsets="[-0,2]"), D),
+    "offset is a float": image(entry(offsets="[0,2.0]"), D),
+    "offset -0": image(entry(offsets="[-0,2]"), D),
     "offset is a string": image(entry(offsets='["0","2"]'), D),
     "negative offset": image(entry(offsets="[-2,0]"), D),
     "offset over 64 bits": image(entry(offsets="[0,18446744073709551618]"), D),
@@ -180,10 +187,12 @@ BAD = {
     "hole": image('{"a":{%s},"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}}' % E, b"abcd"),
     "overlap": image('{"a":{%s},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}' % E, b"abc"),
     "same place": image('{"a":{%s},"b":{%s}}' % (E, E), D),
-    "data is cut short": image('{"a":{%s}}' % E, b"a"), "data goes on": image('{"a":{%s}}' % E, b"abc"),
+    "data is cut short": image('{"a":{%s}}' % E, b"a"),
+    "data goes on": image('{"a":{%s}}' % E, b"abc"),
     "data without tensors": image("{}", b"a"),
     "metadata twice": image('{"__metadata__":{},"__metadata__":{}}'),
-    "metadata is an array": image('{"__metadata__":[]}'), "metadata is a string": image('{"__metadata__":""}'),
+    "metadata is an array": image('{"__metadata__":[]}'),
+    "metadata is a string": image('{"__metadata__":""}'),
     "metadata with a number": image('{"__metadata__":{"a":1}}'),
     "metadata with null": image('{"__metadata__":{"a":null}}'),
     "metadata with an object": image('{"__metadata__":{"a":{}}}'),
@@ -218,10 +227,13 @@ GOOD = {
     "empty metadata": image('{"__metadata__":{}}'), "spaces before": image(" \n\t\r{}"),
     "spaces behind": image("{}   \n"), "not a multiple of 8": image('{"a":{%s}} ' % E, D),
     "unknown members": image(entry(more=',"x":1,"x":[{"y":null}],"":-1e-5'), D),
-    "escaped keys": image('{"a":{"\\u0064type":"\\u00558","sh\\u0061pe":[2],"data_offsets":[0,2]}}', D),
+    "escaped keys": image(
+        '{"a":{"\\u0064type":"\\u00558","sh\\u0061pe":[2],"data_offsets":[0,2]}}', D),
     "escaped metadata": image('{"\\u005f_metadata__":{"\\u0061":"\\ud83d\\ude00"}}'),
-    "any order": image('{"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"a":{%s}}' % E, b"abc"),
-    "not aligned": image('{"a":{%s},"b":{"dtype":"F64","shape":[],"data_offsets":[2,10]}}' % E, b"a" * 10),
+    "any order": image(
+        '{"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"a":{%s}}' % E, b"abc"),
+    "not aligned": image(
+        '{"a":{%s},"b":{"dtype":"F64","shape":[],"data_offsets":[2,10]}}' % E, b"a" * 10),
     "empty ones between": image('{"a":{%s},"b":{"dtype":"F32","shape":[0],"data_offsets":[2,2]},'
                                 '"c":{"dtype":"F32","shape":[7,0],"data_offsets":[2,2]},'
                                 '"d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' % E, D),
@@ -253,7 +265,8 @@ def test_good_files(ours, reference):
         same(result, theirs, one)
 
 
-PIECES = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"1", b"-", b".", b"e", b" ", b"\0",
+PIECES = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"1", b"-", b".", b"e",
+          b" ", b"\0",
           b"null", b"true", b'"a"', b'"dtype"', b'"U8"', b'"F16"', b'"shape"', b'"data_offsets"',
           b"\\u0061", b"\xff", b"\xc3\xa4", b"18446744073709551616", b'"__metadata__":{},']
 

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""`aq quantize` at scale: `make bench-scale`, or  build/venv/bin/python bench/scale.py [--billions N] [--folder DIR]
+
+Makes a BF16 model of 7 billion parameters in 9 shards (14 GB), quantizes it at every bit width with
+`enable_streaming` off and on, compares the two outputs byte for byte, and removes everything again.
+Then the same with one giant tensor, with ten thousand tiny ones, and with a seventh of the size.
+Prints a Markdown table: time, Mweights/s, the process's own peak memory (VmHWM), and the time as a
+ratio to `cp` of the input followed by `sync` in the same run. Needs NumPy and Linux.
+"""
+import argparse
+import filecmp
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+HIDDEN, MLP = 4096, 11008
+LIMIT_MIB = 512
+
+
+class Weights:
+    """Gaussian BF16 bytes, σ = 0.02: one block of 32 million, read from another place each time."""
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        block = (rng.standard_normal(1 << 25, dtype=np.float32) * np.float32(0.02)).view(np.uint32)
+        self.block, self.at = (block >> 16).astype(np.uint16), 0
+
+    def write(self, file, count):
+        while count:
+            self.at = (self.at * 5 + 12345) % (len(self.block) // 2)
+            part = self.block[self.at:self.at + min(count, len(self.block) // 2)]
+            file.write(part.data)
+            count -= len(part)
+
+
+def shard(path, shapes, weights):
+    header, offset = {}, 0
+    for name, shape in shapes:
+        size = 2 * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, shape in shapes:
+            weights.write(file, int(np.prod(shape, dtype=np.int64)))
+
+
+def make(folder, shards, weights):
+    """shards: a list of lists of (name, shape). Returns the number of weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["ScaleForCausalLM"]}\n')
+    weight_map = {}
+    for number, shapes in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shard(folder / name, shapes, weights)
+        weight_map.update({tensor: name for tensor, _ in shapes})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return sum(int(np.prod(s, dtype=np.int64)) for shapes in shards for _, s in shapes)
+
+
+def llm(billions, shard_count):
+    """Decoder layers of 202 million weights until the size is reached, spread over the shards."""
+    layers = max(1, round(billions * 1e9 / (4 * HIDDEN * HIDDEN + 3 * HIDDEN * MLP)))
+    tensors = []
+    for i in range(layers):
+        stem = f"model.layers.{i}"
+        tensors += [(f"{stem}.self_attn.{p}_proj.weight", (HIDDEN, HIDDEN)) for p in "qkvo"]
+        tensors += [(f"{stem}.mlp.gate_proj.weight", (MLP, HIDDEN)), (f"{stem}.mlp.up_proj.weight", (MLP, HIDDEN)),
+                    (f"{stem}.mlp.down_proj.weight", (HIDDEN, MLP)), (f"{stem}.input_layernorm.weight", (HIDDEN,))]
+    tensors.append(("model.embed_tokens.weight", (32000, HIDDEN)))
+    return [tensors[i * len(tensors) // shard_count:(i + 1) * len(tensors) // shard_count]
+            for i in range(shard_count)]
+
+
+def peak_of(process):
+    """The process's own VmHWM in MiB, watched until it ends."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    peak = max(peak, int(line.split()[1]) / 1024)
+        except OSError:
+            break
+        time.sleep(0.005)
+    return peak
+
+
+def quantize(model, out, *flags):
+    begin = time.monotonic()
+    process = subprocess.Popen([TOP / "build/aq", "quantize", model, out, "--quiet", *map(str, flags)])
+    peak = peak_of(process)
+    if process.wait():
+        sys.exit(f"aq quantize {model} failed")
+    return time.monotonic() - begin, peak
+
+
+def copy_seconds(model, out):
+    begin = time.monotonic()
+    subprocess.run(["cp", "-r", "--reflink=never", model, out], check=True)
+    subprocess.run(["sync"], check=True)
+    seconds = time.monotonic() - begin
+    shutil.rmtree(out)
+    return seconds
+
+
+def same(a, b):
+    files = sorted(p.relative_to(a) for p in a.rglob("*") if p.is_file())
+    if files != sorted(p.relative_to(b) for p in b.rglob("*") if p.is_file()):
+        return False
+    return all(filecmp.cmp(a / f, b / f, shallow=False) for f in files)
+
+
+def measure(label, folder, shards, weights, runs):
+    """One model: made, copied for comparison, quantized, removed. Returns whether all went well."""
+    count = make(folder / "model", shards, weights)
+    subprocess.run(["sync"], check=True)
+    copying, good = copy_seconds(folder / "model", folder / "copy"), True
+    for bits in runs:
+        rows = []
+        for streaming in ("false", "true"):
+            out = folder / f"out-{streaming}"
+            seconds, peak = quantize(folder / "model", out, "--bits", bits, "--set",
+                                     f"enable_streaming={streaming}", "--min-accuracy", 0)
+            rows.append((streaming, seconds, peak))
+        equal = same(folder / "out-false", folder / "out-true")
+        for streaming, seconds, peak in rows:
+            good = good and equal and peak <= LIMIT_MIB
+            print(f"| {label} | {count / 1e9:.2f} | {bits} | {'on' if streaming == 'true' else 'off'} | {seconds:.1f} "
+                  f"| {count / seconds / 1e6:.0f} | {peak:.0f} | {seconds / copying:.2f} "
+                  f"| {'yes' if equal else 'NO'} |", flush=True)
+        shutil.rmtree(folder / "out-false")
+        shutil.rmtree(folder / "out-true")
+    shutil.rmtree(folder / "model")
+    return good
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--billions", type=float, default=7.0)
+    parser.add_argument("--folder", help="where there is room; default: build/")
+    options = parser.parse_args()
+    parent = pathlib.Path(options.folder) if options.folder else TOP / "build"
+    parent.mkdir(exist_ok=True)
+    needed, free = options.billions * 2e9 * 2.2, shutil.disk_usage(parent).free
+    if free < needed:
+        print(f"skipped: {parent} has {free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB are needed")
+        return 0
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="scale-", dir=parent))
+    try:
+        weights = Weights()
+        print("| model | 10⁹ weights | bits | streaming | s | Mweights/s | peak MiB | time / (cp + sync) | same bytes |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        rows = int(options.billions / 7 * 1e9 / 16384)
+        tiny = [[(f"layers.{s * 1000 + i}.w.weight", (256, 128)) for i in range(1000)] for s in range(10)]
+        good = [measure("whole", folder, llm(options.billions, 9), weights, (2, 4, 8)),
+                measure("a seventh", folder, llm(options.billions / 7, 9), weights, (4,)),
+                measure("one tensor", folder, [[("layers.0.w.weight", (rows, 16384))]], weights, (4,)),
+                measure("10,000 tensors", folder, tiny, weights, (4,))]
+        if not all(good):
+            print(f"FAILED: a peak above {LIMIT_MIB} MiB, or outputs that differ")
+        return 0 if all(good) else 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

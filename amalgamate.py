@@ -38,6 +38,14 @@ KERNELS = [
     "simd/neon_codes.c",
     "simd/x86.h",
     "simd/x86_fit.c",
+    "simd/avx2_convert.c",
+    "simd/avx2_sums.c",
+    "simd/avx2_fit.c",
+    "simd/avx2_codes.c",
+    "simd/avx512_convert.c",
+    "simd/avx512_sums.c",
+    "simd/avx512_fit.c",
+    "simd/avx512_codes.c",
     "simd/dispatch.c",
 ]
 

@@ -673,9 +673,8 @@ ARROWQUANT_API aq_status aq_validation_to_json(aq_context *context,
                                                size_t *size, aq_error *err);
 
 /* Writes a quantized model as plain safetensors of dtype F32, F16 or BF16 under the original
- * names, so that any tool loads it. Kept float tensors get that dtype too, kept FP8 weights and
- * their scales stay as they are, and so do integers. Other files are carried over,
- * quantization_config is removed. A model that is not quantized is AQ_ERR_METADATA. */
+ * names, so that any tool loads it. Kept float tensors get that dtype too (FP8 weights with their
+ * scales folded in), integers stay. Other files are carried over, quantization_config is removed. A model that is not quantized is AQ_ERR_METADATA. */
 ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *quantized_path,
                                              const char *output_path, aq_dtype dtype,
                                              bool overwrite, aq_progress_fn progress, void *user,
@@ -2471,14 +2470,28 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
     (defined(__GNUC__) || defined(_MSC_VER))
-
+#  define AQ_HAVE_AVX2 1
 #  if !defined(ARROWQUANT_NO_AVX512)
-
+#    define AQ_HAVE_AVX512 1
 #  endif
 #endif
 
 #if defined(AQ_HAVE_AVX2)
+
+/* Some releases of GCC, in C++, see an uninitialized variable in _mm512_undefined_ps, which is the
+ * idea of it, wherever it is inlined. */
+#if defined(__GNUC__) && !defined(__clang__)
+#  define AQ_X86_BEGIN \
+      _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+          _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#  define AQ_X86_END _Pragma("GCC diagnostic pop")
+#else
+#  define AQ_X86_BEGIN
+#  define AQ_X86_END
+#endif
+AQ_X86_BEGIN
 #include <immintrin.h>
+AQ_X86_END
 
 /* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
  * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
@@ -2510,11 +2523,12 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 extern "C" {
 #endif
 
-#define AQ_X86_MAGIC 12582912.0f    /* 1.5·2^23: the sum's low bits are the rounded integer */
-#define AQ_X86_MAGIC_BITS 0x4B400000 /* of that float */
-#define AQ_X86_GROUPS 8u            /* so many groups are fitted side by side */
+#define AQ_X86_MAGIC 12582912.0f     /* 1.5·2^23: the sum's low bits are the rounded integer */
+#define AQ_X86_MAGIC_BITS 0x4B400000u /* of that float */
+#define AQ_X86_GROUPS 8u             /* so many groups are fitted side by side */
 
-/* Groups of equal length, one behind the other, and what a pass reads and finds of each. */
+/* Groups of equal length, a multiple of 16, one behind the other, and what a pass reads and finds of
+ * each. A short group is filled up with values that weigh nothing. */
 typedef struct aq_x86_batch {
     const float *x, *weights; /* weights: or NULL */
     size_t length, groups;
@@ -2589,6 +2603,63 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
                                              aq_simd_sums *out);
 #endif
 
+/* The least of eight floats. */
+AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
+    __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    part = _mm_min_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_min_ss(part, _mm_movehdup_ps(part)));
+}
+
+/* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */
+typedef struct aq_avx2_pair {
+    __m256 low, high;
+} aq_avx2_pair;
+
+AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
+    AQ_SIMD_EXACT_BODY
+    __m256 half = _mm256_add_ps(sum.low, sum.high);
+    __m128 part = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    part = _mm_add_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
+}
+
+/* Four folds at once. */
+AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
+                                                  aq_avx2_pair d) {
+    AQ_SIMD_EXACT_BODY
+    __m256 a8 = _mm256_add_ps(a.low, a.high), b8 = _mm256_add_ps(b.low, b.high);
+    __m256 c8 = _mm256_add_ps(c.low, c.high), d8 = _mm256_add_ps(d.low, d.high);
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20),
+                              _mm256_permute2f128_ps(a8, b8, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c8, d8, 0x20),
+                              _mm256_permute2f128_ps(c8, d8, 0x31));
+    __m256 all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    all = _mm256_add_ps(_mm256_shuffle_ps(all, all, 0x88), _mm256_shuffle_ps(all, all, 0xDD));
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+#if defined(AQ_HAVE_AVX512)
+
+/* Which lanes of the next vector are in use when so many values, at least 1, are left. */
+AQ_AVX512_INLINE static inline __mmask16 aq_avx512_lanes(size_t left) {
+    return left < 16 ? (__mmask16)((1u << left) - 1u) : (__mmask16)0xFFFFu;
+}
+
+/* Four sums of 16 lanes each, as aq_scalar_fold. */
+AQ_AVX512_INLINE static inline __m128 aq_avx512_fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88),
+                               _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xEE));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xB1));
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, all));
+}
+
+#endif
+
 #ifdef __cplusplus
 }
 #endif
@@ -2606,6 +2677,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
 /* As aq_fit_group and aq_fit_state, an entry a group. Work goes on in quads: four groups at once. */
 typedef struct aq_x86_search {
     const aq_x86_passes *passes;
+    const aq_simd_recipe *recipe;
     aq_x86_batch batch;
     float top;       /* affine: the greatest code */
     float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
@@ -2793,10 +2865,9 @@ AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
     batch->x = y;
 }
 
-AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, float *y,
-                                        aq_simd_fit *out) {
+AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, float *y, aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
-    const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, search->batch.length);
+    const aq_simd_recipe *recipe = search->recipe;
     uint32_t i, vary = search->batch.active;
     size_t j, groups = search->batch.groups;
     aq_x86_centre(search, y);
@@ -2819,17 +2890,17 @@ AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, fl
     }
 }
 
-AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
+AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, bool positive,
                                            aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
-    const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, search->batch.length);
+    const aq_simd_recipe *recipe = search->recipe;
     uint32_t i, vary = search->batch.active;
     size_t j, groups = search->batch.groups;
     float largest[AQ_X86_GROUPS];
     for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
         float low = search->low[j], high = search->high[j];
         largest[j] = 0.0f - (0.0f - low > high ? low : high);
-        largest[j] = bits == 8 && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+        largest[j] = positive && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
     }
     for (i = 0; i < recipe->starts; i++) {
         for (j = 0; j < groups; j++) {
@@ -2846,6 +2917,20 @@ AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
     }
 }
 
+/* A short group, filled up with values that weigh nothing. */
+typedef struct aq_x86_padded {
+    float x[AQ_SIMD_GROUP_MAX], weights[AQ_SIMD_GROUP_MAX];
+} aq_x86_padded;
+
+static void aq_x86_pad(aq_x86_padded *to, const float *x, const float *weights, size_t count,
+                       size_t length) {
+    size_t i;
+    for (i = 0; i < length; i++) {
+        to->x[i] = i < count ? x[i] : 0.0f;
+        to->weights[i] = i >= count ? 0.0f : weights ? weights[i] : 1.0f;
+    }
+}
+
 /* Cuts a row into batches; the last group, when it is short, is one of its own. */
 AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
                                     const float *weights, size_t count, size_t group, uint32_t bits,
@@ -2853,28 +2938,1188 @@ AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
                                     aq_simd_fit *out) {
     float y[AQ_X86_GROUPS * AQ_SIMD_GROUP_MAX];
     aq_x86_search search;
-    size_t groups, length;
+    aq_x86_padded padded;
+    size_t begin = 0, groups, length;
     memset(&search, 0, sizeof search);
     search.passes = passes;
     search.top = (float)((1u << bits) - 1u);
     search.half = symmetric ? (float)(1u << (bits - 1u)) : 0.0f;
-    for (; count; count -= groups * length, ranges += groups, out += groups) {
-        length = count < group ? count : group;
-        groups = count / length < AQ_X86_GROUPS ? count / length : AQ_X86_GROUPS;
-        aq_x86_open(&search, x, weights, length, groups, ranges);
-        if (symmetric) {
-            aq_x86_symmetric_batch(&search, bits, out);
+    for (; begin < count; begin += groups * length, ranges += groups, out += groups) {
+        length = count - begin < group ? count - begin : group;
+        groups = (count - begin) / length;
+        groups = groups < AQ_X86_GROUPS ? groups : AQ_X86_GROUPS;
+        search.recipe = symmetric ? aq_simd_symmetric_recipe(bits, length)
+                                  : aq_simd_affine_recipe(bits, length);
+        if (length % 16 == 0) {
+            aq_x86_open(&search, x + begin, weights ? weights + begin : NULL, length, groups,
+                        ranges);
         } else {
-            aq_x86_affine_batch(&search, bits, y, out);
+            size_t rounded = (length + 15) / 16 * 16;
+            aq_x86_pad(&padded, x + begin, weights ? weights + begin : NULL, length, rounded);
+            aq_x86_open(&search, padded.x, padded.weights, rounded, 1, ranges);
         }
-        x += groups * length;
-        weights += weights ? groups * length : 0;
+        if (symmetric) {
+            aq_x86_symmetric_batch(&search, bits == 8, out);
+        } else {
+            aq_x86_affine_batch(&search, y, out);
+        }
     }
 }
 
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/x86_fit.c ---- */
+
+/* ---- begin src/simd/avx2_convert.c ---- */
+
+/* AVX2 kernels: F16, BF16 and F8 to and from F32. What does not fill a vector is left to the scalar
+ * kernels. */
+
+#if defined(AQ_HAVE_AVX2)
+
+AQ_AVX2_INLINE static inline __m256 aq_avx2_bf16(__m128i halves) {
+    __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+    __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF));
+    __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7F800000));
+    nan = _mm256_and_si256(nan, _mm256_set1_epi32(0x400000));
+    return _mm256_castsi256_ps(_mm256_or_si256(bits, nan));
+}
+
+AQ_AVX2_INLINE static inline __m128i aq_avx2_to_bf16(__m256 value) {
+    __m256i bits = _mm256_castps_si256(value), even, rounded, quiet;
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    rounded = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7FFF)));
+    quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(rounded),
+                            _mm256_extracti128_si256(rounded, 1));
+}
+
+/* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_e4m3(__m128i bytes) {
+    __m128i wide = _mm_cvtepu8_epi16(bytes), nan;
+    __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7F));
+    __m128i sign = _mm_slli_epi16(_mm_xor_si128(wide, magnitude), 8);
+    nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F));
+    nan = _mm_and_si128(nan, _mm_set1_epi16(0x7E00));
+    magnitude = _mm_or_si128(_mm_slli_epi16(magnitude, 7), nan);
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, magnitude)), _mm256_set1_ps(256.0f));
+}
+
+AQ_AVX2_INLINE static inline __m256 aq_avx2_e5m2(__m128i bytes) {
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 8));
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i));
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(halves));
+    }
+    aq_scalar_f16_to_f32(from + 2 * i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_bf16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i));
+        _mm256_storeu_ps(out + i, aq_avx2_bf16(halves));
+    }
+    aq_scalar_bf16_to_f32(from + 2 * i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f8_e4m3_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(from + i));
+        _mm256_storeu_ps(out + i, aq_avx2_e4m3(bytes));
+    }
+    aq_scalar_f8_e4m3_to_f32(from + i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f8_e5m2_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(from + i));
+        _mm256_storeu_ps(out + i, aq_avx2_e5m2(bytes));
+    }
+    aq_scalar_f8_e5m2_to_f32(from + i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_f16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    aq_scalar_f32_to_f16(in + i, to + 2 * i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_bf16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i),
+                         aq_avx2_to_bf16(_mm256_loadu_ps(in + i)));
+    }
+    aq_scalar_f32_to_bf16(in + i, to + 2 * i, count - i);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_convert.c ---- */
+
+/* ---- begin src/simd/avx2_sums.c ---- */
+
+/* AVX2 kernels: the range of each group, sums over pairs of values. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* The range of x so far: of x, of −x, and of the bits of |x|. */
+typedef struct aq_avx2_extent {
+    __m256 low, minus;
+    __m256i absmax;
+} aq_avx2_extent;
+
+AQ_AVX2_INLINE static inline void aq_avx2_extend(aq_avx2_extent *extent, __m256 value) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    extent->low = _mm256_min_ps(value, extent->low);
+    extent->minus = _mm256_min_ps(_mm256_xor_ps(value, _mm256_set1_ps(-0.0f)), extent->minus);
+    extent->absmax = _mm256_max_epu32(
+        extent->absmax, _mm256_and_si256(_mm256_castps_si256(value), magnitude));
+}
+
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_most(__m256i value) {
+    __m128i part = _mm_max_epu32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
+    return (uint32_t)_mm_cvtsi128_si32(part);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t group,
+                                       aq_simd_range *out) {
+    AQ_SIMD_EXACT_BODY
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        aq_avx2_extent extent;
+        extent.low = _mm256_set1_ps(x[begin]);
+        extent.minus = _mm256_xor_ps(extent.low, _mm256_set1_ps(-0.0f));
+        extent.absmax = _mm256_setzero_si256();
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 8 <= length; i += 8) {
+            aq_avx2_extend(&extent, _mm256_loadu_ps(x + begin + i));
+        }
+        for (; i < length; i++) {
+            aq_avx2_extend(&extent, _mm256_set1_ps(x[begin + i]));
+        }
+        out->low = aq_avx2_least(extent.low);
+        out->high = 0.0f - aq_avx2_least(extent.minus);
+        out->absmax = aq_avx2_most(extent.absmax);
+    }
+}
+
+/* Half of the 16 lanes. */
+typedef struct aq_avx2_products {
+    __m256 dot, first, second, error, most;
+} aq_avx2_products;
+
+AQ_AVX2_INLINE static inline void aq_avx2_multiply(aq_avx2_products *sums, __m256 x, __m256 y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 difference = _mm256_sub_ps(x, y);
+    __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), difference);
+    sums->dot = _mm256_add_ps(sums->dot, _mm256_mul_ps(x, y));
+    sums->first = _mm256_add_ps(sums->first, _mm256_mul_ps(x, x));
+    sums->second = _mm256_add_ps(sums->second, _mm256_mul_ps(y, y));
+    sums->error = _mm256_add_ps(sums->error, _mm256_mul_ps(difference, difference));
+    sums->most = _mm256_max_ps(magnitude, sums->most);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_products_fold(const aq_avx2_products *low,
+                                                        const aq_avx2_products *high,
+                                                        aq_simd_sums *out) {
+    AQ_SIMD_EXACT_BODY
+    aq_avx2_pair dot, first, second, error;
+    float folded[4];
+    dot.low = low->dot;
+    dot.high = high->dot;
+    first.low = low->first;
+    first.high = high->first;
+    second.low = low->second;
+    second.high = high->second;
+    error.low = low->error;
+    error.high = high->error;
+    _mm_storeu_ps(folded, aq_avx2_fold4(dot, first, second, error));
+    out->dot = folded[0];
+    out->first = folded[1];
+    out->second = folded[2];
+    out->error = folded[3];
+    out->max_error = 0.0f - aq_avx2_least(_mm256_xor_ps(_mm256_max_ps(low->most, high->most),
+                                                        _mm256_set1_ps(-0.0f)));
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
+                                         aq_simd_sums *out) {
+    aq_avx2_products low, high;
+    size_t i;
+    low.dot = low.first = low.second = low.error = low.most = _mm256_setzero_ps();
+    high = low;
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_avx2_multiply(&low, _mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i));
+        aq_avx2_multiply(&high, _mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8));
+    }
+    if (i < count) {
+        float x[16] = {0}, y[16] = {0};
+        memcpy(x, a + i, (count - i) * sizeof *x);
+        memcpy(y, b + i, (count - i) * sizeof *y);
+        aq_avx2_multiply(&low, _mm256_loadu_ps(x), _mm256_loadu_ps(y));
+        aq_avx2_multiply(&high, _mm256_loadu_ps(x + 8), _mm256_loadu_ps(y + 8));
+    }
+    aq_avx2_products_fold(&low, &high, out);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_sums.c ---- */
+
+/* ---- begin src/simd/avx2_fit.c ---- */
+
+/* AVX2 kernels: the passes of the least-squares fit. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Codes as floats above 2^23, whose bits are integers of the same order: they are clamped as such. */
+typedef struct aq_avx2_grid {
+    __m256 base, inverse;
+    __m256i low, high;
+} aq_avx2_grid;
+
+AQ_AVX2_INLINE static inline aq_avx2_grid aq_avx2_grid_of(const aq_x86_batch *batch,
+                                                          size_t index) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 magic = _mm256_set1_ps(AQ_X86_MAGIC);
+    aq_avx2_grid grid;
+    grid.base = _mm256_set1_ps(batch->base[index]);
+    grid.inverse = _mm256_set1_ps(batch->inverse[index]);
+    grid.low = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->low[index]), magic));
+    grid.high = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->high[index]), magic));
+    return grid;
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_code(const aq_avx2_grid *grid, __m256 x) {
+    AQ_SIMD_EXACT_BODY
+    __m256 value = _mm256_mul_ps(_mm256_sub_ps(x, grid->base), grid->inverse);
+    __m256i code = _mm256_castps_si256(_mm256_add_ps(value, _mm256_set1_ps(AQ_X86_MAGIC)));
+    return _mm256_min_epi32(_mm256_max_epi32(code, grid->low), grid->high);
+}
+
+/* Half of the 16 lanes. Sums of codes alone are integers below 2^24, which any order gives
+ * exactly. */
+typedef struct aq_avx2_sums {
+    __m256i code;
+    __m256 code2, cross;
+} aq_avx2_sums;
+
+AQ_AVX2_INLINE static inline void aq_avx2_count(aq_avx2_sums *sums, __m256i code, __m256 x) {
+    AQ_SIMD_EXACT_BODY
+    __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(code), _mm256_set1_ps(AQ_X86_MAGIC));
+    sums->code = _mm256_add_epi32(sums->code, code);
+    sums->code2 = _mm256_add_ps(sums->code2, _mm256_mul_ps(c, c));
+    sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(c, x));
+}
+
+AQ_AVX2_INLINE static inline __m128 aq_avx2_sums_fold(const aq_avx2_sums *low,
+                                                      const aq_avx2_sums *high) {
+    aq_avx2_pair code, code2, cross;
+    code.low = _mm256_cvtepi32_ps(low->code);
+    code.high = _mm256_cvtepi32_ps(high->code);
+    code2.low = low->code2;
+    code2.high = high->code2;
+    cross.low = low->cross;
+    cross.high = high->cross;
+    return aq_avx2_fold4(code, code2, cross, cross);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_codes_plain(aq_x86_batch *batch, size_t length) {
+    size_t index, i;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length;
+        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+        aq_avx2_sums low, high;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        low.code = _mm256_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
+        low.code2 = low.cross = _mm256_setzero_ps();
+        high = low;
+        for (i = 0; i < length; i += 16) {
+            __m256 value = _mm256_loadu_ps(x + i);
+            aq_avx2_count(&low, aq_avx2_code(&grid, value), value);
+            value = _mm256_loadu_ps(x + i + 8);
+            aq_avx2_count(&high, aq_avx2_code(&grid, value), value);
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx2_sums_fold(&low, &high));
+    }
+}
+
+/* Here every sum is one of floats. */
+typedef struct aq_avx2_weighted {
+    __m256 code, code2, cross;
+} aq_avx2_weighted;
+
+AQ_AVX2_INLINE static inline void aq_avx2_weigh(aq_avx2_weighted *sums, const aq_avx2_grid *grid,
+                                                __m256 x, __m256 weight) {
+    AQ_SIMD_EXACT_BODY
+    __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(aq_avx2_code(grid, x)),
+                             _mm256_set1_ps(AQ_X86_MAGIC));
+    __m256 product = _mm256_mul_ps(weight, c);
+    sums->code = _mm256_add_ps(sums->code, product);
+    sums->code2 = _mm256_add_ps(sums->code2, _mm256_mul_ps(product, c));
+    sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(product, x));
+}
+
+AQ_AVX2_INLINE static inline __m128 aq_avx2_weighted_fold(const aq_avx2_weighted *low,
+                                                          const aq_avx2_weighted *high) {
+    aq_avx2_pair code, code2, cross;
+    code.low = low->code;
+    code.high = high->code;
+    code2.low = low->code2;
+    code2.high = high->code2;
+    cross.low = low->cross;
+    cross.high = high->cross;
+    return aq_avx2_fold4(code, code2, cross, cross);
+}
+
+AQ_AVX2 static void aq_avx2_codes_weighted(aq_x86_batch *batch) {
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+        aq_avx2_weighted low, high;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        low.code = low.code2 = low.cross = _mm256_setzero_ps();
+        high = low;
+        for (i = 0; i < length; i += 16) {
+            aq_avx2_weigh(&low, &grid, _mm256_loadu_ps(x + i), _mm256_loadu_ps(weights + i));
+            aq_avx2_weigh(&high, &grid, _mm256_loadu_ps(x + i + 8),
+                          _mm256_loadu_ps(weights + i + 8));
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx2_weighted_fold(&low, &high));
+    }
+}
+
+AQ_AVX2 static void aq_avx2_codes(aq_x86_batch *batch) {
+    if (batch->weights) {
+        aq_avx2_codes_weighted(batch);
+    } else {
+        switch (batch->length) {
+        case 32: aq_avx2_codes_plain(batch, 32); break;
+        case 64: aq_avx2_codes_plain(batch, 64); break;
+        case 128: aq_avx2_codes_plain(batch, 128); break;
+        case 256: aq_avx2_codes_plain(batch, 256); break;
+        default: aq_avx2_codes_plain(batch, batch->length); break;
+        }
+    }
+}
+
+/* Eight lanes: w·(x − centre), with x − centre stored when y is not NULL. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_less(const float *x, const float *weights,
+                                                 __m256 centre, float *y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 value = _mm256_sub_ps(_mm256_loadu_ps(x), centre);
+    if (y) {
+        _mm256_storeu_ps(y, value);
+    }
+    return weights ? _mm256_mul_ps(_mm256_loadu_ps(weights), value) : value;
+}
+
+AQ_AVX2 static void aq_avx2_centre(const aq_x86_batch *batch, const float *centre, float *y,
+                                   float *sums) {
+    AQ_SIMD_EXACT_BODY
+    size_t index, i, j, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const __m256 middle = _mm256_set1_ps(centre[index]);
+        aq_avx2_pair sum;
+        sum.low = sum.high = _mm256_setzero_ps();
+        for (i = 0, j = index * length; i < length; i += 16, j += 16) {
+            const float *weights = batch->weights ? batch->weights + j : NULL;
+            sum.low = _mm256_add_ps(sum.low, aq_avx2_less(batch->x + j, weights, middle,
+                                                          y ? y + j : NULL));
+            sum.high = _mm256_add_ps(sum.high, aq_avx2_less(batch->x + j + 8,
+                                                            weights ? weights + 8 : NULL, middle,
+                                                            y ? y + j + 8 : NULL));
+        }
+        sums[index] = aq_avx2_fold(sum);
+    }
+}
+
+AQ_AVX2 static void aq_avx2_live(const aq_x86_batch *batch, float *sums, float *low, float *high) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 none = _mm256_set1_ps(FLT_MAX), sign = _mm256_set1_ps(-0.0f);
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        __m256 least = none, less = none; /* of x, and of −x */
+        aq_avx2_pair sum;
+        float lowest, highest;
+        sum.low = sum.high = _mm256_setzero_ps();
+        for (i = 0; i < length; i += 8) {
+            __m256 weight = _mm256_loadu_ps(weights + i), value = _mm256_loadu_ps(x + i);
+            __m256 live = _mm256_cmp_ps(weight, _mm256_setzero_ps(), _CMP_GT_OQ);
+            least = _mm256_min_ps(least, _mm256_blendv_ps(none, value, live));
+            less = _mm256_min_ps(less, _mm256_blendv_ps(none, _mm256_xor_ps(value, sign), live));
+            if (i % 16 == 0) {
+                sum.low = _mm256_add_ps(sum.low, weight);
+            } else {
+                sum.high = _mm256_add_ps(sum.high, weight);
+            }
+        }
+        sums[index] = aq_avx2_fold(sum);
+        lowest = aq_avx2_least(least);
+        highest = 0.0f - aq_avx2_least(less);
+        if (highest > lowest) {
+            low[index] = lowest;
+            high[index] = highest;
+        }
+    }
+}
+
+static const aq_x86_passes aq_avx2_passes = {aq_avx2_codes, aq_avx2_centre, aq_avx2_live};
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_affine(const float *x, const float *weights, size_t count,
+                                            size_t group, uint32_t bits,
+                                            const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx2_passes, x, weights, count, group, bits, false, ranges, out);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weights, size_t count,
+                                               size_t group, uint32_t bits,
+                                               const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx2_passes, x, weights, count, group, bits, true, ranges, out);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_fit.c ---- */
+
+/* ---- begin src/simd/avx2_codes.c ---- */
+
+/* AVX2 kernels: codes from weights and weights from codes, with packing, 32 at a time. The rest of a
+ * row is left to the scalar kernels. */
+
+#if defined(AQ_HAVE_AVX2)
+
+typedef struct aq_avx2_coder {
+    __m256 min, inverse, low, high;
+    __m256i zero; /* 16 bits each */
+} aq_avx2_coder;
+
+/* Codes of 8 values as 32-bit integers, still counted from zero. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode8(const aq_avx2_coder *coder, const float *x) {
+    AQ_SIMD_EXACT_BODY
+    __m256 value = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x), coder->min), coder->inverse);
+    value = _mm256_min_ps(coder->high, _mm256_max_ps(coder->low, value));
+    return _mm256_cvtps_epi32(value);
+}
+
+/* Codes of 32 values as bytes, in order. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode32(const aq_avx2_coder *coder, const float *x) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i a = _mm256_packs_epi32(aq_avx2_encode8(coder, x), aq_avx2_encode8(coder, x + 8));
+    __m256i b = _mm256_packs_epi32(aq_avx2_encode8(coder, x + 16), aq_avx2_encode8(coder, x + 24));
+    __m256i codes = _mm256_packus_epi16(_mm256_add_epi16(a, coder->zero),
+                                        _mm256_add_epi16(b, coder->zero));
+    return _mm256_permutevar8x32_epi32(codes, order);
+}
+
+/* The low halves of 16 or 8 integers, as their least bytes. */
+AQ_AVX2_INLINE static inline __m128i aq_avx2_bytes16(__m256i value) {
+    return _mm_packus_epi16(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+}
+
+/* Writes bits · 4 bytes. */
+AQ_AVX2_INLINE static inline void aq_avx2_pack32(__m256i codes, uint32_t bits, uint8_t *out) {
+    if (bits == 8) {
+        _mm256_storeu_si256((__m256i *)(void *)out, codes);
+    } else if (bits == 4) {
+        codes = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x1001)); /* 1, 16 */
+        _mm_storeu_si128((__m128i *)(void *)out, aq_avx2_bytes16(codes));
+    } else {
+        __m128i half;
+        codes = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x0401)); /* 1, 4 */
+        codes = _mm256_madd_epi16(codes, _mm256_set1_epi32(0x100001));  /* 1, 16 */
+        half = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+        _mm_storel_epi64((__m128i *)(void *)out, _mm_packus_epi16(half, half));
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const float *x, size_t count, size_t group,
+                                                      uint32_t bits, bool symmetric,
+                                                      const aq_simd_grid *grids, uint8_t *out) {
+    const uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    aq_avx2_coder coder;
+    size_t begin, length, i;
+    coder.low = _mm256_set1_ps(0.0f - (float)zero);
+    coder.high = _mm256_set1_ps((float)(levels - 1u - zero));
+    coder.zero = _mm256_set1_epi16((short)zero);
+    for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
+        coder.min = _mm256_set1_ps(symmetric ? 0.0f : grids->min);
+        coder.inverse = _mm256_set1_ps(1.0f / grids->scale);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx2_pack32(aq_avx2_encode32(&coder, x + begin + i), bits, out + i / 8 * bits);
+        }
+        if (i < length) {
+            aq_scalar_encode(x + begin + i, length - i, group, bits, symmetric, grids,
+                             out + i / 8 * bits);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
+                                        bool symmetric, const aq_simd_grid *grids, void *codes) {
+    uint8_t *out = (uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_encode_bits(x, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_encode_bits(x, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_encode_bits(x, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+/* What 8 codes decode to. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_decode8(__m256i codes, const aq_simd_grid *grid,
+                                                    uint32_t bits, bool symmetric) {
+    AQ_SIMD_EXACT_BODY
+    const __m256i zero = _mm256_set1_epi32(symmetric ? 1 << (bits - 1) : 0);
+    __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero));
+    value = _mm256_mul_ps(_mm256_set1_ps(grid->scale), value);
+    return symmetric ? value : _mm256_add_ps(value, _mm256_set1_ps(grid->min));
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
+    int word;
+    memcpy(&word, in, sizeof word);
+    return _mm256_set1_epi32(word);
+}
+
+/* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
+AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
+                                                   const aq_simd_grid *grid, uint32_t bits,
+                                                   bool symmetric, float *out) {
+    const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        __m256 value;
+        if (bits == 8) {
+            __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(in + 8 * i));
+            value = aq_avx2_decode8(_mm256_cvtepu8_epi32(bytes), grid, bits, symmetric);
+        } else if (bits == 4) {
+            __m256i codes = _mm256_srlv_epi32(aq_avx2_word(in + 4 * i), shift4);
+            value = aq_avx2_decode8(_mm256_and_si256(codes, _mm256_set1_epi32(15)), grid, bits,
+                                    symmetric);
+        } else {
+            __m256i word = aq_avx2_word(in + 4 * (i / 2));
+            word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
+            value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
+        }
+        _mm256_storeu_ps(out + 8 * i, value);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t count,
+                                                      size_t group, uint32_t bits, bool symmetric,
+                                                      const aq_simd_grid *grids, float *out) {
+    const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
+        const __m256 table = aq_avx2_decode8(codes, grids, bits, symmetric);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, out + begin + i);
+        }
+        if (i < length) {
+            aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
+                             out + begin + i);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t group,
+                                        uint32_t bits, bool symmetric, const aq_simd_grid *grids,
+                                        float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_codes.c ---- */
+
+/* ---- begin src/simd/avx512_convert.c ---- */
+
+/* AVX-512 kernels: F16, BF16 and F8 to and from F32. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+AQ_AVX512_INLINE static inline __m256i aq_avx512_to_f16(__m512 value) {
+    return _mm512_maskz_cvtps_ph(0xFFFFu, value, _MM_FROUND_TO_NEAREST_INT);
+}
+
+AQ_AVX512_INLINE static inline __m512 aq_avx512_bf16(__m256i halves) {
+    __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+    __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFFFFFF));
+    __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7F800000));
+    return _mm512_castsi512_ps(
+        _mm512_mask_or_epi32(bits, nan, bits, _mm512_set1_epi32(0x400000)));
+}
+
+AQ_AVX512_INLINE static inline __m256i aq_avx512_to_bf16(__m512 value) {
+    __m512i bits = _mm512_castps_si512(value), even, rounded;
+    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7FFF)));
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+/* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
+AQ_AVX512_INLINE static inline __m512 aq_avx512_e4m3(__m128i bytes) {
+    __m256i wide = _mm256_cvtepu8_epi16(bytes), nan;
+    __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7F));
+    __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
+    nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
+    nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00));
+    magnitude = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan);
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)),
+                         _mm512_set1_ps(256.0f));
+}
+
+AQ_AVX512_INLINE static inline __m512 aq_avx512_e5m2(__m128i bytes) {
+    return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8));
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m256i halves = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i));
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(halves));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, from + 2 * i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_bf16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m256i halves = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i));
+        _mm512_storeu_ps(out + i, aq_avx512_bf16(halves));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              aq_avx512_bf16(_mm256_maskz_loadu_epi16(lanes, from + 2 * i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f8_e4m3_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(from + i));
+        _mm512_storeu_ps(out + i, aq_avx512_e4m3(bytes));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              aq_avx512_e4m3(_mm_maskz_loadu_epi8(lanes, from + i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f8_e5m2_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(from + i));
+        _mm512_storeu_ps(out + i, aq_avx512_e5m2(bytes));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              aq_avx512_e5m2(_mm_maskz_loadu_epi8(lanes, from + i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_f16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        _mm256_storeu_si256((__m256i *)(void *)(to + 2 * i),
+                            aq_avx512_to_f16(_mm512_loadu_ps(in + i)));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm256_mask_storeu_epi16(to + 2 * i, lanes,
+                                 aq_avx512_to_f16(_mm512_maskz_loadu_ps(lanes, in + i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_bf16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        _mm256_storeu_si256((__m256i *)(void *)(to + 2 * i),
+                            aq_avx512_to_bf16(_mm512_loadu_ps(in + i)));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm256_mask_storeu_epi16(to + 2 * i, lanes,
+                                 aq_avx512_to_bf16(_mm512_maskz_loadu_ps(lanes, in + i)));
+    }
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_convert.c ---- */
+
+/* ---- begin src/simd/avx512_sums.c ---- */
+
+/* AVX-512 kernels: the range of each group, sums over pairs of values. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_range(const float *x, size_t count, size_t group,
+                                           aq_simd_range *out) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        __m512 low = _mm512_set1_ps(x[begin]), high = low;
+        __m512i absmax = _mm512_setzero_si512();
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i < length; i += 16) {
+            __mmask16 lanes = aq_avx512_lanes(length - i);
+            __m512 value = _mm512_mask_loadu_ps(low, lanes, x + begin + i);
+            low = _mm512_min_ps(value, low);
+            high = _mm512_max_ps(value, high);
+            absmax = _mm512_max_epu32(
+                absmax, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+        }
+        out->low = _mm512_reduce_min_ps(low);
+        out->high = _mm512_reduce_max_ps(high);
+        out->absmax = _mm512_reduce_max_epu32(absmax);
+    }
+}
+
+typedef struct aq_avx512_pairs {
+    __m512 dot, first, second, error, most;
+} aq_avx512_pairs;
+
+AQ_AVX512_INLINE static inline void aq_avx512_pair(aq_avx512_pairs *sums, __m512 x, __m512 y) {
+    AQ_SIMD_EXACT_BODY
+    __m512 difference = _mm512_sub_ps(x, y);
+    sums->dot = _mm512_add_ps(sums->dot, _mm512_mul_ps(x, y));
+    sums->first = _mm512_add_ps(sums->first, _mm512_mul_ps(x, x));
+    sums->second = _mm512_add_ps(sums->second, _mm512_mul_ps(y, y));
+    sums->error = _mm512_add_ps(sums->error, _mm512_mul_ps(difference, difference));
+    sums->most = _mm512_max_ps(_mm512_abs_ps(difference), sums->most);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
+                                             aq_simd_sums *out) {
+    aq_avx512_pairs sums;
+    float folded[4];
+    size_t i;
+    sums.dot = sums.first = sums.second = sums.error = sums.most = _mm512_setzero_ps();
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_avx512_pair(&sums, _mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        aq_avx512_pair(&sums, _mm512_maskz_loadu_ps(lanes, a + i),
+                       _mm512_maskz_loadu_ps(lanes, b + i));
+    }
+    _mm_storeu_ps(folded, aq_avx512_fold4(sums.dot, sums.first, sums.second, sums.error));
+    out->dot = folded[0];
+    out->first = folded[1];
+    out->second = folded[2];
+    out->error = folded[3];
+    out->max_error = _mm512_reduce_max_ps(sums.most);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_sums.c ---- */
+
+/* ---- begin src/simd/avx512_fit.c ---- */
+
+/* AVX-512 kernels: the passes of the least-squares fit. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* Codes as floats above 2^23, whose bits are integers of the same order: they are clamped as such. */
+typedef struct aq_avx512_grid {
+    __m512 base, inverse;
+    __m512i low, high;
+} aq_avx512_grid;
+
+AQ_AVX512_INLINE static inline aq_avx512_grid aq_avx512_grid_of(const aq_x86_batch *batch,
+                                                                size_t index) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    aq_avx512_grid grid;
+    grid.base = _mm512_set1_ps(batch->base[index]);
+    grid.inverse = _mm512_set1_ps(batch->inverse[index]);
+    grid.low = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->low[index]), magic));
+    grid.high = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->high[index]), magic));
+    return grid;
+}
+
+AQ_AVX512_INLINE static inline __m512i aq_avx512_code(const aq_avx512_grid *grid, __m512 x) {
+    AQ_SIMD_EXACT_BODY
+    __m512 value = _mm512_mul_ps(_mm512_sub_ps(x, grid->base), grid->inverse);
+    __m512i code = _mm512_castps_si512(_mm512_add_ps(value, _mm512_set1_ps(AQ_X86_MAGIC)));
+    return _mm512_min_epi32(_mm512_max_epi32(code, grid->low), grid->high);
+}
+
+/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
+typedef struct aq_avx512_sums {
+    __m512i code;
+    __m512 code2, cross;
+} aq_avx512_sums;
+
+AQ_AVX512_INLINE static inline void aq_avx512_count(aq_avx512_sums *sums, __m512i code, __m512 x) {
+    AQ_SIMD_EXACT_BODY
+    __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(code), _mm512_set1_ps(AQ_X86_MAGIC));
+    sums->code = _mm512_add_epi32(sums->code, code);
+    sums->code2 = _mm512_add_ps(sums->code2, _mm512_mul_ps(c, c));
+    sums->cross = _mm512_add_ps(sums->cross, _mm512_mul_ps(c, x));
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_codes_plain(aq_x86_batch *batch, size_t length) {
+    size_t index, i;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length;
+        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+        aq_avx512_sums sums;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        sums.code = _mm512_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
+        sums.code2 = sums.cross = _mm512_setzero_ps();
+        for (i = 0; i < length; i += 16) {
+            __m512 value = _mm512_loadu_ps(x + i);
+            aq_avx512_count(&sums, aq_avx512_code(&grid, value), value);
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(_mm512_cvtepi32_ps(sums.code),
+                                                          sums.code2, sums.cross, sums.cross));
+    }
+}
+
+AQ_AVX512 static void aq_avx512_codes_weighted(aq_x86_batch *batch) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+        __m512 code = _mm512_setzero_ps(), code2 = code, cross = code;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        for (i = 0; i < length; i += 16) {
+            __m512 value = _mm512_loadu_ps(x + i);
+            __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(aq_avx512_code(&grid, value)), magic);
+            __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + i), c);
+            code = _mm512_add_ps(code, product);
+            code2 = _mm512_add_ps(code2, _mm512_mul_ps(product, c));
+            cross = _mm512_add_ps(cross, _mm512_mul_ps(product, value));
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(code, code2, cross, cross));
+    }
+}
+
+AQ_AVX512 static void aq_avx512_codes(aq_x86_batch *batch) {
+    if (batch->weights) {
+        aq_avx512_codes_weighted(batch);
+    } else {
+        switch (batch->length) {
+        case 32: aq_avx512_codes_plain(batch, 32); break;
+        case 64: aq_avx512_codes_plain(batch, 64); break;
+        case 128: aq_avx512_codes_plain(batch, 128); break;
+        case 256: aq_avx512_codes_plain(batch, 256); break;
+        default: aq_avx512_codes_plain(batch, batch->length); break;
+        }
+    }
+}
+
+AQ_AVX512_INLINE static inline float aq_avx512_fold(__m512 a) {
+    aq_avx2_pair sum;
+    sum.low = _mm512_castps512_ps256(a);
+    sum.high = _mm512_extractf32x8_ps(a, 1);
+    return aq_avx2_fold(sum);
+}
+
+AQ_AVX512 static void aq_avx512_centre(const aq_x86_batch *batch, const float *centre, float *y,
+                                       float *sums) {
+    AQ_SIMD_EXACT_BODY
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length;
+        const float *weights = batch->weights ? batch->weights + index * length : NULL;
+        const __m512 middle = _mm512_set1_ps(centre[index]);
+        __m512 sum = _mm512_setzero_ps();
+        for (i = 0; i < length; i += 16) {
+            __m512 value = _mm512_sub_ps(_mm512_loadu_ps(x + i), middle);
+            if (y) {
+                _mm512_storeu_ps(y + index * length + i, value);
+            }
+            if (weights) {
+                value = _mm512_mul_ps(_mm512_loadu_ps(weights + i), value);
+            }
+            sum = _mm512_add_ps(sum, value);
+        }
+        sums[index] = aq_avx512_fold(sum);
+    }
+}
+
+AQ_AVX512 static void aq_avx512_live(const aq_x86_batch *batch, float *sums, float *low,
+                                     float *high) {
+    AQ_SIMD_EXACT_BODY
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        __m512 sum = _mm512_setzero_ps(), least = _mm512_set1_ps(FLT_MAX);
+        __m512 most = _mm512_set1_ps(-FLT_MAX);
+        float lowest, highest;
+        for (i = 0; i < length; i += 16) {
+            __m512 weight = _mm512_loadu_ps(weights + i), value = _mm512_loadu_ps(x + i);
+            __mmask16 live = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_GT_OQ);
+            sum = _mm512_add_ps(sum, weight);
+            least = _mm512_mask_min_ps(least, live, value, least);
+            most = _mm512_mask_max_ps(most, live, value, most);
+        }
+        sums[index] = aq_avx512_fold(sum);
+        lowest = _mm512_reduce_min_ps(least);
+        highest = _mm512_reduce_max_ps(most);
+        if (highest > lowest) {
+            low[index] = lowest;
+            high[index] = highest;
+        }
+    }
+}
+
+static const aq_x86_passes aq_avx512_passes = {aq_avx512_codes, aq_avx512_centre, aq_avx512_live};
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_fit_affine(const float *x, const float *weights, size_t count,
+                                                size_t group, uint32_t bits,
+                                                const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx512_passes, x, weights, count, group, bits, false, ranges, out);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_fit_symmetric(const float *x, const float *weights,
+                                                   size_t count, size_t group, uint32_t bits,
+                                                   const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx512_passes, x, weights, count, group, bits, true, ranges, out);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_fit.c ---- */
+
+/* ---- begin src/simd/avx512_codes.c ---- */
+
+/* AVX-512 kernels: codes from weights and weights from codes, with packing. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+typedef struct aq_avx512_coder {
+    __m512 min, inverse, low, high;
+    __m512i zero; /* 16 bits each */
+} aq_avx512_coder;
+
+/* Codes of 16 values as 32-bit integers, still counted from zero. */
+AQ_AVX512_INLINE static inline __m512i aq_avx512_encode16(const aq_avx512_coder *coder, __m512 x) {
+    AQ_SIMD_EXACT_BODY
+    __m512 value = _mm512_mul_ps(_mm512_sub_ps(x, coder->min), coder->inverse);
+    value = _mm512_min_ps(coder->high, _mm512_max_ps(coder->low, value));
+    return _mm512_cvtps_epi32(value);
+}
+
+/* Codes of 32 values as 16-bit integers, in order. */
+AQ_AVX512_INLINE static inline __m512i aq_avx512_encode32(const aq_avx512_coder *coder, __m512 a,
+                                                          __m512 b) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    __m512i codes = _mm512_packs_epi32(aq_avx512_encode16(coder, a), aq_avx512_encode16(coder, b));
+    return _mm512_permutexvar_epi64(order, _mm512_add_epi16(codes, coder->zero));
+}
+
+/* Writes bits · 4 bytes. */
+AQ_AVX512_INLINE static inline void aq_avx512_pack32(__m512i codes, uint32_t bits, uint8_t *out) {
+    if (bits == 8) {
+        _mm256_storeu_si256((__m256i *)(void *)out, _mm512_cvtepi16_epi8(codes));
+    } else if (bits == 4) {
+        codes = _mm512_madd_epi16(codes, _mm512_set1_epi32(0x100001)); /* 1, 16 */
+        _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(codes));
+    } else {
+        codes = _mm512_madd_epi16(codes, _mm512_set1_epi32(0x40001)); /* 1, 4 */
+        codes = _mm512_or_si512(codes, _mm512_srli_epi64(codes, 28));
+        _mm_storel_epi64((__m128i *)(void *)out, _mm512_cvtepi64_epi8(codes));
+    }
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_encode_bits(const float *x, size_t count,
+                                                          size_t group, uint32_t bits,
+                                                          bool symmetric,
+                                                          const aq_simd_grid *grids,
+                                                          uint8_t *out) {
+    const uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    aq_avx512_coder coder;
+    size_t begin, length, i;
+    coder.low = _mm512_set1_ps(0.0f - (float)zero);
+    coder.high = _mm512_set1_ps((float)(levels - 1u - zero));
+    coder.zero = _mm512_set1_epi16((short)zero);
+    for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
+        coder.min = _mm512_set1_ps(symmetric ? 0.0f : grids->min);
+        coder.inverse = _mm512_set1_ps(1.0f / grids->scale);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            const float *from = x + begin + i;
+            aq_avx512_pack32(aq_avx512_encode32(&coder, _mm512_loadu_ps(from),
+                                                _mm512_loadu_ps(from + 16)),
+                             bits, out + i / 8 * bits);
+        }
+        if (i < length) { /* the last bytes of the row, with zeros behind the last code */
+            uint8_t packed[32];
+            __mmask32 lanes = (1u << (length - i)) - 1u;
+            __m512 a = _mm512_maskz_loadu_ps((__mmask16)(lanes & 0xFFFFu), x + begin + i);
+            __m512 b = _mm512_maskz_loadu_ps((__mmask16)(lanes >> 16), x + begin + i + 16);
+            __m512i codes = _mm512_maskz_mov_epi16(lanes, aq_avx512_encode32(&coder, a, b));
+            aq_avx512_pack32(codes, bits, packed);
+            memcpy(out + i / 8 * bits, packed, ((length - i) * bits + 7) / 8);
+        }
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_encode(const float *x, size_t count, size_t group,
+                                            uint32_t bits, bool symmetric,
+                                            const aq_simd_grid *grids, void *codes) {
+    uint8_t *out = (uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx512_encode_bits(x, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx512_encode_bits(x, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx512_encode_bits(x, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+/* What 16 codes decode to. */
+AQ_AVX512_INLINE static inline __m512 aq_avx512_decode16(__m512i codes, const aq_simd_grid *grid,
+                                                         uint32_t bits, bool symmetric) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i zero = _mm512_set1_epi32(symmetric ? 1 << (bits - 1) : 0);
+    __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero));
+    value = _mm512_mul_ps(_mm512_set1_ps(grid->scale), value);
+    return symmetric ? value : _mm512_add_ps(value, _mm512_set1_ps(grid->min));
+}
+
+/* 32 weights from bits · 4 bytes. The few weights that a code of 2 or 4 bits can mean are looked up
+ * in `table`. */
+AQ_AVX512_INLINE static inline void aq_avx512_decode32(const uint8_t *in, __m512 table,
+                                                       const aq_simd_grid *grid, uint32_t bits,
+                                                       bool symmetric, __m512 *a, __m512 *b) {
+    const __m512i shift2 = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28,
+                                             30);
+    const __m512i shift4 = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24,
+                                             28);
+    const __m512i words = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    if (bits == 8) {
+        *a = aq_avx512_decode16(
+            _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)in)), grid, bits,
+            symmetric);
+        *b = aq_avx512_decode16(
+            _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(in + 16))), grid,
+            bits, symmetric);
+    } else if (bits == 4) {
+        __m512i all = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)in));
+        __m512i low = _mm512_permutexvar_epi32(words, all);
+        __m512i high = _mm512_permutexvar_epi32(_mm512_add_epi32(words, _mm512_set1_epi32(2)),
+                                                all);
+        *a = _mm512_permutexvar_ps(_mm512_srlv_epi32(low, shift4), table);
+        *b = _mm512_permutexvar_ps(_mm512_srlv_epi32(high, shift4), table);
+    } else {
+        __m128i all = _mm_loadl_epi64((const __m128i *)(const void *)in);
+        __m512i low = _mm512_broadcastd_epi32(all);
+        __m512i high = _mm512_broadcastd_epi32(_mm_srli_epi64(all, 32));
+        *a = _mm512_permutevar_ps(table, _mm512_srlv_epi32(low, shift2));
+        *b = _mm512_permutevar_ps(table, _mm512_srlv_epi32(high, shift2));
+    }
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, size_t count,
+                                                          size_t group, uint32_t bits,
+                                                          bool symmetric,
+                                                          const aq_simd_grid *grids, float *out) {
+    const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i codes = _mm512_and_si512(every, _mm512_set1_epi32((1 << bits) - 1));
+    size_t begin, length, i;
+    __m512 a, b;
+    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
+        __m512 table = aq_avx512_decode16(codes, grids, bits, symmetric);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx512_decode32(in + i / 8 * bits, table, grids, bits, symmetric, &a, &b);
+            _mm512_storeu_ps(out + begin + i, a);
+            _mm512_storeu_ps(out + begin + i + 16, b);
+        }
+        if (i < length) {
+            uint8_t packed[32] = {0};
+            uint32_t lanes = (1u << (length - i)) - 1u;
+            memcpy(packed, in + i / 8 * bits, ((length - i) * bits + 7) / 8);
+            aq_avx512_decode32(packed, table, grids, bits, symmetric, &a, &b);
+            _mm512_mask_storeu_ps(out + begin + i, (__mmask16)(lanes & 0xFFFFu), a);
+            _mm512_mask_storeu_ps(out + begin + i + 16, (__mmask16)(lanes >> 16), b);
+        }
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, size_t group,
+                                            uint32_t bits, bool symmetric,
+                                            const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_codes.c ---- */
 
 /* ---- begin src/simd/dispatch.c ---- */
 
@@ -2899,6 +4144,42 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
 };
+
+#if defined(AQ_HAVE_AVX2)
+static const struct aq_kernels aq_avx2_kernels = {
+    "avx2",
+    aq_avx2_f16_to_f32,
+    aq_avx2_bf16_to_f32,
+    aq_avx2_f8_e4m3_to_f32,
+    aq_avx2_f8_e5m2_to_f32,
+    aq_avx2_f32_to_f16,
+    aq_avx2_f32_to_bf16,
+    aq_avx2_range,
+    aq_avx2_fit_affine,
+    aq_avx2_fit_symmetric,
+    aq_avx2_encode,
+    aq_avx2_decode,
+    aq_avx2_compare,
+};
+#endif
+
+#if defined(AQ_HAVE_AVX512)
+static const struct aq_kernels aq_avx512_kernels = {
+    "avx512",
+    aq_avx512_f16_to_f32,
+    aq_avx512_bf16_to_f32,
+    aq_avx512_f8_e4m3_to_f32,
+    aq_avx512_f8_e5m2_to_f32,
+    aq_avx512_f32_to_f16,
+    aq_avx512_f32_to_bf16,
+    aq_avx512_range,
+    aq_avx512_fit_affine,
+    aq_avx512_fit_symmetric,
+    aq_avx512_encode,
+    aq_avx512_decode,
+    aq_avx512_compare,
+};
+#endif
 
 /* What a table needs of the machine. */
 #define AQ_CPU_AVX2 1u
@@ -2971,6 +4252,12 @@ static uint32_t aq_cpu_features(void) {
 
 /* The best first. */
 static const aq_simd_choice aq_simd_choices[] = {
+#if defined(AQ_HAVE_AVX512)
+    {&aq_avx512_kernels, AQ_CPU_AVX512},
+#endif
+#if defined(AQ_HAVE_AVX2)
+    {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
     {&aq_scalar_kernels, 0},
 };
 
@@ -8956,6 +10243,9 @@ AQ_LIB void aq_little_endian(void *data, size_t count, size_t element_size);
 
 /* The context's kernels, or the best ones when it is NULL. */
 AQ_LIB const struct aq_kernels *aq_kernels_of(const aq_context *context);
+/* The context itself, or `local` filled with what NULL stands for: to be called once outside of
+ * loops, because asking the CPU what it can do takes microseconds. */
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 
@@ -9183,6 +10473,13 @@ ARROWQUANT_API void aq_context_reset_cancel(aq_context *context) {
 
 AQ_LIB const struct aq_kernels *aq_kernels_of(const aq_context *context) {
     return context && context->kernels ? context->kernels : aq_simd_kernels(NULL);
+}
+
+AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local) {
+    if (context) return context;
+    memset(local, 0, sizeof(*local));
+    local->kernels = aq_kernels_of(NULL);
+    return local;
 }
 
 /* ---- end src/quant/context.c ---- */
@@ -10223,6 +11520,7 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
 /* What does not change over a tensor. */
 typedef struct aq_dequantize_run {
     const struct aq_kernels *kernels;
+    aq_context local; /* stands in for NULL */
     const aq_context *context;
     aq_quant_spec spec;
     aq_quant_layout layout;
@@ -10270,8 +11568,8 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
                                    const aq_quant_spec *spec, const void *codes,
                                    const void *params, const void *extra, aq_dtype dtype,
                                    void *out) {
-    run->kernels = aq_kernels_of(context);
-    run->context = context;
+    run->context = context ? context : aq_context_resolved(NULL, &run->local);
+    run->kernels = aq_kernels_of(run->context);
     run->spec = *spec;
     run->codes = (const uint8_t *)codes;
     run->params = (const uint8_t *)params;
@@ -10658,7 +11956,7 @@ typedef struct aq_st_output {
     uint64_t begin, end;
 } aq_st_output;
 
-/* 0: kept, 8-byte elements; 1: kept, 4-byte; 2: to be quantized; 3: kept, 2-byte; 4: kept, 1-byte */
+/* 0: kept, 8-byte elements; 1: kept, 4-byte; 2: quantized; 3: kept, 2-byte; 4: kept, 1-byte. */
 AQ_LIB uint32_t aq_st_write_rank(aq_dtype dtype, bool quantized);
 /* Writes a header of exactly `capacity` bytes (padded with spaces) for tensors that are given in
  * data order without holes (else AQ_ERR_ARGUMENT); `metadata` is the JSON text of an object, or
@@ -10785,8 +12083,8 @@ static aq_status aq_st_offsets(aq_st_parser *parser, const aq_json_event *event,
     if (range[0] > range[1] || range[1] > parser->data_size)
         return aq_fail_tensor(parser->err, AQ_ERR_CORRUPT, tensor->name, range[0],
                               "%s: tensor %s: data_offsets [%llu, %llu] lie outside the file's "
-                              "%llu data bytes; the file is cut short or damaged: download it again",
-                              parser->path, tensor->name, (unsigned long long)range[0],
+                              "%llu data bytes; the file is cut short or damaged: download it "
+                              "again", parser->path, tensor->name, (unsigned long long)range[0],
                               (unsigned long long)range[1], (unsigned long long)parser->data_size);
     tensor->offset = parser->out->data_start + range[0];
     tensor->bytes = range[1] - range[0];
@@ -11603,7 +12901,7 @@ extern "C" {
 #define AQ_NATIVE_VERSION 1
 #define AQ_NATIVE_KEY "arrowquant"
 #define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
-#define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric Q8: I8; [rows, groups, 2|1] */
+#define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric: I8; [rows, groups, 2|1] */
 #define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
 
 typedef struct aq_native_tensor {
@@ -11683,8 +12981,8 @@ static aq_status aq_native_bad(const aq_native_parser *parser, const char *tenso
                                const char *what) {
     return aq_fail_tensor(parser->err, AQ_ERR_METADATA, tensor, 0,
                           "%s: __metadata__ \"arrowquant\"%s%s: %s; the file was damaged or "
-                          "edited: quantize the model again", parser->path, *tensor ? ", tensor " : "",
-                          tensor, what);
+                          "edited: quantize the model again", parser->path,
+                          *tensor ? ", tensor " : "", tensor, what);
 }
 
 static aq_status aq_native_next(aq_native_parser *parser, aq_json_event *event) {
@@ -12087,8 +13385,8 @@ static aq_status aq_native_part_find(const aq_native_tensor *tensor, const aq_st
     if (!agrees)
         return aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, found->offset,
                               "%s: tensor %s: expected %s of dtype %s and %llu rows of %llu words "
-                              "or groups, found dtype %s, rank %u and %llu bytes; quantize the model "
-                              "again", file->path, tensor->name, found->name,
+                              "or groups, found dtype %s, rank %u and %llu bytes; quantize the "
+                              "model again", file->path, tensor->name, found->name,
                               aq_dtype_name(part->dtype), (unsigned long long)part->shape[0],
                               (unsigned long long)part->shape[1], aq_dtype_name(found->dtype),
                               found->rank, (unsigned long long)found->bytes);
@@ -12424,7 +13722,7 @@ extern "C" {
 typedef struct aq_staging {
     aq_arena arena;
     const char *target;    /* resolved final path */
-    const char *folder;    /* the temporary sibling: ".NAME.aq-tmp-PID-N" */
+    const char *folder;    /* the temporary sibling: ".NAME.aq-tmp-PID-CLOCK-N" */
     const char *only_file; /* not NULL: the target is this one file of the folder */
     bool overwrite;
     bool resumed;          /* the folder is that of an earlier run, with what it had finished */
@@ -12450,6 +13748,51 @@ AQ_LIB void aq_staging_end(aq_staging *staging);
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/staging.h ---- */
+
+/* ---- begin src/model/fp8.h ---- */
+
+/* FP8 weights that carry their scales: what the scale is called, what shape it has, applying it. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The name of a scale: the weight's, less `ending`, with `suffix` in its place. X.weight_scale_inv
+ * (blocks of 128 × 128, to be multiplied in spite of its name), X.weight_scale (one, or one a row),
+ * X.scale_weight (one). */
+typedef struct aq_fp8_name {
+    const char *ending, *suffix;
+} aq_fp8_name;
+
+#define AQ_FP8_NAMES 3u
+AQ_LIB const aq_fp8_name *aq_fp8_name_at(size_t index); /* < AQ_FP8_NAMES, the first found counts */
+AQ_LIB bool aq_dtype_is_fp8(aq_dtype dtype);
+
+/* How an FP8 weight is scaled: w[r, c] = fp8[r, c] · scale[r / row_step, c / col_step]. */
+typedef struct aq_fp8_scale {
+    const float *values; /* NULL: not scaled */
+    uint64_t row_step, col_step, cols; /* cols: scales a row of scales */
+} aq_fp8_scale;
+
+/* What a name and a shape [rows, cols] are to scale_shape. */
+typedef struct aq_fp8_shape {
+    const char *name;
+    uint32_t rank;
+    uint64_t rows, cols;
+} aq_fp8_shape;
+
+AQ_LIB aq_status aq_fp8_scale_shape(const aq_fp8_shape *weight, const aq_fp8_shape *scale,
+                                    aq_fp8_scale *out, aq_error *err);
+AQ_LIB void aq_fp8_apply(const aq_fp8_scale *scale, float *rows, uint64_t first_row,
+                         uint64_t row_count, uint64_t cols);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/fp8.h ---- */
 
 /* ---- begin src/model/plan.h ---- */
 
@@ -12494,20 +13837,9 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits);
 /* model/plan_checks.c: what this version cannot do, and inputs that are quantized already */
 AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
-/* model/fp8.c: finds the scale tensors of FP8 weights */
+/* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
-
-/* How an FP8 weight is scaled: w[r, c] = fp8[r, c] · scale[r / row_step, c / col_step]. */
-typedef struct aq_fp8_scale {
-    const float *values; /* NULL: not scaled */
-    uint64_t row_step, col_step, cols; /* cols: scales a row of scales */
-} aq_fp8_scale;
-
-AQ_LIB aq_status aq_fp8_scale_shape(const aq_plan *plan, const aq_plan_tensor *weight,
-                                    const aq_plan_tensor *scale, aq_fp8_scale *out,
-                                    aq_error *err);
-AQ_LIB void aq_fp8_apply(const aq_fp8_scale *scale, float *rows, uint64_t first_row,
-                         uint64_t row_count, uint64_t cols);
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor);
 
 /* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
  * that its header needs whatever becomes of them */
@@ -12568,6 +13900,7 @@ typedef struct aq_shard_writer {
 } aq_shard_writer;
 
 typedef struct aq_run {
+    aq_context local; /* stands in for NULL */
     aq_context *context;
     aq_plan *plan;
     aq_meter meter;
@@ -12649,9 +13982,6 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
-/* The context itself, or `local` filled with what NULL stands for: to be called once outside of
- * loops, because asking the CPU what it can do takes microseconds. */
-AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* Rows as F32 on the calling thread alone. */
 AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
                                     uint64_t first_row, uint64_t row_count, float *out,
@@ -12662,6 +13992,11 @@ AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void 
 
 /* The tensor that scales a kept FP8 weight, or NULL (model/open_fp8.c). */
 AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tensor *weight);
+/* That scale as F32 in the arena; out->values is NULL for a tensor that has none. The weight with
+ * its scale folded in is what was quantized, and what a reader means by it. */
+AQ_LIB aq_status aq_model_load_scale(const aq_context *context, aq_arena *arena,
+                                     const aq_model *model, const aq_tensor *weight,
+                                     aq_fp8_scale *out, aq_error *err);
 
 #ifdef __cplusplus
 }
@@ -13658,50 +14993,31 @@ AQ_LIB aq_decision aq_decide(const aq_config *config, const char *name, aq_dtype
 
 /* ---- begin src/model/fp8.c ---- */
 
-/* FP8 weights that carry their scales: where the scale is, what shape it has, applying it.
- *
- * Names in use: X.weight_scale_inv (blocks of 128 × 128, to be multiplied in spite of its name),
- * X.weight_scale (one, or one a row), X.scale_weight (one). */
+/* FP8 scales: names, shapes, application. */
 
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_FP8_BLOCK 128u
 
-/* The tensor of that name in the shards of the same component, or AQ_NO_TENSOR. */
-static size_t aq_plan_tensor_named(const aq_plan *plan, const aq_component *component,
-                                   const char *name) {
-    const struct aq_plan_state *state = plan->state;
-    for (size_t s = 0; s < plan->shard_count; s++) {
-        if (state->shard_component[s] != component) continue;
-        const aq_st_tensor *found =
-            aq_st_find(state->by_name[s], plan->shards[s].tensor_count, name);
-        if (found)
-            return plan->shards[s].first_tensor + (size_t)(found - state->shard_file[s]->tensors);
-    }
-    return AQ_NO_TENSOR;
+static const aq_fp8_name aq_fp8_names[AQ_FP8_NAMES] = {
+    { "", "_scale_inv" }, { "", "_scale" }, { "weight", "scale_weight" },
+};
+
+AQ_LIB const aq_fp8_name *aq_fp8_name_at(size_t index) {
+    return &aq_fp8_names[index];
 }
 
-/* `cut` characters off the end of the name, `suffix` in their place. */
-static aq_status aq_scale_named(aq_plan *plan, const aq_plan_tensor *weight, size_t cut,
-                                const char *suffix, size_t *out, aq_error *err) {
-    size_t size = strlen(weight->name) - cut;
-    char *name = (char *)aq_arena_alloc(&plan->state->arena, size + strlen(suffix) + 1);
-    if (!name) return aq_fail_memory(err, size);
-    memcpy(name, weight->name, size);
-    memcpy(name + size, suffix, strlen(suffix));
-    *out = aq_plan_tensor_named(plan, plan->state->shard_component[weight->shard], name);
-    return AQ_OK;
+AQ_LIB bool aq_dtype_is_fp8(aq_dtype dtype) {
+    return dtype == AQ_DTYPE_F8_E4M3 || dtype == AQ_DTYPE_F8_E5M2;
 }
 
 static uint64_t aq_ceil_div(uint64_t a, uint64_t b) {
     return a / b + (a % b != 0);
 }
 
-AQ_LIB aq_status aq_fp8_scale_shape(const aq_plan *plan, const aq_plan_tensor *weight,
-                                    const aq_plan_tensor *scale, aq_fp8_scale *out,
-                                    aq_error *err) {
-    uint64_t count = scale->bytes / aq_dtype_size(scale->dtype);
-    (void)plan;
+AQ_LIB aq_status aq_fp8_scale_shape(const aq_fp8_shape *weight, const aq_fp8_shape *scale,
+                                    aq_fp8_scale *out, aq_error *err) {
+    uint64_t count = scale->rows * scale->cols;
     memset(out, 0, sizeof(*out));
     out->cols = 1;
     out->col_step = weight->cols;
@@ -13734,41 +15050,101 @@ AQ_LIB void aq_fp8_apply(const aq_fp8_scale *scale, float *rows, uint64_t first_
     }
 }
 
-AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err) {
-    static const struct {
-        const char *ending, *suffix; /* `ending` of the weight's name becomes `suffix` */
-    } names[] = { { "", "_scale_inv" }, { "", "_scale" }, { "weight", "scale_weight" } };
-    for (size_t i = 0; i < plan->tensor_count; i++) {
-        aq_plan_tensor *weight = &plan->tensors[i];
-        if (weight->dtype != AQ_DTYPE_F8_E4M3 && weight->dtype != AQ_DTYPE_F8_E5M2) continue;
-        for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++) {
-            if (!aq_ends_with(weight->name, names[n].ending)) continue;
-            aq_status status = aq_scale_named(plan, weight, strlen(names[n].ending),
-                                              names[n].suffix, &weight->scale, err);
-            if (status != AQ_OK) return status;
-            if (weight->scale != AQ_NO_TENSOR) break;
-        }
-        if (weight->scale == AQ_NO_TENSOR || weight->bits == 16) continue;
-        aq_plan_tensor *scale = &plan->tensors[weight->scale];
-        aq_fp8_scale shape;
-        if (!aq_dtype_is_float(scale->dtype))
-            return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, scale->name, 0,
-                                  "%s: the scale of %s is %s; a float dtype was expected",
-                                  scale->name, weight->name, aq_dtype_name(scale->dtype));
-        aq_status status = aq_fp8_scale_shape(plan, weight, scale, &shape, err);
-        if (status != AQ_OK) return status;
-        scale->bits = 16;
-        scale->reason = AQ_REASON_SCALE_TENSOR;
-        scale->detail = weight->name;
-        scale->output_bytes = 0;
-    }
-    return AQ_OK;
-}
-
 #undef AQ_FP8_BLOCK
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/fp8.c ---- */
+
+/* ---- begin src/model/plan_fp8.c ---- */
+
+/* Which tensors of a plan are the scales of FP8 weights: they are folded in, and not written. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* The tensor of that name in the shards of the same component, or AQ_NO_TENSOR. */
+static size_t aq_plan_tensor_named(const aq_plan *plan, const aq_component *component,
+                                   const char *name) {
+    const struct aq_plan_state *state = plan->state;
+    for (size_t s = 0; s < plan->shard_count; s++) {
+        if (state->shard_component[s] != component) continue;
+        const aq_st_tensor *found =
+            aq_st_find(state->by_name[s], plan->shards[s].tensor_count, name);
+        if (found)
+            return plan->shards[s].first_tensor + (size_t)(found - state->shard_file[s]->tensors);
+    }
+    return AQ_NO_TENSOR;
+}
+
+/* `cut` characters off the end of the name, `suffix` in their place. */
+static aq_status aq_scale_named(aq_plan *plan, const aq_plan_tensor *weight, size_t cut,
+                                const char *suffix, size_t *out, aq_error *err) {
+    size_t size = strlen(weight->name) - cut;
+    char *name = (char *)aq_arena_alloc(&plan->state->arena, size + strlen(suffix) + 1);
+    if (!name) return aq_fail_memory(err, size);
+    memcpy(name, weight->name, size);
+    memcpy(name + size, suffix, strlen(suffix));
+    *out = aq_plan_tensor_named(plan, plan->state->shard_component[weight->shard], name);
+    return AQ_OK;
+}
+
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor) {
+    aq_fp8_shape shape;
+    shape.name = tensor->name;
+    shape.rank = tensor->rank;
+    shape.rows = tensor->rows;
+    shape.cols = tensor->cols;
+    return shape;
+}
+
+static aq_status aq_find_scale(aq_plan *plan, aq_plan_tensor *weight, aq_error *err) {
+    for (size_t n = 0; n < AQ_FP8_NAMES; n++) {
+        const aq_fp8_name *name = aq_fp8_name_at(n);
+        if (!aq_ends_with(weight->name, name->ending)) continue;
+        aq_status status = aq_scale_named(plan, weight, strlen(name->ending), name->suffix,
+                                          &weight->scale, err);
+        if (status != AQ_OK || weight->scale != AQ_NO_TENSOR) return status;
+    }
+    return AQ_OK;
+}
+
+/* The scale of a quantized weight is folded in; that of a kept one stays beside it, never quantized
+ * itself, whatever shape it has. */
+static aq_status aq_settle_scale(const aq_plan_tensor *weight, aq_plan_tensor *scale,
+                                 aq_error *err) {
+    aq_fp8_scale shape;
+    scale->bits = 16;
+    if (weight->bits == 16) {
+        scale->reason = AQ_REASON_SENSITIVE;
+        scale->detail = "scale of a kept FP8 weight";
+        scale->output_bytes = scale->bytes;
+        return AQ_OK;
+    }
+    if (!aq_dtype_is_float(scale->dtype))
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, scale->name, 0,
+                              "%s: the scale of %s is %s; a float dtype was expected", scale->name,
+                              weight->name, aq_dtype_name(scale->dtype));
+    scale->reason = AQ_REASON_SCALE_TENSOR;
+    scale->detail = weight->name;
+    scale->output_bytes = 0;
+    aq_fp8_shape weight_shape = aq_plan_shape(weight), scale_shape = aq_plan_shape(scale);
+    return aq_fp8_scale_shape(&weight_shape, &scale_shape, &shape, err);
+}
+
+AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err) {
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
+        aq_plan_tensor *weight = &plan->tensors[i];
+        if (!aq_dtype_is_fp8(weight->dtype)) continue;
+        status = aq_find_scale(plan, weight, err);
+        if (status == AQ_OK && weight->scale != AQ_NO_TENSOR)
+            status = aq_settle_scale(weight, &plan->tensors[weight->scale], err);
+    }
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/plan_fp8.c ---- */
 
 /* ---- begin src/model/layout.c ---- */
 
@@ -14406,11 +15782,15 @@ static aq_status aq_staging_sweep(aq_staging *staging, bool resume, aq_error *er
 
 /* The lock comes first and goes last, so that a folder without one is always a left-over. */
 static aq_status aq_staging_claim(aq_staging *staging, aq_error *err) {
-    char rest[64];
+    char rest[96];
+    /* process ids are not unique across containers that share a disk */
+    unsigned long long clock = (unsigned long long)(aq_clock_seconds() * 1e6);
     for (unsigned number = 0; number < AQ_STAGING_TRIES; number++) {
-        aq_format(rest, sizeof(rest), "%llu-%u", (unsigned long long)aq_process_id(), number);
+        aq_format(rest, sizeof(rest), "%llu-%llu-%u", (unsigned long long)aq_process_id(), clock,
+                  number);
         char *folder = aq_staging_name(staging, rest);
-        aq_format(rest, sizeof(rest), "%llu-%u.lock", (unsigned long long)aq_process_id(), number);
+        aq_format(rest, sizeof(rest), "%llu-%llu-%u.lock", (unsigned long long)aq_process_id(),
+                  clock, number);
         char *lock = aq_staging_name(staging, rest);
         if (!folder || !lock) return aq_fail_memory(err, 0);
         aq_status status = aq_lock_create(&staging->lock, lock, err);
@@ -15330,7 +16710,8 @@ static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count,
     const aq_plan_tensor *scale = &plan->tensors[job->tensor->scale];
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
-    aq_status status = aq_fp8_scale_shape(plan, job->tensor, scale, &job->scale, err);
+    aq_fp8_shape weight_shape = aq_plan_shape(job->tensor), scale_shape = aq_plan_shape(scale);
+    aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, &job->scale, err);
     if (status != AQ_OK) return status;
     *count = (size_t)(scale->bytes / element);
     void *raw = aq_alloc(run->context, (size_t)scale->bytes);
@@ -15669,7 +17050,7 @@ static void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_prog
     const aq_config *config = &plan->config;
     uint64_t limit = config->max_memory_limit_mb;
     memset(run, 0, sizeof(*run));
-    run->context = context;
+    run->context = aq_context_resolved(context, &run->local);
     run->plan = plan;
     run->input.handle = run->out.file.handle = -1;
     run->threads = config->num_threads ? config->num_threads : aq_thread_count(context);
@@ -16127,17 +17508,42 @@ static const aq_tensor *aq_fp8_find(const aq_model *model, const char *stem, siz
     return NULL;
 }
 
-/* The names that plan creation (model/fp8.c) goes by, in the same order. */
 AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tensor *weight) {
-    size_t size = strlen(weight->name);
-    if (weight->quantized ||
-        (weight->dtype != AQ_DTYPE_F8_E4M3 && weight->dtype != AQ_DTYPE_F8_E5M2))
-        return NULL;
-    const aq_tensor *found = aq_fp8_find(model, weight->name, size, "_scale_inv");
-    if (!found) found = aq_fp8_find(model, weight->name, size, "_scale");
-    if (!found && aq_ends_with(weight->name, "weight"))
-        found = aq_fp8_find(model, weight->name, size - strlen("weight"), "scale_weight");
+    const aq_tensor *found = NULL;
+    if (weight->quantized || !aq_dtype_is_fp8(weight->dtype)) return NULL;
+    for (size_t i = 0; i < AQ_FP8_NAMES && !found; i++) {
+        const aq_fp8_name *name = aq_fp8_name_at(i);
+        if (aq_ends_with(weight->name, name->ending))
+            found = aq_fp8_find(model, weight->name, strlen(weight->name) - strlen(name->ending),
+                                name->suffix);
+    }
     return found;
+}
+
+static aq_fp8_shape aq_tensor_shape(const aq_tensor *tensor) {
+    aq_fp8_shape shape;
+    shape.name = tensor->name;
+    shape.rank = tensor->rank;
+    shape.rows = tensor->rows;
+    shape.cols = tensor->cols;
+    return shape;
+}
+
+AQ_LIB aq_status aq_model_load_scale(const aq_context *context, aq_arena *arena,
+                                     const aq_model *model, const aq_tensor *weight,
+                                     aq_fp8_scale *out, aq_error *err) {
+    const aq_tensor *scale = aq_model_fp8_scale(model, weight);
+    memset(out, 0, sizeof(*out));
+    if (!scale || scale->quantized || !aq_dtype_is_float(scale->dtype)) return AQ_OK;
+    aq_fp8_shape weight_shape = aq_tensor_shape(weight), scale_shape = aq_tensor_shape(scale);
+    aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, out, err);
+    if (status != AQ_OK) return status;
+    size_t count = (size_t)(scale->rows * scale->cols);
+    float *values = (float *)aq_arena_alloc(arena, count * sizeof(*values));
+    if (!values) return aq_fail_memory(err, count * sizeof(*values));
+    aq_stored_f32(context, scale->dtype, scale->data, values, count);
+    out->values = values;
+    return AQ_OK;
 }
 
 #endif /* ARROWQUANT_NO_STDIO */
@@ -16516,13 +17922,6 @@ ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_te
 
 #define AQ_STORED_CHUNK 512u
 
-AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local) {
-    if (context) return context;
-    memset(local, 0, sizeof(*local));
-    local->kernels = aq_kernels_of(NULL);
-    return local;
-}
-
 AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
                           size_t count) {
     uint64_t chunk[AQ_STORED_CHUNK]; /* aligned for every dtype, which the map is not */
@@ -16847,35 +18246,10 @@ static aq_status aq_compare_shapes(const aq_comparison *run, const aq_compare_pa
                           (unsigned long long)b->cols, run->model[1]->path);
 }
 
-static void aq_as_plan_tensor(const aq_tensor *tensor, aq_plan_tensor *out) {
-    memset(out, 0, sizeof(*out));
-    out->name = tensor->name;
-    out->dtype = tensor->dtype;
-    out->rank = tensor->rank;
-    out->shape = tensor->shape;
-    out->rows = tensor->rows;
-    out->cols = tensor->cols;
-    out->bytes = tensor->bytes;
-}
-
-/* An FP8 weight with its scale folded in is what the other model was made from. */
 static aq_status aq_compare_scale(aq_comparison *run, unsigned side, aq_compare_pair *pair,
                                   aq_error *err) {
-    const aq_tensor *scale = aq_model_fp8_scale(run->model[side], pair->tensor[side]);
-    aq_plan_tensor weight_like, scale_like;
-    memset(&pair->scale[side], 0, sizeof(pair->scale[side]));
-    if (!scale || scale->quantized || !aq_dtype_is_float(scale->dtype)) return AQ_OK;
-    aq_as_plan_tensor(pair->tensor[side], &weight_like);
-    aq_as_plan_tensor(scale, &scale_like);
-    aq_status status =
-        aq_fp8_scale_shape(NULL, &weight_like, &scale_like, &pair->scale[side], err);
-    if (status != AQ_OK) return status;
-    size_t count = (size_t)(scale->bytes / aq_dtype_size(scale->dtype));
-    float *values = (float *)aq_arena_alloc(&run->scratch, count * sizeof(*values));
-    if (!values) return aq_fail_memory(err, count * sizeof(*values));
-    aq_stored_f32(run->context, scale->dtype, scale->data, values, count);
-    pair->scale[side].values = values;
-    return AQ_OK;
+    return aq_model_load_scale(run->context, &run->scratch, run->model[side], pair->tensor[side],
+                               &pair->scale[side], err);
 }
 
 static aq_status aq_compare_tensor(aq_comparison *run, const aq_tensor *first,
@@ -16924,7 +18298,7 @@ static aq_status aq_compare_begin(aq_comparison *run, aq_context *context, aq_pr
     aq_arena_init(&owned->arena, context);
     run->arena = &owned->arena;
     out->owned = owned;
-    return aq_meter_tell(&run->meter, 0, true, err);
+    return AQ_OK;
 }
 
 static void aq_compare_summary(aq_comparison *run) {
@@ -17033,6 +18407,7 @@ static aq_status aq_validate_layers(aq_comparison *run, aq_error *err) {
         const aq_tensor *first = aq_model_find(original, quantized->tensors[i].name);
         if (first) run->meter.total += first->bytes;
     }
+    if (status == AQ_OK) status = aq_meter_tell(&run->meter, 0, true, err);
     for (size_t i = 0; status == AQ_OK && i < quantized->tensor_count; i++) {
         const aq_tensor *second = &quantized->tensors[i];
         if (!second->quantized) continue;
@@ -17111,6 +18486,7 @@ static aq_status aq_compare_common(aq_comparison *run, aq_error *err) {
     const aq_model *first = run->model[0], *second = run->model[1];
     aq_status status = aq_compare_room(run, err);
     for (size_t i = 0; i < first->tensor_count; i++) run->meter.total += first->tensors[i].bytes;
+    if (status == AQ_OK) status = aq_meter_tell(&run->meter, 0, true, err);
     for (size_t i = 0; status == AQ_OK && i < first->tensor_count; i++) {
         const aq_tensor *a = &first->tensors[i], *b = aq_model_find(second, a->name);
         if (b && aq_is_comparable(a) && aq_is_comparable(b))
@@ -17233,7 +18609,7 @@ typedef struct aq_plain_run {
     uint32_t threads;
     float *values;           /* workers × buffer_elements */
     unsigned char *results;  /* workers × buffer_elements × 4 */
-    bool *as_is;             /* of each tensor: kept FP8 weights and their scales */
+    bool *folded;            /* of each tensor: the scale of a kept FP8 weight, not written */
     size_t buffer_elements;
     aq_st_output *outputs;   /* of the shard at work */
     size_t *sources;         /* indices of their tensors */
@@ -17244,23 +18620,18 @@ typedef struct aq_plain_run {
 
 static aq_dtype aq_plain_dtype(const aq_plain_run *run, const aq_tensor *tensor) {
     if (tensor->quantized) return run->dtype;
-    if (run->as_is[tensor - run->model->tensors]) return tensor->dtype;
     return aq_dtype_is_float(tensor->dtype) ? run->dtype : tensor->dtype;
 }
 
-/* Converting a kept FP8 weight would tear it from its scale, which is a tensor of its own. */
+/* A kept FP8 weight is written with its scale folded in, as any tool will read it. */
 static aq_status aq_plain_mark(aq_plain_run *run, aq_error *err) {
     const aq_model *model = run->model;
-    run->as_is = (bool *)aq_arena_alloc(&run->arena, (model->tensor_count + 1) * sizeof(bool));
-    if (!run->as_is) return aq_fail_memory(err, model->tensor_count + 1);
+    run->folded = (bool *)aq_arena_alloc(&run->arena, (model->tensor_count + 1) * sizeof(bool));
+    if (!run->folded) return aq_fail_memory(err, model->tensor_count + 1);
     for (size_t i = 0; i < model->tensor_count; i++) {
-        const aq_tensor *tensor = &model->tensors[i];
-        if (tensor->quantized ||
-            (tensor->dtype != AQ_DTYPE_F8_E4M3 && tensor->dtype != AQ_DTYPE_F8_E5M2))
-            continue;
-        const aq_tensor *scale = aq_model_fp8_scale(model, tensor);
-        run->as_is[i] = true;
-        if (scale) run->as_is[scale - model->tensors] = true;
+        const aq_tensor *scale = aq_model_fp8_scale(model, &model->tensors[i]);
+        if (scale && !scale->quantized && aq_dtype_is_float(scale->dtype))
+            run->folded[scale - model->tensors] = true;
     }
     return AQ_OK;
 }
@@ -17275,8 +18646,10 @@ typedef struct aq_plain_job {
     aq_plain_run *run;
     const aq_tensor *tensor;
     uint64_t target; /* in the output file */
-    uint64_t step;   /* a task's rows when quantized, elements when not */
-    uint64_t count;  /* in all */
+    aq_fp8_scale scale;
+    uint64_t unit;   /* elements that stay together: a row when quantized or scaled, else 1 */
+    uint64_t step;   /* units of a task */
+    uint64_t count;  /* units in all */
 } aq_plain_job;
 
 static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_error *err) {
@@ -17285,7 +18658,7 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
     const aq_tensor *tensor = job->tensor;
     uint64_t first = (uint64_t)index * job->step, left = job->count - first;
     uint64_t part = left < job->step ? left : job->step;
-    uint64_t unit = tensor->quantized ? tensor->cols : 1;
+    uint64_t unit = job->unit;
     size_t elements = (size_t)(part * unit);
     aq_dtype dtype = aq_plain_dtype(run, tensor);
     size_t size = aq_dtype_size(dtype), in_size = aq_dtype_size(tensor->dtype);
@@ -17296,10 +18669,11 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
     if (!tensor->quantized) stored = (const unsigned char *)tensor->data + (size_t)first * in_size;
     if (aq_plain_is_copy(run, tensor))
         return aq_file_write(&run->file, job->target + first * size, stored, elements * size, err);
-    if (tensor->quantized)
+    if (tensor->quantized || job->scale.values)
         status = aq_tensor_rows_f32(run->context, tensor, first, part, values, err);
     else aq_stored_f32(run->context, tensor->dtype, stored, values, elements);
     if (status != AQ_OK) return status;
+    if (job->scale.values) aq_fp8_apply(&job->scale, values, first, part, tensor->cols);
     aq_from_f32(run->context, dtype, values, out, elements);
     aq_little_endian(out, elements, size);
     status =
@@ -17311,19 +18685,25 @@ static aq_status aq_plain_task(void *user, size_t index, uint32_t worker, aq_err
 static aq_status aq_plain_tensor(aq_plain_run *run, const aq_tensor *tensor, uint64_t target,
                                  uint64_t bytes, aq_error *err) {
     aq_plain_job job;
+    aq_arena arena;
     job.run = run;
     job.tensor = tensor;
     job.target = target;
-    job.step = tensor->quantized ? aq_block_rows(tensor->cols) : AQ_BLOCK_WEIGHTS;
-    job.count = tensor->quantized ? tensor->rows : tensor->rows * tensor->cols;
     run->meter.layer = tensor->name;
     aq_status status = aq_meter_tell(&run->meter, 0, false, err);
     if (status != AQ_OK) return status;
-    if (bytes) {
+    aq_arena_init(&arena, run->context);
+    status = aq_model_load_scale(run->context, &arena, run->model, tensor, &job.scale, err);
+    bool rows = tensor->quantized || job.scale.values;
+    job.unit = rows ? tensor->cols : 1;
+    job.step = rows ? aq_block_rows(tensor->cols) : AQ_BLOCK_WEIGHTS;
+    job.count = rows ? tensor->rows : tensor->rows * tensor->cols;
+    if (status == AQ_OK && bytes) {
         uint64_t tasks = job.count / job.step + (job.count % job.step != 0);
         uint32_t threads = tasks > 1 ? run->threads : 1;
         status = aq_parallel_for(run->context, threads, (size_t)tasks, aq_plain_task, &job, err);
     }
+    aq_arena_free(&arena);
     run->meter.done += bytes;
     return status;
 }
@@ -17340,7 +18720,9 @@ static aq_status aq_plain_list(aq_plain_run *run, size_t shard, size_t *count, a
             const aq_tensor *tensor = &model->tensors[i];
             aq_dtype dtype = aq_plain_dtype(run, tensor);
             uint64_t bytes = 0;
-            if (model->state->tensor_shard[i] != shard || aq_dtype_size(dtype) != size) continue;
+            if (model->state->tensor_shard[i] != shard || aq_dtype_size(dtype) != size ||
+                run->folded[i])
+                continue;
             if (!aq_mul_u64(tensor->rows, tensor->cols, &bytes) ||
                 !aq_mul_u64(bytes, size, &bytes) || !aq_add_u64(begin, bytes, &bytes))
                 return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0,
@@ -17425,7 +18807,7 @@ static aq_status aq_plain_index(aq_plain_run *run, const aq_component *component
     size_t first = *name;
     for (size_t s = 0; s < state->shard_count; s++) {
         if (state->shards[s].component != component) continue;
-        for (size_t i = 0; i < run->model->tensor_count; i++) *name += state->tensor_shard[i] == s;
+        for (size_t i = 0; i < run->model->tensor_count; i++) *name += state->tensor_shard[i] == s && !run->folded[i];
     }
     if (!component->index) return AQ_OK;
     char *path;
@@ -17440,6 +18822,7 @@ static uint64_t aq_plain_bytes(const aq_plain_run *run, const aq_component *comp
     uint64_t total = 0;
     for (size_t i = 0; i < run->model->tensor_count; i++) {
         const aq_tensor *tensor = &run->model->tensors[i];
+        if (run->folded[i]) continue;
         if (component && state->shards[state->tensor_shard[i]].component != component) continue;
         total += tensor->rows * tensor->cols * aq_dtype_size(aq_plain_dtype(run, tensor));
     }
@@ -17480,8 +18863,9 @@ static aq_status aq_plain_buffers(aq_plain_run *run, aq_error *err) {
     const aq_model *model = run->model;
     uint64_t elements = AQ_BLOCK_WEIGHTS;
     for (size_t i = 0; i < model->tensor_count; i++) { /* a row is never cut */
-        if (model->tensors[i].quantized && model->tensors[i].cols > elements)
-            elements = model->tensors[i].cols;
+        const aq_tensor *tensor = &model->tensors[i];
+        if ((tensor->quantized || aq_model_fp8_scale(model, tensor)) && tensor->cols > elements)
+            elements = tensor->cols;
     }
     uint64_t bytes = 0;
     if (!aq_mul_u64(elements, sizeof(float) * run->threads, &bytes) || bytes > SIZE_MAX)
@@ -17596,6 +18980,7 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  undef AQ_CODES_SUFFIX
 #  undef AQ_PARAMS_SUFFIX
 #  undef AQ_EXTRA_SUFFIX
+#  undef AQ_FP8_NAMES
 #  undef AQ_NO_TENSOR
 #endif
 #endif /* ARROWQUANT_IMPLEMENTATION */

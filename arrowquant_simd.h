@@ -1907,14 +1907,28 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
     (defined(__GNUC__) || defined(_MSC_VER))
-
+#  define AQ_HAVE_AVX2 1
 #  if !defined(ARROWQUANT_NO_AVX512)
-
+#    define AQ_HAVE_AVX512 1
 #  endif
 #endif
 
 #if defined(AQ_HAVE_AVX2)
+
+/* Some releases of GCC, in C++, see an uninitialized variable in _mm512_undefined_ps, which is the
+ * idea of it, wherever it is inlined. */
+#if defined(__GNUC__) && !defined(__clang__)
+#  define AQ_X86_BEGIN \
+      _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+          _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#  define AQ_X86_END _Pragma("GCC diagnostic pop")
+#else
+#  define AQ_X86_BEGIN
+#  define AQ_X86_END
+#endif
+AQ_X86_BEGIN
 #include <immintrin.h>
+AQ_X86_END
 
 /* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
  * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
@@ -1946,11 +1960,12 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 extern "C" {
 #endif
 
-#define AQ_X86_MAGIC 12582912.0f    /* 1.5·2^23: the sum's low bits are the rounded integer */
-#define AQ_X86_MAGIC_BITS 0x4B400000 /* of that float */
-#define AQ_X86_GROUPS 8u            /* so many groups are fitted side by side */
+#define AQ_X86_MAGIC 12582912.0f     /* 1.5·2^23: the sum's low bits are the rounded integer */
+#define AQ_X86_MAGIC_BITS 0x4B400000u /* of that float */
+#define AQ_X86_GROUPS 8u             /* so many groups are fitted side by side */
 
-/* Groups of equal length, one behind the other, and what a pass reads and finds of each. */
+/* Groups of equal length, a multiple of 16, one behind the other, and what a pass reads and finds of
+ * each. A short group is filled up with values that weigh nothing. */
 typedef struct aq_x86_batch {
     const float *x, *weights; /* weights: or NULL */
     size_t length, groups;
@@ -2025,6 +2040,63 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
                                              aq_simd_sums *out);
 #endif
 
+/* The least of eight floats. */
+AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
+    __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    part = _mm_min_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_min_ss(part, _mm_movehdup_ps(part)));
+}
+
+/* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */
+typedef struct aq_avx2_pair {
+    __m256 low, high;
+} aq_avx2_pair;
+
+AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
+    AQ_SIMD_EXACT_BODY
+    __m256 half = _mm256_add_ps(sum.low, sum.high);
+    __m128 part = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    part = _mm_add_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
+}
+
+/* Four folds at once. */
+AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
+                                                  aq_avx2_pair d) {
+    AQ_SIMD_EXACT_BODY
+    __m256 a8 = _mm256_add_ps(a.low, a.high), b8 = _mm256_add_ps(b.low, b.high);
+    __m256 c8 = _mm256_add_ps(c.low, c.high), d8 = _mm256_add_ps(d.low, d.high);
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20),
+                              _mm256_permute2f128_ps(a8, b8, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c8, d8, 0x20),
+                              _mm256_permute2f128_ps(c8, d8, 0x31));
+    __m256 all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    all = _mm256_add_ps(_mm256_shuffle_ps(all, all, 0x88), _mm256_shuffle_ps(all, all, 0xDD));
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+#if defined(AQ_HAVE_AVX512)
+
+/* Which lanes of the next vector are in use when so many values, at least 1, are left. */
+AQ_AVX512_INLINE static inline __mmask16 aq_avx512_lanes(size_t left) {
+    return left < 16 ? (__mmask16)((1u << left) - 1u) : (__mmask16)0xFFFFu;
+}
+
+/* Four sums of 16 lanes each, as aq_scalar_fold. */
+AQ_AVX512_INLINE static inline __m128 aq_avx512_fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88),
+                               _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xEE));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xB1));
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, all));
+}
+
+#endif
+
 #ifdef __cplusplus
 }
 #endif
@@ -2042,6 +2114,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
 /* As aq_fit_group and aq_fit_state, an entry a group. Work goes on in quads: four groups at once. */
 typedef struct aq_x86_search {
     const aq_x86_passes *passes;
+    const aq_simd_recipe *recipe;
     aq_x86_batch batch;
     float top;       /* affine: the greatest code */
     float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
@@ -2229,10 +2302,9 @@ AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
     batch->x = y;
 }
 
-AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, float *y,
-                                        aq_simd_fit *out) {
+AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, float *y, aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
-    const aq_simd_recipe *recipe = aq_simd_affine_recipe(bits, search->batch.length);
+    const aq_simd_recipe *recipe = search->recipe;
     uint32_t i, vary = search->batch.active;
     size_t j, groups = search->batch.groups;
     aq_x86_centre(search, y);
@@ -2255,17 +2327,17 @@ AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, uint32_t bits, fl
     }
 }
 
-AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
+AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, bool positive,
                                            aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
-    const aq_simd_recipe *recipe = aq_simd_symmetric_recipe(bits, search->batch.length);
+    const aq_simd_recipe *recipe = search->recipe;
     uint32_t i, vary = search->batch.active;
     size_t j, groups = search->batch.groups;
     float largest[AQ_X86_GROUPS];
     for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
         float low = search->low[j], high = search->high[j];
         largest[j] = 0.0f - (0.0f - low > high ? low : high);
-        largest[j] = bits == 8 && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+        largest[j] = positive && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
     }
     for (i = 0; i < recipe->starts; i++) {
         for (j = 0; j < groups; j++) {
@@ -2282,6 +2354,20 @@ AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, uint32_t bits,
     }
 }
 
+/* A short group, filled up with values that weigh nothing. */
+typedef struct aq_x86_padded {
+    float x[AQ_SIMD_GROUP_MAX], weights[AQ_SIMD_GROUP_MAX];
+} aq_x86_padded;
+
+static void aq_x86_pad(aq_x86_padded *to, const float *x, const float *weights, size_t count,
+                       size_t length) {
+    size_t i;
+    for (i = 0; i < length; i++) {
+        to->x[i] = i < count ? x[i] : 0.0f;
+        to->weights[i] = i >= count ? 0.0f : weights ? weights[i] : 1.0f;
+    }
+}
+
 /* Cuts a row into batches; the last group, when it is short, is one of its own. */
 AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
                                     const float *weights, size_t count, size_t group, uint32_t bits,
@@ -2289,28 +2375,1188 @@ AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
                                     aq_simd_fit *out) {
     float y[AQ_X86_GROUPS * AQ_SIMD_GROUP_MAX];
     aq_x86_search search;
-    size_t groups, length;
+    aq_x86_padded padded;
+    size_t begin = 0, groups, length;
     memset(&search, 0, sizeof search);
     search.passes = passes;
     search.top = (float)((1u << bits) - 1u);
     search.half = symmetric ? (float)(1u << (bits - 1u)) : 0.0f;
-    for (; count; count -= groups * length, ranges += groups, out += groups) {
-        length = count < group ? count : group;
-        groups = count / length < AQ_X86_GROUPS ? count / length : AQ_X86_GROUPS;
-        aq_x86_open(&search, x, weights, length, groups, ranges);
-        if (symmetric) {
-            aq_x86_symmetric_batch(&search, bits, out);
+    for (; begin < count; begin += groups * length, ranges += groups, out += groups) {
+        length = count - begin < group ? count - begin : group;
+        groups = (count - begin) / length;
+        groups = groups < AQ_X86_GROUPS ? groups : AQ_X86_GROUPS;
+        search.recipe = symmetric ? aq_simd_symmetric_recipe(bits, length)
+                                  : aq_simd_affine_recipe(bits, length);
+        if (length % 16 == 0) {
+            aq_x86_open(&search, x + begin, weights ? weights + begin : NULL, length, groups,
+                        ranges);
         } else {
-            aq_x86_affine_batch(&search, bits, y, out);
+            size_t rounded = (length + 15) / 16 * 16;
+            aq_x86_pad(&padded, x + begin, weights ? weights + begin : NULL, length, rounded);
+            aq_x86_open(&search, padded.x, padded.weights, rounded, 1, ranges);
         }
-        x += groups * length;
-        weights += weights ? groups * length : 0;
+        if (symmetric) {
+            aq_x86_symmetric_batch(&search, bits == 8, out);
+        } else {
+            aq_x86_affine_batch(&search, y, out);
+        }
     }
 }
 
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/x86_fit.c ---- */
+
+/* ---- begin src/simd/avx2_convert.c ---- */
+
+/* AVX2 kernels: F16, BF16 and F8 to and from F32. What does not fill a vector is left to the scalar
+ * kernels. */
+
+#if defined(AQ_HAVE_AVX2)
+
+AQ_AVX2_INLINE static inline __m256 aq_avx2_bf16(__m128i halves) {
+    __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+    __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF));
+    __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7F800000));
+    nan = _mm256_and_si256(nan, _mm256_set1_epi32(0x400000));
+    return _mm256_castsi256_ps(_mm256_or_si256(bits, nan));
+}
+
+AQ_AVX2_INLINE static inline __m128i aq_avx2_to_bf16(__m256 value) {
+    __m256i bits = _mm256_castps_si256(value), even, rounded, quiet;
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    rounded = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7FFF)));
+    quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(rounded),
+                            _mm256_extracti128_si256(rounded, 1));
+}
+
+/* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_e4m3(__m128i bytes) {
+    __m128i wide = _mm_cvtepu8_epi16(bytes), nan;
+    __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7F));
+    __m128i sign = _mm_slli_epi16(_mm_xor_si128(wide, magnitude), 8);
+    nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F));
+    nan = _mm_and_si128(nan, _mm_set1_epi16(0x7E00));
+    magnitude = _mm_or_si128(_mm_slli_epi16(magnitude, 7), nan);
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, magnitude)), _mm256_set1_ps(256.0f));
+}
+
+AQ_AVX2_INLINE static inline __m256 aq_avx2_e5m2(__m128i bytes) {
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 8));
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i));
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(halves));
+    }
+    aq_scalar_f16_to_f32(from + 2 * i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_bf16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i));
+        _mm256_storeu_ps(out + i, aq_avx2_bf16(halves));
+    }
+    aq_scalar_bf16_to_f32(from + 2 * i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f8_e4m3_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(from + i));
+        _mm256_storeu_ps(out + i, aq_avx2_e4m3(bytes));
+    }
+    aq_scalar_f8_e4m3_to_f32(from + i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f8_e5m2_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(from + i));
+        _mm256_storeu_ps(out + i, aq_avx2_e5m2(bytes));
+    }
+    aq_scalar_f8_e5m2_to_f32(from + i, out + i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_f16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    aq_scalar_f32_to_f16(in + i, to + 2 * i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_bf16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i),
+                         aq_avx2_to_bf16(_mm256_loadu_ps(in + i)));
+    }
+    aq_scalar_f32_to_bf16(in + i, to + 2 * i, count - i);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_convert.c ---- */
+
+/* ---- begin src/simd/avx2_sums.c ---- */
+
+/* AVX2 kernels: the range of each group, sums over pairs of values. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* The range of x so far: of x, of −x, and of the bits of |x|. */
+typedef struct aq_avx2_extent {
+    __m256 low, minus;
+    __m256i absmax;
+} aq_avx2_extent;
+
+AQ_AVX2_INLINE static inline void aq_avx2_extend(aq_avx2_extent *extent, __m256 value) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    extent->low = _mm256_min_ps(value, extent->low);
+    extent->minus = _mm256_min_ps(_mm256_xor_ps(value, _mm256_set1_ps(-0.0f)), extent->minus);
+    extent->absmax = _mm256_max_epu32(
+        extent->absmax, _mm256_and_si256(_mm256_castps_si256(value), magnitude));
+}
+
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_most(__m256i value) {
+    __m128i part = _mm_max_epu32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
+    return (uint32_t)_mm_cvtsi128_si32(part);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t group,
+                                       aq_simd_range *out) {
+    AQ_SIMD_EXACT_BODY
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        aq_avx2_extent extent;
+        extent.low = _mm256_set1_ps(x[begin]);
+        extent.minus = _mm256_xor_ps(extent.low, _mm256_set1_ps(-0.0f));
+        extent.absmax = _mm256_setzero_si256();
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 8 <= length; i += 8) {
+            aq_avx2_extend(&extent, _mm256_loadu_ps(x + begin + i));
+        }
+        for (; i < length; i++) {
+            aq_avx2_extend(&extent, _mm256_set1_ps(x[begin + i]));
+        }
+        out->low = aq_avx2_least(extent.low);
+        out->high = 0.0f - aq_avx2_least(extent.minus);
+        out->absmax = aq_avx2_most(extent.absmax);
+    }
+}
+
+/* Half of the 16 lanes. */
+typedef struct aq_avx2_products {
+    __m256 dot, first, second, error, most;
+} aq_avx2_products;
+
+AQ_AVX2_INLINE static inline void aq_avx2_multiply(aq_avx2_products *sums, __m256 x, __m256 y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 difference = _mm256_sub_ps(x, y);
+    __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), difference);
+    sums->dot = _mm256_add_ps(sums->dot, _mm256_mul_ps(x, y));
+    sums->first = _mm256_add_ps(sums->first, _mm256_mul_ps(x, x));
+    sums->second = _mm256_add_ps(sums->second, _mm256_mul_ps(y, y));
+    sums->error = _mm256_add_ps(sums->error, _mm256_mul_ps(difference, difference));
+    sums->most = _mm256_max_ps(magnitude, sums->most);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_products_fold(const aq_avx2_products *low,
+                                                        const aq_avx2_products *high,
+                                                        aq_simd_sums *out) {
+    AQ_SIMD_EXACT_BODY
+    aq_avx2_pair dot, first, second, error;
+    float folded[4];
+    dot.low = low->dot;
+    dot.high = high->dot;
+    first.low = low->first;
+    first.high = high->first;
+    second.low = low->second;
+    second.high = high->second;
+    error.low = low->error;
+    error.high = high->error;
+    _mm_storeu_ps(folded, aq_avx2_fold4(dot, first, second, error));
+    out->dot = folded[0];
+    out->first = folded[1];
+    out->second = folded[2];
+    out->error = folded[3];
+    out->max_error = 0.0f - aq_avx2_least(_mm256_xor_ps(_mm256_max_ps(low->most, high->most),
+                                                        _mm256_set1_ps(-0.0f)));
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
+                                         aq_simd_sums *out) {
+    aq_avx2_products low, high;
+    size_t i;
+    low.dot = low.first = low.second = low.error = low.most = _mm256_setzero_ps();
+    high = low;
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_avx2_multiply(&low, _mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i));
+        aq_avx2_multiply(&high, _mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8));
+    }
+    if (i < count) {
+        float x[16] = {0}, y[16] = {0};
+        memcpy(x, a + i, (count - i) * sizeof *x);
+        memcpy(y, b + i, (count - i) * sizeof *y);
+        aq_avx2_multiply(&low, _mm256_loadu_ps(x), _mm256_loadu_ps(y));
+        aq_avx2_multiply(&high, _mm256_loadu_ps(x + 8), _mm256_loadu_ps(y + 8));
+    }
+    aq_avx2_products_fold(&low, &high, out);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_sums.c ---- */
+
+/* ---- begin src/simd/avx2_fit.c ---- */
+
+/* AVX2 kernels: the passes of the least-squares fit. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Codes as floats above 2^23, whose bits are integers of the same order: they are clamped as such. */
+typedef struct aq_avx2_grid {
+    __m256 base, inverse;
+    __m256i low, high;
+} aq_avx2_grid;
+
+AQ_AVX2_INLINE static inline aq_avx2_grid aq_avx2_grid_of(const aq_x86_batch *batch,
+                                                          size_t index) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 magic = _mm256_set1_ps(AQ_X86_MAGIC);
+    aq_avx2_grid grid;
+    grid.base = _mm256_set1_ps(batch->base[index]);
+    grid.inverse = _mm256_set1_ps(batch->inverse[index]);
+    grid.low = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->low[index]), magic));
+    grid.high = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->high[index]), magic));
+    return grid;
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_code(const aq_avx2_grid *grid, __m256 x) {
+    AQ_SIMD_EXACT_BODY
+    __m256 value = _mm256_mul_ps(_mm256_sub_ps(x, grid->base), grid->inverse);
+    __m256i code = _mm256_castps_si256(_mm256_add_ps(value, _mm256_set1_ps(AQ_X86_MAGIC)));
+    return _mm256_min_epi32(_mm256_max_epi32(code, grid->low), grid->high);
+}
+
+/* Half of the 16 lanes. Sums of codes alone are integers below 2^24, which any order gives
+ * exactly. */
+typedef struct aq_avx2_sums {
+    __m256i code;
+    __m256 code2, cross;
+} aq_avx2_sums;
+
+AQ_AVX2_INLINE static inline void aq_avx2_count(aq_avx2_sums *sums, __m256i code, __m256 x) {
+    AQ_SIMD_EXACT_BODY
+    __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(code), _mm256_set1_ps(AQ_X86_MAGIC));
+    sums->code = _mm256_add_epi32(sums->code, code);
+    sums->code2 = _mm256_add_ps(sums->code2, _mm256_mul_ps(c, c));
+    sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(c, x));
+}
+
+AQ_AVX2_INLINE static inline __m128 aq_avx2_sums_fold(const aq_avx2_sums *low,
+                                                      const aq_avx2_sums *high) {
+    aq_avx2_pair code, code2, cross;
+    code.low = _mm256_cvtepi32_ps(low->code);
+    code.high = _mm256_cvtepi32_ps(high->code);
+    code2.low = low->code2;
+    code2.high = high->code2;
+    cross.low = low->cross;
+    cross.high = high->cross;
+    return aq_avx2_fold4(code, code2, cross, cross);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_codes_plain(aq_x86_batch *batch, size_t length) {
+    size_t index, i;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length;
+        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+        aq_avx2_sums low, high;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        low.code = _mm256_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
+        low.code2 = low.cross = _mm256_setzero_ps();
+        high = low;
+        for (i = 0; i < length; i += 16) {
+            __m256 value = _mm256_loadu_ps(x + i);
+            aq_avx2_count(&low, aq_avx2_code(&grid, value), value);
+            value = _mm256_loadu_ps(x + i + 8);
+            aq_avx2_count(&high, aq_avx2_code(&grid, value), value);
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx2_sums_fold(&low, &high));
+    }
+}
+
+/* Here every sum is one of floats. */
+typedef struct aq_avx2_weighted {
+    __m256 code, code2, cross;
+} aq_avx2_weighted;
+
+AQ_AVX2_INLINE static inline void aq_avx2_weigh(aq_avx2_weighted *sums, const aq_avx2_grid *grid,
+                                                __m256 x, __m256 weight) {
+    AQ_SIMD_EXACT_BODY
+    __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(aq_avx2_code(grid, x)),
+                             _mm256_set1_ps(AQ_X86_MAGIC));
+    __m256 product = _mm256_mul_ps(weight, c);
+    sums->code = _mm256_add_ps(sums->code, product);
+    sums->code2 = _mm256_add_ps(sums->code2, _mm256_mul_ps(product, c));
+    sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(product, x));
+}
+
+AQ_AVX2_INLINE static inline __m128 aq_avx2_weighted_fold(const aq_avx2_weighted *low,
+                                                          const aq_avx2_weighted *high) {
+    aq_avx2_pair code, code2, cross;
+    code.low = low->code;
+    code.high = high->code;
+    code2.low = low->code2;
+    code2.high = high->code2;
+    cross.low = low->cross;
+    cross.high = high->cross;
+    return aq_avx2_fold4(code, code2, cross, cross);
+}
+
+AQ_AVX2 static void aq_avx2_codes_weighted(aq_x86_batch *batch) {
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+        aq_avx2_weighted low, high;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        low.code = low.code2 = low.cross = _mm256_setzero_ps();
+        high = low;
+        for (i = 0; i < length; i += 16) {
+            aq_avx2_weigh(&low, &grid, _mm256_loadu_ps(x + i), _mm256_loadu_ps(weights + i));
+            aq_avx2_weigh(&high, &grid, _mm256_loadu_ps(x + i + 8),
+                          _mm256_loadu_ps(weights + i + 8));
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx2_weighted_fold(&low, &high));
+    }
+}
+
+AQ_AVX2 static void aq_avx2_codes(aq_x86_batch *batch) {
+    if (batch->weights) {
+        aq_avx2_codes_weighted(batch);
+    } else {
+        switch (batch->length) {
+        case 32: aq_avx2_codes_plain(batch, 32); break;
+        case 64: aq_avx2_codes_plain(batch, 64); break;
+        case 128: aq_avx2_codes_plain(batch, 128); break;
+        case 256: aq_avx2_codes_plain(batch, 256); break;
+        default: aq_avx2_codes_plain(batch, batch->length); break;
+        }
+    }
+}
+
+/* Eight lanes: w·(x − centre), with x − centre stored when y is not NULL. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_less(const float *x, const float *weights,
+                                                 __m256 centre, float *y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 value = _mm256_sub_ps(_mm256_loadu_ps(x), centre);
+    if (y) {
+        _mm256_storeu_ps(y, value);
+    }
+    return weights ? _mm256_mul_ps(_mm256_loadu_ps(weights), value) : value;
+}
+
+AQ_AVX2 static void aq_avx2_centre(const aq_x86_batch *batch, const float *centre, float *y,
+                                   float *sums) {
+    AQ_SIMD_EXACT_BODY
+    size_t index, i, j, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const __m256 middle = _mm256_set1_ps(centre[index]);
+        aq_avx2_pair sum;
+        sum.low = sum.high = _mm256_setzero_ps();
+        for (i = 0, j = index * length; i < length; i += 16, j += 16) {
+            const float *weights = batch->weights ? batch->weights + j : NULL;
+            sum.low = _mm256_add_ps(sum.low, aq_avx2_less(batch->x + j, weights, middle,
+                                                          y ? y + j : NULL));
+            sum.high = _mm256_add_ps(sum.high, aq_avx2_less(batch->x + j + 8,
+                                                            weights ? weights + 8 : NULL, middle,
+                                                            y ? y + j + 8 : NULL));
+        }
+        sums[index] = aq_avx2_fold(sum);
+    }
+}
+
+AQ_AVX2 static void aq_avx2_live(const aq_x86_batch *batch, float *sums, float *low, float *high) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 none = _mm256_set1_ps(FLT_MAX), sign = _mm256_set1_ps(-0.0f);
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        __m256 least = none, less = none; /* of x, and of −x */
+        aq_avx2_pair sum;
+        float lowest, highest;
+        sum.low = sum.high = _mm256_setzero_ps();
+        for (i = 0; i < length; i += 8) {
+            __m256 weight = _mm256_loadu_ps(weights + i), value = _mm256_loadu_ps(x + i);
+            __m256 live = _mm256_cmp_ps(weight, _mm256_setzero_ps(), _CMP_GT_OQ);
+            least = _mm256_min_ps(least, _mm256_blendv_ps(none, value, live));
+            less = _mm256_min_ps(less, _mm256_blendv_ps(none, _mm256_xor_ps(value, sign), live));
+            if (i % 16 == 0) {
+                sum.low = _mm256_add_ps(sum.low, weight);
+            } else {
+                sum.high = _mm256_add_ps(sum.high, weight);
+            }
+        }
+        sums[index] = aq_avx2_fold(sum);
+        lowest = aq_avx2_least(least);
+        highest = 0.0f - aq_avx2_least(less);
+        if (highest > lowest) {
+            low[index] = lowest;
+            high[index] = highest;
+        }
+    }
+}
+
+static const aq_x86_passes aq_avx2_passes = {aq_avx2_codes, aq_avx2_centre, aq_avx2_live};
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_affine(const float *x, const float *weights, size_t count,
+                                            size_t group, uint32_t bits,
+                                            const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx2_passes, x, weights, count, group, bits, false, ranges, out);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weights, size_t count,
+                                               size_t group, uint32_t bits,
+                                               const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx2_passes, x, weights, count, group, bits, true, ranges, out);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_fit.c ---- */
+
+/* ---- begin src/simd/avx2_codes.c ---- */
+
+/* AVX2 kernels: codes from weights and weights from codes, with packing, 32 at a time. The rest of a
+ * row is left to the scalar kernels. */
+
+#if defined(AQ_HAVE_AVX2)
+
+typedef struct aq_avx2_coder {
+    __m256 min, inverse, low, high;
+    __m256i zero; /* 16 bits each */
+} aq_avx2_coder;
+
+/* Codes of 8 values as 32-bit integers, still counted from zero. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode8(const aq_avx2_coder *coder, const float *x) {
+    AQ_SIMD_EXACT_BODY
+    __m256 value = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x), coder->min), coder->inverse);
+    value = _mm256_min_ps(coder->high, _mm256_max_ps(coder->low, value));
+    return _mm256_cvtps_epi32(value);
+}
+
+/* Codes of 32 values as bytes, in order. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode32(const aq_avx2_coder *coder, const float *x) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i a = _mm256_packs_epi32(aq_avx2_encode8(coder, x), aq_avx2_encode8(coder, x + 8));
+    __m256i b = _mm256_packs_epi32(aq_avx2_encode8(coder, x + 16), aq_avx2_encode8(coder, x + 24));
+    __m256i codes = _mm256_packus_epi16(_mm256_add_epi16(a, coder->zero),
+                                        _mm256_add_epi16(b, coder->zero));
+    return _mm256_permutevar8x32_epi32(codes, order);
+}
+
+/* The low halves of 16 or 8 integers, as their least bytes. */
+AQ_AVX2_INLINE static inline __m128i aq_avx2_bytes16(__m256i value) {
+    return _mm_packus_epi16(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+}
+
+/* Writes bits · 4 bytes. */
+AQ_AVX2_INLINE static inline void aq_avx2_pack32(__m256i codes, uint32_t bits, uint8_t *out) {
+    if (bits == 8) {
+        _mm256_storeu_si256((__m256i *)(void *)out, codes);
+    } else if (bits == 4) {
+        codes = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x1001)); /* 1, 16 */
+        _mm_storeu_si128((__m128i *)(void *)out, aq_avx2_bytes16(codes));
+    } else {
+        __m128i half;
+        codes = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x0401)); /* 1, 4 */
+        codes = _mm256_madd_epi16(codes, _mm256_set1_epi32(0x100001));  /* 1, 16 */
+        half = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+        _mm_storel_epi64((__m128i *)(void *)out, _mm_packus_epi16(half, half));
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const float *x, size_t count, size_t group,
+                                                      uint32_t bits, bool symmetric,
+                                                      const aq_simd_grid *grids, uint8_t *out) {
+    const uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    aq_avx2_coder coder;
+    size_t begin, length, i;
+    coder.low = _mm256_set1_ps(0.0f - (float)zero);
+    coder.high = _mm256_set1_ps((float)(levels - 1u - zero));
+    coder.zero = _mm256_set1_epi16((short)zero);
+    for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
+        coder.min = _mm256_set1_ps(symmetric ? 0.0f : grids->min);
+        coder.inverse = _mm256_set1_ps(1.0f / grids->scale);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx2_pack32(aq_avx2_encode32(&coder, x + begin + i), bits, out + i / 8 * bits);
+        }
+        if (i < length) {
+            aq_scalar_encode(x + begin + i, length - i, group, bits, symmetric, grids,
+                             out + i / 8 * bits);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
+                                        bool symmetric, const aq_simd_grid *grids, void *codes) {
+    uint8_t *out = (uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_encode_bits(x, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_encode_bits(x, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_encode_bits(x, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+/* What 8 codes decode to. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_decode8(__m256i codes, const aq_simd_grid *grid,
+                                                    uint32_t bits, bool symmetric) {
+    AQ_SIMD_EXACT_BODY
+    const __m256i zero = _mm256_set1_epi32(symmetric ? 1 << (bits - 1) : 0);
+    __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero));
+    value = _mm256_mul_ps(_mm256_set1_ps(grid->scale), value);
+    return symmetric ? value : _mm256_add_ps(value, _mm256_set1_ps(grid->min));
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
+    int word;
+    memcpy(&word, in, sizeof word);
+    return _mm256_set1_epi32(word);
+}
+
+/* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
+AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
+                                                   const aq_simd_grid *grid, uint32_t bits,
+                                                   bool symmetric, float *out) {
+    const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        __m256 value;
+        if (bits == 8) {
+            __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(in + 8 * i));
+            value = aq_avx2_decode8(_mm256_cvtepu8_epi32(bytes), grid, bits, symmetric);
+        } else if (bits == 4) {
+            __m256i codes = _mm256_srlv_epi32(aq_avx2_word(in + 4 * i), shift4);
+            value = aq_avx2_decode8(_mm256_and_si256(codes, _mm256_set1_epi32(15)), grid, bits,
+                                    symmetric);
+        } else {
+            __m256i word = aq_avx2_word(in + 4 * (i / 2));
+            word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
+            value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
+        }
+        _mm256_storeu_ps(out + 8 * i, value);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t count,
+                                                      size_t group, uint32_t bits, bool symmetric,
+                                                      const aq_simd_grid *grids, float *out) {
+    const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
+        const __m256 table = aq_avx2_decode8(codes, grids, bits, symmetric);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, out + begin + i);
+        }
+        if (i < length) {
+            aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
+                             out + begin + i);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t group,
+                                        uint32_t bits, bool symmetric, const aq_simd_grid *grids,
+                                        float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_codes.c ---- */
+
+/* ---- begin src/simd/avx512_convert.c ---- */
+
+/* AVX-512 kernels: F16, BF16 and F8 to and from F32. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+AQ_AVX512_INLINE static inline __m256i aq_avx512_to_f16(__m512 value) {
+    return _mm512_maskz_cvtps_ph(0xFFFFu, value, _MM_FROUND_TO_NEAREST_INT);
+}
+
+AQ_AVX512_INLINE static inline __m512 aq_avx512_bf16(__m256i halves) {
+    __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+    __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFFFFFF));
+    __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7F800000));
+    return _mm512_castsi512_ps(
+        _mm512_mask_or_epi32(bits, nan, bits, _mm512_set1_epi32(0x400000)));
+}
+
+AQ_AVX512_INLINE static inline __m256i aq_avx512_to_bf16(__m512 value) {
+    __m512i bits = _mm512_castps_si512(value), even, rounded;
+    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7FFF)));
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+/* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
+AQ_AVX512_INLINE static inline __m512 aq_avx512_e4m3(__m128i bytes) {
+    __m256i wide = _mm256_cvtepu8_epi16(bytes), nan;
+    __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7F));
+    __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
+    nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
+    nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00));
+    magnitude = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan);
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)),
+                         _mm512_set1_ps(256.0f));
+}
+
+AQ_AVX512_INLINE static inline __m512 aq_avx512_e5m2(__m128i bytes) {
+    return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8));
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m256i halves = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i));
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(halves));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, from + 2 * i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_bf16_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m256i halves = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i));
+        _mm512_storeu_ps(out + i, aq_avx512_bf16(halves));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              aq_avx512_bf16(_mm256_maskz_loadu_epi16(lanes, from + 2 * i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f8_e4m3_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(from + i));
+        _mm512_storeu_ps(out + i, aq_avx512_e4m3(bytes));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              aq_avx512_e4m3(_mm_maskz_loadu_epi8(lanes, from + i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f8_e5m2_to_f32(const void *in, float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(from + i));
+        _mm512_storeu_ps(out + i, aq_avx512_e5m2(bytes));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              aq_avx512_e5m2(_mm_maskz_loadu_epi8(lanes, from + i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_f16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        _mm256_storeu_si256((__m256i *)(void *)(to + 2 * i),
+                            aq_avx512_to_f16(_mm512_loadu_ps(in + i)));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm256_mask_storeu_epi16(to + 2 * i, lanes,
+                                 aq_avx512_to_f16(_mm512_maskz_loadu_ps(lanes, in + i)));
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_bf16(const float *in, void *out, size_t count) {
+    uint8_t *to = (uint8_t *)out;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        _mm256_storeu_si256((__m256i *)(void *)(to + 2 * i),
+                            aq_avx512_to_bf16(_mm512_loadu_ps(in + i)));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        _mm256_mask_storeu_epi16(to + 2 * i, lanes,
+                                 aq_avx512_to_bf16(_mm512_maskz_loadu_ps(lanes, in + i)));
+    }
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_convert.c ---- */
+
+/* ---- begin src/simd/avx512_sums.c ---- */
+
+/* AVX-512 kernels: the range of each group, sums over pairs of values. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_range(const float *x, size_t count, size_t group,
+                                           aq_simd_range *out) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        __m512 low = _mm512_set1_ps(x[begin]), high = low;
+        __m512i absmax = _mm512_setzero_si512();
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i < length; i += 16) {
+            __mmask16 lanes = aq_avx512_lanes(length - i);
+            __m512 value = _mm512_mask_loadu_ps(low, lanes, x + begin + i);
+            low = _mm512_min_ps(value, low);
+            high = _mm512_max_ps(value, high);
+            absmax = _mm512_max_epu32(
+                absmax, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+        }
+        out->low = _mm512_reduce_min_ps(low);
+        out->high = _mm512_reduce_max_ps(high);
+        out->absmax = _mm512_reduce_max_epu32(absmax);
+    }
+}
+
+typedef struct aq_avx512_pairs {
+    __m512 dot, first, second, error, most;
+} aq_avx512_pairs;
+
+AQ_AVX512_INLINE static inline void aq_avx512_pair(aq_avx512_pairs *sums, __m512 x, __m512 y) {
+    AQ_SIMD_EXACT_BODY
+    __m512 difference = _mm512_sub_ps(x, y);
+    sums->dot = _mm512_add_ps(sums->dot, _mm512_mul_ps(x, y));
+    sums->first = _mm512_add_ps(sums->first, _mm512_mul_ps(x, x));
+    sums->second = _mm512_add_ps(sums->second, _mm512_mul_ps(y, y));
+    sums->error = _mm512_add_ps(sums->error, _mm512_mul_ps(difference, difference));
+    sums->most = _mm512_max_ps(_mm512_abs_ps(difference), sums->most);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
+                                             aq_simd_sums *out) {
+    aq_avx512_pairs sums;
+    float folded[4];
+    size_t i;
+    sums.dot = sums.first = sums.second = sums.error = sums.most = _mm512_setzero_ps();
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_avx512_pair(&sums, _mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i));
+    }
+    if (i < count) {
+        __mmask16 lanes = aq_avx512_lanes(count - i);
+        aq_avx512_pair(&sums, _mm512_maskz_loadu_ps(lanes, a + i),
+                       _mm512_maskz_loadu_ps(lanes, b + i));
+    }
+    _mm_storeu_ps(folded, aq_avx512_fold4(sums.dot, sums.first, sums.second, sums.error));
+    out->dot = folded[0];
+    out->first = folded[1];
+    out->second = folded[2];
+    out->error = folded[3];
+    out->max_error = _mm512_reduce_max_ps(sums.most);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_sums.c ---- */
+
+/* ---- begin src/simd/avx512_fit.c ---- */
+
+/* AVX-512 kernels: the passes of the least-squares fit. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* Codes as floats above 2^23, whose bits are integers of the same order: they are clamped as such. */
+typedef struct aq_avx512_grid {
+    __m512 base, inverse;
+    __m512i low, high;
+} aq_avx512_grid;
+
+AQ_AVX512_INLINE static inline aq_avx512_grid aq_avx512_grid_of(const aq_x86_batch *batch,
+                                                                size_t index) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    aq_avx512_grid grid;
+    grid.base = _mm512_set1_ps(batch->base[index]);
+    grid.inverse = _mm512_set1_ps(batch->inverse[index]);
+    grid.low = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->low[index]), magic));
+    grid.high = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->high[index]), magic));
+    return grid;
+}
+
+AQ_AVX512_INLINE static inline __m512i aq_avx512_code(const aq_avx512_grid *grid, __m512 x) {
+    AQ_SIMD_EXACT_BODY
+    __m512 value = _mm512_mul_ps(_mm512_sub_ps(x, grid->base), grid->inverse);
+    __m512i code = _mm512_castps_si512(_mm512_add_ps(value, _mm512_set1_ps(AQ_X86_MAGIC)));
+    return _mm512_min_epi32(_mm512_max_epi32(code, grid->low), grid->high);
+}
+
+/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
+typedef struct aq_avx512_sums {
+    __m512i code;
+    __m512 code2, cross;
+} aq_avx512_sums;
+
+AQ_AVX512_INLINE static inline void aq_avx512_count(aq_avx512_sums *sums, __m512i code, __m512 x) {
+    AQ_SIMD_EXACT_BODY
+    __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(code), _mm512_set1_ps(AQ_X86_MAGIC));
+    sums->code = _mm512_add_epi32(sums->code, code);
+    sums->code2 = _mm512_add_ps(sums->code2, _mm512_mul_ps(c, c));
+    sums->cross = _mm512_add_ps(sums->cross, _mm512_mul_ps(c, x));
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_codes_plain(aq_x86_batch *batch, size_t length) {
+    size_t index, i;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length;
+        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+        aq_avx512_sums sums;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        sums.code = _mm512_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
+        sums.code2 = sums.cross = _mm512_setzero_ps();
+        for (i = 0; i < length; i += 16) {
+            __m512 value = _mm512_loadu_ps(x + i);
+            aq_avx512_count(&sums, aq_avx512_code(&grid, value), value);
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(_mm512_cvtepi32_ps(sums.code),
+                                                          sums.code2, sums.cross, sums.cross));
+    }
+}
+
+AQ_AVX512 static void aq_avx512_codes_weighted(aq_x86_batch *batch) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+        __m512 code = _mm512_setzero_ps(), code2 = code, cross = code;
+        if (!(batch->active >> index & 1u)) {
+            continue;
+        }
+        for (i = 0; i < length; i += 16) {
+            __m512 value = _mm512_loadu_ps(x + i);
+            __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(aq_avx512_code(&grid, value)), magic);
+            __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + i), c);
+            code = _mm512_add_ps(code, product);
+            code2 = _mm512_add_ps(code2, _mm512_mul_ps(product, c));
+            cross = _mm512_add_ps(cross, _mm512_mul_ps(product, value));
+        }
+        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(code, code2, cross, cross));
+    }
+}
+
+AQ_AVX512 static void aq_avx512_codes(aq_x86_batch *batch) {
+    if (batch->weights) {
+        aq_avx512_codes_weighted(batch);
+    } else {
+        switch (batch->length) {
+        case 32: aq_avx512_codes_plain(batch, 32); break;
+        case 64: aq_avx512_codes_plain(batch, 64); break;
+        case 128: aq_avx512_codes_plain(batch, 128); break;
+        case 256: aq_avx512_codes_plain(batch, 256); break;
+        default: aq_avx512_codes_plain(batch, batch->length); break;
+        }
+    }
+}
+
+AQ_AVX512_INLINE static inline float aq_avx512_fold(__m512 a) {
+    aq_avx2_pair sum;
+    sum.low = _mm512_castps512_ps256(a);
+    sum.high = _mm512_extractf32x8_ps(a, 1);
+    return aq_avx2_fold(sum);
+}
+
+AQ_AVX512 static void aq_avx512_centre(const aq_x86_batch *batch, const float *centre, float *y,
+                                       float *sums) {
+    AQ_SIMD_EXACT_BODY
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length;
+        const float *weights = batch->weights ? batch->weights + index * length : NULL;
+        const __m512 middle = _mm512_set1_ps(centre[index]);
+        __m512 sum = _mm512_setzero_ps();
+        for (i = 0; i < length; i += 16) {
+            __m512 value = _mm512_sub_ps(_mm512_loadu_ps(x + i), middle);
+            if (y) {
+                _mm512_storeu_ps(y + index * length + i, value);
+            }
+            if (weights) {
+                value = _mm512_mul_ps(_mm512_loadu_ps(weights + i), value);
+            }
+            sum = _mm512_add_ps(sum, value);
+        }
+        sums[index] = aq_avx512_fold(sum);
+    }
+}
+
+AQ_AVX512 static void aq_avx512_live(const aq_x86_batch *batch, float *sums, float *low,
+                                     float *high) {
+    AQ_SIMD_EXACT_BODY
+    size_t index, i, length = batch->length;
+    for (index = 0; index < batch->groups; index++) {
+        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+        __m512 sum = _mm512_setzero_ps(), least = _mm512_set1_ps(FLT_MAX);
+        __m512 most = _mm512_set1_ps(-FLT_MAX);
+        float lowest, highest;
+        for (i = 0; i < length; i += 16) {
+            __m512 weight = _mm512_loadu_ps(weights + i), value = _mm512_loadu_ps(x + i);
+            __mmask16 live = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_GT_OQ);
+            sum = _mm512_add_ps(sum, weight);
+            least = _mm512_mask_min_ps(least, live, value, least);
+            most = _mm512_mask_max_ps(most, live, value, most);
+        }
+        sums[index] = aq_avx512_fold(sum);
+        lowest = _mm512_reduce_min_ps(least);
+        highest = _mm512_reduce_max_ps(most);
+        if (highest > lowest) {
+            low[index] = lowest;
+            high[index] = highest;
+        }
+    }
+}
+
+static const aq_x86_passes aq_avx512_passes = {aq_avx512_codes, aq_avx512_centre, aq_avx512_live};
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_fit_affine(const float *x, const float *weights, size_t count,
+                                                size_t group, uint32_t bits,
+                                                const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx512_passes, x, weights, count, group, bits, false, ranges, out);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_fit_symmetric(const float *x, const float *weights,
+                                                   size_t count, size_t group, uint32_t bits,
+                                                   const aq_simd_range *ranges, aq_simd_fit *out) {
+    aq_x86_fit(&aq_avx512_passes, x, weights, count, group, bits, true, ranges, out);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_fit.c ---- */
+
+/* ---- begin src/simd/avx512_codes.c ---- */
+
+/* AVX-512 kernels: codes from weights and weights from codes, with packing. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+typedef struct aq_avx512_coder {
+    __m512 min, inverse, low, high;
+    __m512i zero; /* 16 bits each */
+} aq_avx512_coder;
+
+/* Codes of 16 values as 32-bit integers, still counted from zero. */
+AQ_AVX512_INLINE static inline __m512i aq_avx512_encode16(const aq_avx512_coder *coder, __m512 x) {
+    AQ_SIMD_EXACT_BODY
+    __m512 value = _mm512_mul_ps(_mm512_sub_ps(x, coder->min), coder->inverse);
+    value = _mm512_min_ps(coder->high, _mm512_max_ps(coder->low, value));
+    return _mm512_cvtps_epi32(value);
+}
+
+/* Codes of 32 values as 16-bit integers, in order. */
+AQ_AVX512_INLINE static inline __m512i aq_avx512_encode32(const aq_avx512_coder *coder, __m512 a,
+                                                          __m512 b) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    __m512i codes = _mm512_packs_epi32(aq_avx512_encode16(coder, a), aq_avx512_encode16(coder, b));
+    return _mm512_permutexvar_epi64(order, _mm512_add_epi16(codes, coder->zero));
+}
+
+/* Writes bits · 4 bytes. */
+AQ_AVX512_INLINE static inline void aq_avx512_pack32(__m512i codes, uint32_t bits, uint8_t *out) {
+    if (bits == 8) {
+        _mm256_storeu_si256((__m256i *)(void *)out, _mm512_cvtepi16_epi8(codes));
+    } else if (bits == 4) {
+        codes = _mm512_madd_epi16(codes, _mm512_set1_epi32(0x100001)); /* 1, 16 */
+        _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(codes));
+    } else {
+        codes = _mm512_madd_epi16(codes, _mm512_set1_epi32(0x40001)); /* 1, 4 */
+        codes = _mm512_or_si512(codes, _mm512_srli_epi64(codes, 28));
+        _mm_storel_epi64((__m128i *)(void *)out, _mm512_cvtepi64_epi8(codes));
+    }
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_encode_bits(const float *x, size_t count,
+                                                          size_t group, uint32_t bits,
+                                                          bool symmetric,
+                                                          const aq_simd_grid *grids,
+                                                          uint8_t *out) {
+    const uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    aq_avx512_coder coder;
+    size_t begin, length, i;
+    coder.low = _mm512_set1_ps(0.0f - (float)zero);
+    coder.high = _mm512_set1_ps((float)(levels - 1u - zero));
+    coder.zero = _mm512_set1_epi16((short)zero);
+    for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
+        coder.min = _mm512_set1_ps(symmetric ? 0.0f : grids->min);
+        coder.inverse = _mm512_set1_ps(1.0f / grids->scale);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            const float *from = x + begin + i;
+            aq_avx512_pack32(aq_avx512_encode32(&coder, _mm512_loadu_ps(from),
+                                                _mm512_loadu_ps(from + 16)),
+                             bits, out + i / 8 * bits);
+        }
+        if (i < length) { /* the last bytes of the row, with zeros behind the last code */
+            uint8_t packed[32];
+            __mmask32 lanes = (1u << (length - i)) - 1u;
+            __m512 a = _mm512_maskz_loadu_ps((__mmask16)(lanes & 0xFFFFu), x + begin + i);
+            __m512 b = _mm512_maskz_loadu_ps((__mmask16)(lanes >> 16), x + begin + i + 16);
+            __m512i codes = _mm512_maskz_mov_epi16(lanes, aq_avx512_encode32(&coder, a, b));
+            aq_avx512_pack32(codes, bits, packed);
+            memcpy(out + i / 8 * bits, packed, ((length - i) * bits + 7) / 8);
+        }
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_encode(const float *x, size_t count, size_t group,
+                                            uint32_t bits, bool symmetric,
+                                            const aq_simd_grid *grids, void *codes) {
+    uint8_t *out = (uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx512_encode_bits(x, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx512_encode_bits(x, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx512_encode_bits(x, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+/* What 16 codes decode to. */
+AQ_AVX512_INLINE static inline __m512 aq_avx512_decode16(__m512i codes, const aq_simd_grid *grid,
+                                                         uint32_t bits, bool symmetric) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i zero = _mm512_set1_epi32(symmetric ? 1 << (bits - 1) : 0);
+    __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero));
+    value = _mm512_mul_ps(_mm512_set1_ps(grid->scale), value);
+    return symmetric ? value : _mm512_add_ps(value, _mm512_set1_ps(grid->min));
+}
+
+/* 32 weights from bits · 4 bytes. The few weights that a code of 2 or 4 bits can mean are looked up
+ * in `table`. */
+AQ_AVX512_INLINE static inline void aq_avx512_decode32(const uint8_t *in, __m512 table,
+                                                       const aq_simd_grid *grid, uint32_t bits,
+                                                       bool symmetric, __m512 *a, __m512 *b) {
+    const __m512i shift2 = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28,
+                                             30);
+    const __m512i shift4 = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24,
+                                             28);
+    const __m512i words = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    if (bits == 8) {
+        *a = aq_avx512_decode16(
+            _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)in)), grid, bits,
+            symmetric);
+        *b = aq_avx512_decode16(
+            _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(in + 16))), grid,
+            bits, symmetric);
+    } else if (bits == 4) {
+        __m512i all = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)in));
+        __m512i low = _mm512_permutexvar_epi32(words, all);
+        __m512i high = _mm512_permutexvar_epi32(_mm512_add_epi32(words, _mm512_set1_epi32(2)),
+                                                all);
+        *a = _mm512_permutexvar_ps(_mm512_srlv_epi32(low, shift4), table);
+        *b = _mm512_permutexvar_ps(_mm512_srlv_epi32(high, shift4), table);
+    } else {
+        __m128i all = _mm_loadl_epi64((const __m128i *)(const void *)in);
+        __m512i low = _mm512_broadcastd_epi32(all);
+        __m512i high = _mm512_broadcastd_epi32(_mm_srli_epi64(all, 32));
+        *a = _mm512_permutevar_ps(table, _mm512_srlv_epi32(low, shift2));
+        *b = _mm512_permutevar_ps(table, _mm512_srlv_epi32(high, shift2));
+    }
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, size_t count,
+                                                          size_t group, uint32_t bits,
+                                                          bool symmetric,
+                                                          const aq_simd_grid *grids, float *out) {
+    const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i codes = _mm512_and_si512(every, _mm512_set1_epi32((1 << bits) - 1));
+    size_t begin, length, i;
+    __m512 a, b;
+    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
+        __m512 table = aq_avx512_decode16(codes, grids, bits, symmetric);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx512_decode32(in + i / 8 * bits, table, grids, bits, symmetric, &a, &b);
+            _mm512_storeu_ps(out + begin + i, a);
+            _mm512_storeu_ps(out + begin + i + 16, b);
+        }
+        if (i < length) {
+            uint8_t packed[32] = {0};
+            uint32_t lanes = (1u << (length - i)) - 1u;
+            memcpy(packed, in + i / 8 * bits, ((length - i) * bits + 7) / 8);
+            aq_avx512_decode32(packed, table, grids, bits, symmetric, &a, &b);
+            _mm512_mask_storeu_ps(out + begin + i, (__mmask16)(lanes & 0xFFFFu), a);
+            _mm512_mask_storeu_ps(out + begin + i + 16, (__mmask16)(lanes >> 16), b);
+        }
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, size_t group,
+                                            uint32_t bits, bool symmetric,
+                                            const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_codes.c ---- */
 
 /* ---- begin src/simd/dispatch.c ---- */
 
@@ -2335,6 +3581,42 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
 };
+
+#if defined(AQ_HAVE_AVX2)
+static const struct aq_kernels aq_avx2_kernels = {
+    "avx2",
+    aq_avx2_f16_to_f32,
+    aq_avx2_bf16_to_f32,
+    aq_avx2_f8_e4m3_to_f32,
+    aq_avx2_f8_e5m2_to_f32,
+    aq_avx2_f32_to_f16,
+    aq_avx2_f32_to_bf16,
+    aq_avx2_range,
+    aq_avx2_fit_affine,
+    aq_avx2_fit_symmetric,
+    aq_avx2_encode,
+    aq_avx2_decode,
+    aq_avx2_compare,
+};
+#endif
+
+#if defined(AQ_HAVE_AVX512)
+static const struct aq_kernels aq_avx512_kernels = {
+    "avx512",
+    aq_avx512_f16_to_f32,
+    aq_avx512_bf16_to_f32,
+    aq_avx512_f8_e4m3_to_f32,
+    aq_avx512_f8_e5m2_to_f32,
+    aq_avx512_f32_to_f16,
+    aq_avx512_f32_to_bf16,
+    aq_avx512_range,
+    aq_avx512_fit_affine,
+    aq_avx512_fit_symmetric,
+    aq_avx512_encode,
+    aq_avx512_decode,
+    aq_avx512_compare,
+};
+#endif
 
 /* What a table needs of the machine. */
 #define AQ_CPU_AVX2 1u
@@ -2407,6 +3689,12 @@ static uint32_t aq_cpu_features(void) {
 
 /* The best first. */
 static const aq_simd_choice aq_simd_choices[] = {
+#if defined(AQ_HAVE_AVX512)
+    {&aq_avx512_kernels, AQ_CPU_AVX512},
+#endif
+#if defined(AQ_HAVE_AVX2)
+    {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
     {&aq_scalar_kernels, 0},
 };
 

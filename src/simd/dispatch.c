@@ -22,6 +22,42 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_compare,
 };
 
+#if defined(AQ_HAVE_AVX2)
+static const struct aq_kernels aq_avx2_kernels = {
+    "avx2",
+    aq_avx2_f16_to_f32,
+    aq_avx2_bf16_to_f32,
+    aq_avx2_f8_e4m3_to_f32,
+    aq_avx2_f8_e5m2_to_f32,
+    aq_avx2_f32_to_f16,
+    aq_avx2_f32_to_bf16,
+    aq_avx2_range,
+    aq_avx2_fit_affine,
+    aq_avx2_fit_symmetric,
+    aq_avx2_encode,
+    aq_avx2_decode,
+    aq_avx2_compare,
+};
+#endif
+
+#if defined(AQ_HAVE_AVX512)
+static const struct aq_kernels aq_avx512_kernels = {
+    "avx512",
+    aq_avx512_f16_to_f32,
+    aq_avx512_bf16_to_f32,
+    aq_avx512_f8_e4m3_to_f32,
+    aq_avx512_f8_e5m2_to_f32,
+    aq_avx512_f32_to_f16,
+    aq_avx512_f32_to_bf16,
+    aq_avx512_range,
+    aq_avx512_fit_affine,
+    aq_avx512_fit_symmetric,
+    aq_avx512_encode,
+    aq_avx512_decode,
+    aq_avx512_compare,
+};
+#endif
+
 /* What a table needs of the machine. */
 #define AQ_CPU_AVX2 1u
 #define AQ_CPU_AVX512 2u
@@ -93,6 +129,12 @@ static uint32_t aq_cpu_features(void) {
 
 /* The best first. */
 static const aq_simd_choice aq_simd_choices[] = {
+#if defined(AQ_HAVE_AVX512)
+    {&aq_avx512_kernels, AQ_CPU_AVX512},
+#endif
+#if defined(AQ_HAVE_AVX2)
+    {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
     {&aq_scalar_kernels, 0},
 };
 

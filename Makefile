@@ -5,6 +5,9 @@
 # make headers src/ -> arrowquant.h, arrowquant_simd.h
 # make check   fail when those two are stale
 # make clean   remove build/
+# make fuzz    10^7 executions of each fuzz target (RUNS=…, TARGETS="json yaml"); an hour and more
+# make test-tools   every C test under TSan and valgrind, the tool under both and ASan; minutes
+# make coverage     branch coverage of src/ by the C tests and runs of the tool
 # make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
 # make bench-scale   7 billion parameters: time and peak memory (14 GB of disk and more, minutes)
 
@@ -14,7 +17,7 @@ PYTHON ?= python3
 
 benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/*.c))
 
-.PHONY: all demo test bench bench-scale aq headers check clean install
+.PHONY: all demo test fuzz test-tools coverage bench bench-scale aq headers check clean install
 
 all: aq
 
@@ -23,6 +26,15 @@ demo: aq
 
 test:
 	$(PYTHON) tests/run.py
+
+test-tools:
+	AQ_TOOLS=all $(PYTHON) tests/run.py --only py -k test_tools
+
+fuzz: headers
+	sh tests/fuzz/run.sh
+
+coverage:
+	$(PYTHON) tests/coverage.py
 
 bench: $(benches)
 	@for program in $(benches); do echo "== $$program"; $$program || exit 1; done

@@ -10,6 +10,7 @@ that no header contains, an #include that leads to a room above, a file that sta
 includes, a macro that a .c file leaves defined, one name for two things in two files.
 """
 import argparse
+import os
 import pathlib
 import re
 import sys
@@ -359,7 +360,9 @@ def main():
             stale = True
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.encode("utf-8"))
+            draft = path.with_name(f".{name}.{os.getpid()}")  # a compiler may be reading the old one
+            draft.write_bytes(text.encode("utf-8"))
+            draft.replace(path)
             print(f"{name}: {text.count(chr(10))} lines")
     return 1 if stale else 0
 

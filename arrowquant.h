@@ -707,7 +707,7 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  error "ArrowQuant needs IEEE arithmetic: compile without -ffast-math"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
-#  error "ArrowQuant needs floats without excess precision: on i386 use -msse2 -mfpmath=sse"
+#  error "ArrowQuant needs plain floats: i386 -msse2 -mfpmath=sse, s390x -fexcess-precision=fast"
 #endif
 
 /* Linkage of internal functions, equal in effect to AQ_LIB of base/: static in both headers. */
@@ -801,6 +801,8 @@ struct aq_kernels {
                    const aq_simd_grid *grids, float *out);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
+    /* Copies past the caches, for what is not read again soon; the two do not overlap. */
+    void (*stream)(const void *in, void *out, size_t bytes);
 };
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
@@ -866,6 +868,7 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes);
 
 #ifdef __cplusplus
 }
@@ -985,7 +988,7 @@ AQ_SIMD_LIB void aq_simd_mode_leave(aq_simd_mode mode) {
 
 /* ---- begin src/simd/scalar_convert.c ---- */
 
-/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact. */
+/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact; copying. */
 
 AQ_SIMD_LIB uint32_t aq_simd_bits(float value) {
     uint32_t bits;
@@ -1126,6 +1129,10 @@ AQ_SIMD_LIB void aq_scalar_f32_to_bf16(const float *in, void *out, size_t count)
         uint16_t half = aq_simd_to_bf16(in[i]);
         memcpy(to + 2 * i, &half, sizeof half);
     }
+}
+
+AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes) {
+    memcpy(out, in, bytes);
 }
 
 /* ---- end src/simd/scalar_convert.c ---- */
@@ -2577,6 +2584,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
 
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count);
@@ -2601,6 +2609,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
 /* The least of eight floats. */
@@ -2623,7 +2632,7 @@ AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
     return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
 }
 
-/* Four folds at once. */
+/* Four sums at once. */
 AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
                                                   aq_avx2_pair d) {
     AQ_SIMD_EXACT_BODY
@@ -2682,7 +2691,9 @@ typedef struct aq_x86_search {
     float top;       /* affine: the greatest code */
     float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
     float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* of the values that weigh anything */
-    float middle[AQ_X86_GROUPS], centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
+    float range[AQ_X86_GROUPS];  /* symmetric: the value of largest magnitude, its sign turned */
+    float middle[AQ_X86_GROUPS]; /* less the centre */
+    float centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
     float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
     float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
     double best_gain[AQ_X86_GROUPS];
@@ -2853,63 +2864,81 @@ AQ_AVX2 static void aq_x86_open(aq_x86_search *search, const float *x, const flo
 AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
     AQ_SIMD_EXACT_BODY
     aq_x86_batch *batch = &search->batch;
-    size_t i;
-    for (i = 0; i < batch->groups; i++) {
-        search->middle[i] = 0.5f * (search->low[i] + search->high[i]);
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m128 both = _mm_add_ps(_mm_loadu_ps(search->low + quad),
+                                 _mm_loadu_ps(search->high + quad));
+        _mm_storeu_ps(search->middle + quad, _mm_mul_ps(_mm_set1_ps(0.5f), both));
     }
     search->passes->centre(batch, search->middle, NULL, search->sum);
-    for (i = 0; i < batch->groups; i++) {
-        search->centre[i] = search->middle[i] + search->sum[i] / search->weight[i];
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m128 middle = _mm_loadu_ps(search->middle + quad);
+        __m128 mean = _mm_div_ps(_mm_loadu_ps(search->sum + quad),
+                                 _mm_loadu_ps(search->weight + quad));
+        __m128 centre = _mm_add_ps(middle, mean);
+        _mm_storeu_ps(search->centre + quad, centre);
+        _mm_storeu_ps(search->middle + quad, _mm_sub_ps(middle, centre));
+        _mm_storeu_ps(search->range + quad, _mm_sub_ps(_mm_loadu_ps(search->high + quad),
+                                                       _mm_loadu_ps(search->low + quad)));
     }
     search->passes->centre(batch, search->centre, y, search->sum);
     batch->x = y;
 }
 
+/* One start of the recipe; `code` is that of the middle. */
+AQ_AVX2 static void aq_x86_start(aq_x86_search *search, float divisor, float code) {
+    AQ_SIMD_EXACT_BODY
+    size_t quad;
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        __m128 scale = _mm_div_ps(_mm_loadu_ps(search->range + quad), _mm_set1_ps(divisor));
+        __m128 down = _mm_mul_ps(_mm_set1_ps(code), scale);
+        _mm_storeu_ps(search->scale + quad, scale);
+        _mm_storeu_ps(search->min + quad, _mm_sub_ps(_mm_loadu_ps(search->middle + quad), down));
+    }
+    (void)aq_x86_try(search);
+}
+
 AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, float *y, aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
     const aq_simd_recipe *recipe = search->recipe;
-    uint32_t i, vary = search->batch.active;
-    size_t j, groups = search->batch.groups;
+    double mean[AQ_X86_GROUPS];
+    uint32_t vary = search->batch.active, i;
+    size_t j, quad;
     aq_x86_centre(search, y);
     for (i = 0; i < recipe->starts; i++) {
-        float code = 0.5f * search->top + recipe->shift[i]; /* of the middle */
-        for (j = 0; j < groups; j++) {
-            search->scale[j] = (search->high[j] - search->low[j]) / recipe->divisor[i];
-            search->min[j] = (search->middle[j] - search->centre[j]) - code * search->scale[j];
-        }
-        (void)aq_x86_try(search);
+        aq_x86_start(search, recipe->divisor[i], 0.5f * search->top + recipe->shift[i]);
     }
     aq_x86_alternate(search, recipe->rounds);
-    for (j = 0; j < groups; j++) {
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        __m256d rest = _mm256_div_pd(_mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad)),
+                                     _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad)));
+        _mm256_storeu_pd(mean + quad,
+                         _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(search->centre + quad)), rest));
+    }
+    for (j = 0; j < search->batch.groups; j++) {
         bool varies = (vary >> j & 1u) != 0;
-        double mean = (double)search->centre[j] +
-                      (double)search->sum[j] / (double)search->weight[j];
         out[j].scale = varies ? search->best_scale[j] : 1.0f;
-        out[j].mean = varies ? mean : (double)search->low[j];
+        out[j].mean = varies ? mean[j] : (double)search->low[j];
         out[j].code = varies ? search->best_code[j] : 0.0f;
     }
 }
 
 AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, bool positive,
                                            aq_simd_fit *out) {
-    AQ_SIMD_EXACT_BODY
     const aq_simd_recipe *recipe = search->recipe;
-    uint32_t i, vary = search->batch.active;
-    size_t j, groups = search->batch.groups;
-    float largest[AQ_X86_GROUPS];
-    for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
+    uint32_t vary = search->batch.active, i;
+    size_t j;
+    for (j = 0; j < search->batch.groups; j++) { /* as aq_fit_largest, its sign turned */
         float low = search->low[j], high = search->high[j];
-        largest[j] = 0.0f - (0.0f - low > high ? low : high);
-        largest[j] = positive && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+        float largest = 0.0f - (0.0f - low > high ? low : high);
+        search->range[j] = positive && largest > 0.0f ? 0.0f - largest : largest;
+        search->middle[j] = 0.0f;
     }
     for (i = 0; i < recipe->starts; i++) {
-        for (j = 0; j < groups; j++) {
-            search->scale[j] = largest[j] / recipe->divisor[i];
-        }
-        (void)aq_x86_try(search);
+        aq_x86_start(search, recipe->divisor[i], 0.0f);
     }
     aq_x86_alternate(search, recipe->rounds);
-    for (j = 0; j < groups; j++) {
+    for (j = 0; j < search->batch.groups; j++) {
         bool varies = (vary >> j & 1u) != 0;
         out[j].scale = varies ? search->best_scale[j] : 1.0f;
         out[j].mean = varies ? 0.0 : (double)search->low[j];
@@ -2998,13 +3027,12 @@ AQ_AVX2_INLINE static inline __m128i aq_avx2_to_bf16(__m256 value) {
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e4m3(__m128i bytes) {
-    __m128i wide = _mm_cvtepu8_epi16(bytes), nan;
+    __m128i wide = _mm_cvtepu8_epi16(bytes), half;
     __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7F));
     __m128i sign = _mm_slli_epi16(_mm_xor_si128(wide, magnitude), 8);
-    nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F));
-    nan = _mm_and_si128(nan, _mm_set1_epi16(0x7E00));
-    magnitude = _mm_or_si128(_mm_slli_epi16(magnitude, 7), nan);
-    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, magnitude)), _mm256_set1_ps(256.0f));
+    half = _mm_blendv_epi8(_mm_slli_epi16(magnitude, 7), _mm_set1_epi16(0x7E00),
+                           _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, half)), _mm256_set1_ps(256.0f));
 }
 
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e5m2(__m128i bytes) {
@@ -3069,6 +3097,22 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_bf16(const float *in, void *out, size_t 
                          aq_avx2_to_bf16(_mm256_loadu_ps(in + i)));
     }
     aq_scalar_f32_to_bf16(in + i, to + 2 * i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)out;
+    size_t head = (0u - (uintptr_t)out) % 64, i;
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    for (i = head; i + 64 <= bytes; i += 64) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(from + i));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(const void *)(from + i + 32));
+        _mm256_stream_si256((__m256i *)(void *)(to + i), low);
+        _mm256_stream_si256((__m256i *)(void *)(to + i + 32), high);
+    }
+    memcpy(to + i, from + i, bytes - i);
+    _mm_sfence();
 }
 
 #endif /* AQ_HAVE_AVX2 */
@@ -3597,14 +3641,13 @@ AQ_AVX512_INLINE static inline __m256i aq_avx512_to_bf16(__m512 value) {
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX512_INLINE static inline __m512 aq_avx512_e4m3(__m128i bytes) {
-    __m256i wide = _mm256_cvtepu8_epi16(bytes), nan;
+    __m256i wide = _mm256_cvtepu8_epi16(bytes), half;
     __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7F));
     __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
-    nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
-    nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00));
-    magnitude = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan);
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)),
-                         _mm512_set1_ps(256.0f));
+    half = _mm256_mask_mov_epi16(_mm256_slli_epi16(magnitude, 7),
+                                 _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F)),
+                                 _mm256_set1_epi16(0x7E00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, half)), _mm512_set1_ps(256.0f));
 }
 
 AQ_AVX512_INLINE static inline __m512 aq_avx512_e5m2(__m128i bytes) {
@@ -3693,6 +3736,19 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_bf16(const float *in, void *out, siz
         _mm256_mask_storeu_epi16(to + 2 * i, lanes,
                                  aq_avx512_to_bf16(_mm512_maskz_loadu_ps(lanes, in + i)));
     }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)out;
+    size_t head = (0u - (uintptr_t)out) % 64, i;
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    for (i = head; i + 64 <= bytes; i += 64) {
+        _mm512_stream_si512((__m512i *)(void *)(to + i), _mm512_loadu_si512(from + i));
+    }
+    memcpy(to + i, from + i, bytes - i);
+    _mm_sfence();
 }
 
 AQ_X86_END
@@ -4143,6 +4199,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_encode,
     aq_scalar_decode,
     aq_scalar_compare,
+    aq_scalar_stream,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -4160,6 +4217,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_encode,
     aq_avx2_decode,
     aq_avx2_compare,
+    aq_avx2_stream,
 };
 #endif
 
@@ -4178,6 +4236,26 @@ static const struct aq_kernels aq_avx512_kernels = {
     aq_avx512_encode,
     aq_avx512_decode,
     aq_avx512_compare,
+    aq_avx512_stream,
+};
+#endif
+
+#if defined(AQ_HAVE_NEON)
+static const struct aq_kernels aq_neon_kernels = {
+    "neon",
+    aq_neon_f16_to_f32,
+    aq_neon_bf16_to_f32,
+    aq_neon_f8_e4m3_to_f32,
+    aq_neon_f8_e5m2_to_f32,
+    aq_neon_f32_to_f16,
+    aq_neon_f32_to_bf16,
+    aq_neon_range,
+    aq_neon_fit_affine,
+    aq_neon_fit_symmetric,
+    aq_neon_encode,
+    aq_neon_decode,
+    aq_neon_compare,
+    aq_scalar_stream,
 };
 #endif
 
@@ -4257,6 +4335,9 @@ static const aq_simd_choice aq_simd_choices[] = {
 #endif
 #if defined(AQ_HAVE_AVX2)
     {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
+#if defined(AQ_HAVE_NEON)
+    {&aq_neon_kernels, 0},
 #endif
     {&aq_scalar_kernels, 0},
 };
@@ -8223,20 +8304,26 @@ static aq_path_kind aq_path_stat_large(const char *path, uint64_t *size) {
     return AQ_PATH_FILE;
 }
 
+/* What is there and cannot be looked at is taken for a file: opening it will tell why. Taken for
+ * absent, it would be left out without a word. */
 AQ_LIB aq_path_kind aq_path_stat(const char *path, uint64_t *size) {
     struct stat about;
     *size = 0;
-    if (stat(path, &about) != 0)
-        return errno == EOVERFLOW ? aq_path_stat_large(path, size) : AQ_PATH_NONE;
+    if (stat(path, &about) != 0) {
+        if (errno == EOVERFLOW) return aq_path_stat_large(path, size);
+        return errno == ENOENT || errno == ENOTDIR ? AQ_PATH_NONE : AQ_PATH_FILE;
+    }
     if (S_ISDIR(about.st_mode)) return AQ_PATH_FOLDER;
     if (!S_ISREG(about.st_mode)) return AQ_PATH_OTHER;
     *size = (uint64_t)about.st_size;
     return AQ_PATH_FILE;
 }
 
+/* What cannot be looked at may be a link: nobody then walks into it to remove what is there. */
 AQ_LIB bool aq_path_is_link(const char *path) {
     char first;
-    return readlink(path, &first, 1) >= 0;
+    if (readlink(path, &first, 1) >= 0) return true;
+    return errno != EINVAL && errno != ENOENT && errno != ENOTDIR;
 }
 
 AQ_LIB uint64_t aq_path_modified(const char *path) {
@@ -10317,12 +10404,12 @@ AQ_LIB void aq_tile_encode(const aq_row_job *job, const aq_tile *tile, const aq_
 /* value·2^exponent, rounded at most once; |exponent| ≤ 252 */
 AQ_LIB float aq_scale_by(float value, int exponent);
 
-/* ---- parameters.c: a fit becomes a grid of stored values; the bytes are written to `out` */
+/* ---- parameters.c: fits become grids of stored values; the bytes are written to `out` */
 
-AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group,
-                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out);
-AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
-                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out);
+AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out);
+AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out);
 
 /* Q8: the row's pair, grown group by group: first every scale, then aq_q8_close_scale, then every
  * min, then aq_q8_close_min. */
@@ -10341,8 +10428,9 @@ AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_sim
                        aq_simd_grid *grid, uint8_t *out);
 
 /* The grids of `count` groups from their stored bytes; `extra` is the row's, Q8 only. */
-AQ_LIB void aq_grids_read(const aq_quant_spec *spec, const uint8_t *params, const uint8_t *extra,
-                          size_t count, aq_simd_grid *grids);
+AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                          const uint8_t *params, const uint8_t *extra, size_t count,
+                          aq_simd_grid *grids);
 
 /* ---- quality.c: adds the sums of one stretch that starts at a multiple of 256 of its row */
 
@@ -10685,6 +10773,36 @@ ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality) {
     return cosine > 1.0 ? 1.0 : cosine < -1.0 ? -1.0 : cosine;
 }
 
+/* Of a value > 0; one that is not finite is returned as it is. The figure is stored in files, and
+ * the C libraries' log10 differ in the last place. */
+AQ_SIMD_EXACT static double aq_log10(double value) {
+    AQ_SIMD_EXACT_BODY
+    const uint64_t exponent_bits = UINT64_C(0x7FF) << 52;
+    double exponent = 0.0, ratio, square, sum = 0.0, term;
+    uint64_t bits;
+    if (value < DBL_MIN) {
+        value *= 18014398509481984.0; /* 2^54 */
+        exponent = -54.0;
+    }
+    memcpy(&bits, &value, sizeof bits);
+    if (bits >= exponent_bits) {
+        return value;
+    }
+    exponent += (double)(bits >> 52) - 1023.0;
+    bits = (bits & ~exponent_bits) | UINT64_C(1023) << 52;
+    memcpy(&value, &bits, sizeof value);
+    if (value > 1.4142135623730951) {
+        value *= 0.5;
+        exponent += 1.0;
+    }
+    ratio = (value - 1.0) / (value + 1.0); /* ln value = 2·(ratio + ratio³/3 + ratio⁵/5 …) */
+    square = ratio * ratio;
+    for (term = 21.0; term > 0.0; term -= 2.0) {
+        sum = sum * square + 1.0 / term;
+    }
+    return exponent * 0.30102999566398119521 + ratio * sum * 0.86858896380650365530;
+}
+
 ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality) {
     if (quality->error == 0.0) {
         return HUGE_VAL;
@@ -10692,7 +10810,7 @@ ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality) {
     if (quality->original == 0.0) {
         return -HUGE_VAL;
     }
-    return 10.0 * (log10(quality->original) - log10(quality->error));
+    return 10.0 * (aq_log10(quality->original) - aq_log10(quality->error));
 }
 
 ARROWQUANT_API void aq_quality_add(aq_quality *total, const aq_quality *part) {
@@ -10780,6 +10898,9 @@ static float aq_power_of_two(int exponent) { /* −126 … 127 */
 
 AQ_LIB float aq_scale_by(float value, int exponent) {
     int half = exponent / 2;
+    if (exponent == 0) {
+        return value;
+    }
     return value * aq_power_of_two(half) * aq_power_of_two(exponent - half);
 }
 
@@ -10804,15 +10925,31 @@ static size_t aq_tile_length(const aq_row_job *job, const aq_tile *tile, size_t 
                                                       : job->spec.group_size;
 }
 
+/* Asks for the next stretch of a row while this one is worked on. */
+static void aq_tile_ask(const uint8_t *from, size_t bytes) {
+#if defined(__GNUC__)
+    size_t i;
+    for (i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(from + i);
+    }
+#else
+    (void)from;
+    (void)bytes;
+#endif
+}
+
 AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, aq_tile *tile,
                          size_t *bad) {
-    size_t i, group = job->spec.group_size;
+    size_t i, next, group = job->spec.group_size, size = aq_dtype_size(job->dtype);
     tile->begin = begin;
     tile->count = job->cols - begin < AQ_TILE_WEIGHTS ? job->cols - begin : AQ_TILE_WEIGHTS;
+    next = job->cols - begin - tile->count;
+    aq_tile_ask((const uint8_t *)row + (begin + tile->count) * size,
+                (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
-    aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * aq_dtype_size(job->dtype),
-             tile->x, tile->count);
+    aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * size, tile->x,
+             tile->count);
     job->kernels->range(tile->x, tile->count, group, tile->range);
     for (i = 0; i < tile->group_count; i++) {
         const aq_simd_range *range = &tile->range[i];
@@ -10962,39 +11099,47 @@ static float aq_solved_min(const aq_row_job *job, const aq_tile_group *group, fl
                        0 - group->exponent);
 }
 
-AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group,
-                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out) {
-    aq_simd_grid exact;
-    uint16_t scale, min;
-    bool fits;
-    if (group->constant) {
-        exact = aq_constant_grid(job, range->low);
-    } else {
-        exact.scale = aq_scale_by(group->fit.scale, 0 - group->exponent);
-        exact.min = 0.0f;
+/* Rounds to F16 and back. */
+static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halves, size_t count) {
+    job->kernels->f32_to_f16(values, halves, count);
+    job->kernels->f16_to_f32(halves, values, count);
+}
+
+AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out) {
+    float scales[AQ_TILE_GROUPS] = {0}, exact[AQ_TILE_GROUPS], mins[AQ_TILE_GROUPS] = {0};
+    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
+    size_t i, count = tile->group_count;
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        scales[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).scale
+                                    : aq_scale_by(group->fit.scale, 0 - group->exponent);
     }
-    scale = aq_simd_to_f16(exact.scale);
-    grid->scale = aq_simd_from_f16(scale);
-    fits = aq_is_finite(grid->scale) && aq_magnitude(grid->scale) >= AQ_F16_LEAST;
-    if (fits && !group->constant) {
-        exact.min = aq_solved_min(job, group, grid->scale);
+    aq_through_f16(job, scales, scale_bits, count);
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        bool fits = aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        exact[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).min
+                   : fits          ? aq_solved_min(job, group, scales[i]) : 0.0f;
+        mins[i] = exact[i];
+        kinds[i] = fits ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
     }
-    min = aq_simd_to_f16(exact.min);
-    grid->min = aq_simd_from_f16(min);
-    fits = fits && aq_is_finite(grid->min);
-    if (group->constant && aq_magnitude(grid->min) < AQ_F16_LEAST) {
-        fits = fits && grid->min == exact.min; /* else nothing might be left of it */
+    aq_through_f16(job, mins, min_bits, count);
+    for (i = 0; i < count; i++) {
+        bool lost = tile->group[i].constant && aq_magnitude(mins[i]) < AQ_F16_LEAST &&
+                    mins[i] != exact[i]; /* nothing might be left of it */
+        if (lost || !aq_is_finite(mins[i])) {
+            kinds[i] = AQ_FIT_NEEDS_F32;
+        }
+        grids[i].scale = kinds[i] == AQ_FIT_GOOD ? scales[i] : 1.0f;
+        grids[i].min = kinds[i] == AQ_FIT_GOOD ? mins[i] : 0.0f;
+        aq_put_u16(out, scale_bits[i]);
+        out += 2;
+        if (!job->symmetric) {
+            aq_put_u16(out, min_bits[i]);
+            out += 2;
+        }
     }
-    aq_put_u16(out, scale);
-    if (!job->symmetric) {
-        aq_put_u16(out + 2, min);
-    }
-    if (!fits) {
-        grid->scale = 1.0f;
-        grid->min = 0.0f;
-        return AQ_FIT_NEEDS_F32;
-    }
-    return AQ_FIT_GOOD;
 }
 
 /* Keeps the scale off zero and every decoded weight finite. A denormal scale that has lost much in
@@ -11009,9 +11154,9 @@ static void aq_tame(const aq_row_job *job, const aq_tile_group *group, float *sc
     *scale = group->fit.scale < 0.0f ? 0.0f - magnitude : magnitude;
 }
 
-AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
-                                             const aq_simd_range *range, aq_simd_grid *grid,
-                                             uint8_t *out) {
+AQ_SIMD_EXACT static void aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
+                                      const aq_simd_range *range, aq_simd_grid *grid,
+                                      uint8_t *out) {
     AQ_SIMD_EXACT_BODY
     if (group->constant) {
         *grid = aq_constant_grid(job, range->low);
@@ -11031,7 +11176,16 @@ AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_til
     if (!job->symmetric) {
         aq_put_f32(out + 4, grid->min);
     }
-    return AQ_FIT_GOOD;
+}
+
+AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out) {
+    size_t i;
+    for (i = 0; i < tile->group_count; i++) {
+        aq_grid_f32(job, &tile->group[i], &tile->range[i], &grids[i], out);
+        kinds[i] = AQ_FIT_GOOD;
+        out += job->symmetric ? 4 : 8;
+    }
 }
 
 /* The least F16 that is not below a value ≥ 0; infinity when there is none. */
@@ -11123,32 +11277,50 @@ static int32_t aq_get_i8(uint8_t byte) {
     return byte < 128u ? (int32_t)byte : (int32_t)byte - 256;
 }
 
-AQ_LIB void aq_grids_read(const aq_quant_spec *spec, const uint8_t *params, const uint8_t *extra,
-                          size_t count, aq_simd_grid *grids) {
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
-    size_t i, values = symmetric ? 1u : 2u;
-    float scale = 0.0f, min = 0.0f;
-    if (spec->params == AQ_PARAM_Q8) {
-        scale = aq_simd_from_f16(aq_get_u16(extra));
-        min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(extra + 2));
+/* Pairs of scale and min, or scales alone, that the reader has as floats. */
+static void aq_grids_spread(const float *values, bool symmetric, size_t count,
+                            aq_simd_grid *grids) {
+    size_t i;
+    for (i = 0; i < count; i++) {
+        grids[i].scale = symmetric ? values[i] : values[2 * i];
+        grids[i].min = symmetric ? 0.0f : values[2 * i + 1];
     }
-    for (i = 0; i < count; i++, params += values * (spec->params == AQ_PARAM_F32   ? 4u
-                                                    : spec->params == AQ_PARAM_F16 ? 2u
-                                                                                   : 1u)) {
-        aq_simd_grid *grid = &grids[i];
-        grid->min = 0.0f;
-        if (spec->params == AQ_PARAM_F32) {
-            grid->scale = aq_get_f32(params);
-            grid->min = symmetric ? 0.0f : aq_get_f32(params + 4);
-        } else if (spec->params == AQ_PARAM_F16) {
-            grid->scale = aq_simd_from_f16(aq_get_u16(params));
-            grid->min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(params + 2));
-        } else {
-            grid->scale = aq_q8_scale(symmetric, scale,
-                                      symmetric ? aq_get_i8(params[0]) : (int32_t)params[0]);
-            grid->min = symmetric ? 0.0f : min * (float)aq_get_i8(params[1]) / 128.0f;
+}
+
+static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_t *extra,
+                             size_t count, aq_simd_grid *grids) {
+    float scale = aq_simd_from_f16(aq_get_u16(extra));
+    float min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(extra + 2));
+    size_t i;
+    for (i = 0; i < count; i++, params += symmetric ? 1 : 2) {
+        grids[i].scale = aq_q8_scale(symmetric, scale,
+                                     symmetric ? aq_get_i8(params[0]) : (int32_t)params[0]);
+        grids[i].min = symmetric ? 0.0f : min * (float)aq_get_i8(params[1]) / 128.0f;
+    }
+}
+
+AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                          const uint8_t *params, const uint8_t *extra, size_t count,
+                          aq_simd_grid *grids) {
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    float values[2 * AQ_TILE_GROUPS];
+    uint16_t halves[2 * AQ_TILE_GROUPS];
+    size_t i, many = symmetric ? count : 2 * count;
+    if (spec->params == AQ_PARAM_Q8) {
+        aq_grids_read_q8(symmetric, params, extra, count, grids);
+        return;
+    }
+    if (spec->params == AQ_PARAM_F16) {
+        for (i = 0; i < many; i++) {
+            halves[i] = aq_get_u16(params + 2 * i);
+        }
+        kernels->f16_to_f32(halves, values, many);
+    } else {
+        for (i = 0; i < many; i++) {
+            values[i] = aq_get_f32(params + 4 * i);
         }
     }
+    aq_grids_spread(values, symmetric, count, grids);
 }
 
 #undef AQ_F16_LEAST
@@ -11221,6 +11393,7 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
                           aq_block_outcome *outcome) {
     aq_tile tile;
     aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_fit_kind kinds[AQ_TILE_GROUPS];
     uint8_t *params = parts->params;
     size_t begin, i;
     for (begin = 0; begin < job->cols; begin += AQ_TILE_WEIGHTS) {
@@ -11228,10 +11401,10 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
             return;
         }
         aq_tile_fit(job, &tile);
+        (job->spec.params == AQ_PARAM_F16 ? aq_grids_f16 : aq_grids_f32)(job, &tile, grids, kinds,
+                                                                         params);
         for (i = 0; i < tile.group_count; i++, params += parts->param_bytes) {
-            aq_fit_kind kind = (job->spec.params == AQ_PARAM_F16 ? aq_grid_f16 : aq_grid_f32)(
-                job, &tile.group[i], &tile.range[i], &grids[i], params);
-            aq_outcome_note(outcome, kind, row_begin + begin + i * job->spec.group_size);
+            aq_outcome_note(outcome, kinds[i], row_begin + begin + i * job->spec.group_size);
         }
         aq_row_code(job, &tile, grids, parts->codes, quality);
     }
@@ -11517,6 +11690,9 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
 
 /* Codes and parameters in, weights out. */
 
+/* So much is not in any cache any more when the caller comes to read it. */
+#define AQ_STREAM_BYTES (UINT64_C(16) << 20)
+
 /* What does not change over a tensor. */
 typedef struct aq_dequantize_run {
     const struct aq_kernels *kernels;
@@ -11528,8 +11704,27 @@ typedef struct aq_dequantize_run {
     aq_dtype dtype;
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
+    bool stream; /* past the caches */
     uint64_t block_rows;
 } aq_dequantize_run;
+
+/* A stretch of a row to where it belongs. */
+static void aq_dequantize_put(const aq_dequantize_run *run, const float *decoded, size_t count,
+                              uint8_t *out) {
+    uint16_t halves[AQ_TILE_WEIGHTS];
+    const void *from = decoded;
+    if (run->dtype != AQ_DTYPE_F32) {
+        void *to = run->stream ? (void *)halves : (void *)out;
+        (run->dtype == AQ_DTYPE_F16 ? run->kernels->f32_to_f16 : run->kernels->f32_to_bf16)(
+            decoded, to, count);
+        from = to;
+    }
+    if (run->stream) {
+        run->kernels->stream(from, out, count * aq_dtype_size(run->dtype));
+    } else if (from == decoded) {
+        memcpy(out, decoded, count * sizeof *decoded);
+    }
+}
 
 static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
     const aq_quant_layout *layout = &run->layout;
@@ -11543,13 +11738,13 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
-        aq_grids_read(&run->spec, params + begin / group * param_bytes, extra,
+        aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                       (count + group - 1) / group, grids);
         run->kernels->decode(codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
                              run->spec.code == AQ_CODE_SYMMETRIC, grids,
                              run->direct ? (float *)(void *)to : decoded);
         if (!run->direct) {
-            aq_from_f32(run->context, run->dtype, decoded, to, count);
+            aq_dequantize_put(run, decoded, count, to);
         }
     }
 }
@@ -11576,7 +11771,8 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
     run->extra = (const uint8_t *)extra;
     run->dtype = dtype;
     run->out = (uint8_t *)out;
-    run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0;
+    run->stream = run->layout.rows * run->layout.cols >= AQ_STREAM_BYTES / aq_dtype_size(dtype);
+    run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0 && !run->stream;
     run->block_rows = aq_block_rows(run->layout.cols);
 }
 
@@ -11641,6 +11837,8 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
     return aq_parallel_for(context, aq_thread_count(context), (size_t)blocks, aq_dequantize_task,
                            &run, err);
 }
+
+#undef AQ_STREAM_BYTES
 
 /* ---- end src/quant/dequantize.c ---- */
 
@@ -13048,7 +13246,7 @@ static bool aq_native_dtype(const aq_json_event *event, aq_dtype *out) {
     for (unsigned i = 0; i < AQ_DTYPE_COUNT && event->type == AQ_JSON_STRING; i++) {
         if (!aq_json_is(event, aq_dtype_name((aq_dtype)i))) continue;
         *out = (aq_dtype)i;
-        return true;
+        return aq_dtype_is_float(*out);
     }
     return false;
 }
@@ -13097,7 +13295,7 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
     case AQ_NATIVE_SQNR: return aq_native_double(parser, event, tensor->name, &tensor->sqnr_db);
     case AQ_NATIVE_DTYPE:
         if (aq_native_dtype(event, &tensor->dtype)) return AQ_OK;
-        return aq_native_bad(parser, tensor->name, "dtype is not one that is read");
+        return aq_native_bad(parser, tensor->name, "dtype is no float type that is read");
     case AQ_NATIVE_BITS:
     case AQ_NATIVE_GROUP:
         if (event->type == AQ_JSON_NUMBER && aq_parse_u64(event->text, event->size, &number) &&
@@ -13777,6 +13975,7 @@ typedef struct aq_fp8_scale {
 
 /* What a name and a shape [rows, cols] are to scale_shape. */
 typedef struct aq_fp8_shape {
+    const char *folder, *file; /* for messages */
     const char *name;
     uint32_t rank;
     uint64_t rows, cols;
@@ -13839,7 +14038,7 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 /* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
-AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor);
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);
 
 /* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
  * that its header needs whatever becomes of them */
@@ -15036,8 +15235,9 @@ AQ_LIB aq_status aq_fp8_scale_shape(const aq_fp8_shape *weight, const aq_fp8_sha
         return AQ_OK;
     }
     return aq_fail_tensor(err, AQ_ERR_SHAPE, weight->name, 0,
-                          "%s: the scale %s has %llu elements, which is neither one, nor one a row "
-                          "(%llu), nor one a block of 128 × 128", weight->name, scale->name,
+                          "%s/%s: tensor %s: its scale %s has %llu elements, which is neither one, "
+                          "nor one a row (%llu), nor one a block of 128 × 128; download the model "
+                          "again", scale->folder, scale->file, weight->name, scale->name,
                           (unsigned long long)count, (unsigned long long)weight->rows);
 }
 
@@ -15087,8 +15287,10 @@ static aq_status aq_scale_named(aq_plan *plan, const aq_plan_tensor *weight, siz
     return AQ_OK;
 }
 
-AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor) {
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor) {
     aq_fp8_shape shape;
+    shape.folder = plan->state->folder.root;
+    shape.file = plan->shards[tensor->shard].path;
     shape.name = tensor->name;
     shape.rank = tensor->rank;
     shape.rows = tensor->rows;
@@ -15109,8 +15311,8 @@ static aq_status aq_find_scale(aq_plan *plan, aq_plan_tensor *weight, aq_error *
 
 /* The scale of a quantized weight is folded in; that of a kept one stays beside it, never quantized
  * itself, whatever shape it has. */
-static aq_status aq_settle_scale(const aq_plan_tensor *weight, aq_plan_tensor *scale,
-                                 aq_error *err) {
+static aq_status aq_settle_scale(const aq_plan *plan, const aq_plan_tensor *weight,
+                                 aq_plan_tensor *scale, aq_error *err) {
     aq_fp8_scale shape;
     scale->bits = 16;
     if (weight->bits == 16) {
@@ -15121,12 +15323,14 @@ static aq_status aq_settle_scale(const aq_plan_tensor *weight, aq_plan_tensor *s
     }
     if (!aq_dtype_is_float(scale->dtype))
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, scale->name, 0,
-                              "%s: the scale of %s is %s; a float dtype was expected", scale->name,
-                              weight->name, aq_dtype_name(scale->dtype));
+                              "%s/%s: tensor %s, the scale of %s, is %s; a float dtype was expected",
+                              plan->state->folder.root, plan->shards[scale->shard].path,
+                              scale->name, weight->name, aq_dtype_name(scale->dtype));
     scale->reason = AQ_REASON_SCALE_TENSOR;
     scale->detail = weight->name;
     scale->output_bytes = 0;
-    aq_fp8_shape weight_shape = aq_plan_shape(weight), scale_shape = aq_plan_shape(scale);
+    aq_fp8_shape weight_shape = aq_plan_shape(plan, weight);
+    aq_fp8_shape scale_shape = aq_plan_shape(plan, scale);
     return aq_fp8_scale_shape(&weight_shape, &scale_shape, &shape, err);
 }
 
@@ -15137,7 +15341,7 @@ AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err) {
         if (!aq_dtype_is_fp8(weight->dtype)) continue;
         status = aq_find_scale(plan, weight, err);
         if (status == AQ_OK && weight->scale != AQ_NO_TENSOR)
-            status = aq_settle_scale(weight, &plan->tensors[weight->scale], err);
+            status = aq_settle_scale(plan, weight, &plan->tensors[weight->scale], err);
     }
     return status;
 }
@@ -16710,7 +16914,8 @@ static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count,
     const aq_plan_tensor *scale = &plan->tensors[job->tensor->scale];
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
-    aq_fp8_shape weight_shape = aq_plan_shape(job->tensor), scale_shape = aq_plan_shape(scale);
+    aq_fp8_shape weight_shape = aq_plan_shape(run->plan, job->tensor);
+    aq_fp8_shape scale_shape = aq_plan_shape(run->plan, scale);
     aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, &job->scale, err);
     if (status != AQ_OK) return status;
     *count = (size_t)(scale->bytes / element);
@@ -17520,8 +17725,10 @@ AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tenso
     return found;
 }
 
-static aq_fp8_shape aq_tensor_shape(const aq_tensor *tensor) {
+static aq_fp8_shape aq_tensor_shape(const aq_model *model, const aq_tensor *tensor) {
     aq_fp8_shape shape;
+    shape.folder = model->state->folder.root;
+    shape.file = tensor->file;
     shape.name = tensor->name;
     shape.rank = tensor->rank;
     shape.rows = tensor->rows;
@@ -17535,7 +17742,8 @@ AQ_LIB aq_status aq_model_load_scale(const aq_context *context, aq_arena *arena,
     const aq_tensor *scale = aq_model_fp8_scale(model, weight);
     memset(out, 0, sizeof(*out));
     if (!scale || scale->quantized || !aq_dtype_is_float(scale->dtype)) return AQ_OK;
-    aq_fp8_shape weight_shape = aq_tensor_shape(weight), scale_shape = aq_tensor_shape(scale);
+    aq_fp8_shape weight_shape = aq_tensor_shape(model, weight);
+    aq_fp8_shape scale_shape = aq_tensor_shape(model, scale);
     aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, out, err);
     if (status != AQ_OK) return status;
     size_t count = (size_t)(scale->rows * scale->cols);
@@ -17580,17 +17788,22 @@ typedef struct aq_open_list {
 /* ---- which components, which variant */
 
 /* Whether this file was written by this library. What cannot be read is somebody else's: it is
- * reported when it is opened, if it is. */
-static bool aq_file_is_native(const aq_context *context, const char *path) {
+ * reported when it is opened, if it is. Only a lack of memory is an error. */
+static aq_status aq_file_is_native(const aq_context *context, const char *path, bool *native,
+                                   aq_error *err) {
     aq_arena arena;
     aq_st_file file;
+    aq_error ignored;
     const char *value = NULL;
     aq_arena_init(&arena, context);
-    if (aq_st_read_header(&arena, path, &file, NULL) != AQ_OK ||
-        aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
-        value = NULL;
+    aq_status status = aq_st_read_header(&arena, path, &file, &ignored);
+    if (status == AQ_OK)
+        status = aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, &ignored);
+    *native = status == AQ_OK && value;
     aq_arena_free(&arena);
-    return value != NULL;
+    if (status != AQ_ERR_OUT_OF_MEMORY) return AQ_OK;
+    if (err) *err = ignored;
+    return status;
 }
 
 /* Looks for a weight file of this library; *variant is the one in its name, if any. */
@@ -17599,14 +17812,17 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
     aq_folder_entry *entries = NULL;
     size_t count = 0;
     *native = false;
-    if (aq_list_folder(arena, folder, &entries, &count, NULL) != AQ_OK) return AQ_OK;
+    aq_status status = aq_list_folder(arena, folder, &entries, &count, NULL);
+    if (status == AQ_ERR_OUT_OF_MEMORY) return aq_fail_memory(err, strlen(folder));
+    if (status != AQ_OK) return AQ_OK;
     for (size_t i = 0; i < count && !*native; i++) {
         const char *name = entries[i].name, *found = NULL;
         size_t size = 0;
         if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(name, ".safetensors")) continue;
         char *path = aq_path_join(arena, folder, name);
         if (!path) return aq_fail_memory(err, strlen(folder));
-        *native = aq_file_is_native(arena->context, path);
+        status = aq_file_is_native(arena->context, path, native, err);
+        if (status != AQ_OK) return status;
         if (!*native || !aq_name_variant(name, &found, &size) || !size) continue;
         *variant = aq_arena_copy(arena, found, size);
         if (!*variant) return aq_fail_memory(err, size);
@@ -17772,11 +17988,21 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
     return AQ_OK;
 }
 
+static bool aq_is_part_name(const char *name) {
+    return aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
+           aq_ends_with(name, AQ_EXTRA_SUFFIX);
+}
+
 static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *claimed) {
     const aq_model_shard *shard = &list->model->state->shards[number];
     for (size_t i = 0; i < shard->file->tensor_count; i++) {
         const aq_st_tensor *stored = &shard->file->tensors[i];
         if (claimed[i]) continue;
+        if (shard->native_present && aq_is_part_name(stored->name))
+            return aq_fail_tensor(list->err, AQ_ERR_CORRUPT, stored->name, stored->offset,
+                                  "%s: %s is a part of a quantized tensor that the metadata does not "
+                                  "list; quantize the model again", shard->file->path,
+                                  stored->name);
         aq_open_item *item = &list->items[list->count++];
         aq_tensor *tensor = &item->tensor;
         aq_status status = aq_open_name(list, shard, stored->name, &tensor->name);

@@ -144,7 +144,7 @@ ARROWQUANT_SIMD_API void aq_simd_narrow_bf16(const struct aq_kernels *kernels, c
 #  error "ArrowQuant needs IEEE arithmetic: compile without -ffast-math"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
-#  error "ArrowQuant needs floats without excess precision: on i386 use -msse2 -mfpmath=sse"
+#  error "ArrowQuant needs plain floats: i386 -msse2 -mfpmath=sse, s390x -fexcess-precision=fast"
 #endif
 
 /* Linkage of internal functions, equal in effect to AQ_LIB of base/: static in both headers. */
@@ -238,6 +238,8 @@ struct aq_kernels {
                    const aq_simd_grid *grids, float *out);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
+    /* Copies past the caches, for what is not read again soon; the two do not overlap. */
+    void (*stream)(const void *in, void *out, size_t bytes);
 };
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
@@ -303,6 +305,7 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes);
 
 #ifdef __cplusplus
 }
@@ -422,7 +425,7 @@ AQ_SIMD_LIB void aq_simd_mode_leave(aq_simd_mode mode) {
 
 /* ---- begin src/simd/scalar_convert.c ---- */
 
-/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact. */
+/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact; copying. */
 
 AQ_SIMD_LIB uint32_t aq_simd_bits(float value) {
     uint32_t bits;
@@ -563,6 +566,10 @@ AQ_SIMD_LIB void aq_scalar_f32_to_bf16(const float *in, void *out, size_t count)
         uint16_t half = aq_simd_to_bf16(in[i]);
         memcpy(to + 2 * i, &half, sizeof half);
     }
+}
+
+AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes) {
+    memcpy(out, in, bytes);
 }
 
 /* ---- end src/simd/scalar_convert.c ---- */
@@ -2014,6 +2021,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
 
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count);
@@ -2038,6 +2046,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
 /* The least of eight floats. */
@@ -2060,7 +2069,7 @@ AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
     return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
 }
 
-/* Four folds at once. */
+/* Four sums at once. */
 AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
                                                   aq_avx2_pair d) {
     AQ_SIMD_EXACT_BODY
@@ -2119,7 +2128,9 @@ typedef struct aq_x86_search {
     float top;       /* affine: the greatest code */
     float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
     float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* of the values that weigh anything */
-    float middle[AQ_X86_GROUPS], centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
+    float range[AQ_X86_GROUPS];  /* symmetric: the value of largest magnitude, its sign turned */
+    float middle[AQ_X86_GROUPS]; /* less the centre */
+    float centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
     float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
     float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
     double best_gain[AQ_X86_GROUPS];
@@ -2290,63 +2301,81 @@ AQ_AVX2 static void aq_x86_open(aq_x86_search *search, const float *x, const flo
 AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
     AQ_SIMD_EXACT_BODY
     aq_x86_batch *batch = &search->batch;
-    size_t i;
-    for (i = 0; i < batch->groups; i++) {
-        search->middle[i] = 0.5f * (search->low[i] + search->high[i]);
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m128 both = _mm_add_ps(_mm_loadu_ps(search->low + quad),
+                                 _mm_loadu_ps(search->high + quad));
+        _mm_storeu_ps(search->middle + quad, _mm_mul_ps(_mm_set1_ps(0.5f), both));
     }
     search->passes->centre(batch, search->middle, NULL, search->sum);
-    for (i = 0; i < batch->groups; i++) {
-        search->centre[i] = search->middle[i] + search->sum[i] / search->weight[i];
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m128 middle = _mm_loadu_ps(search->middle + quad);
+        __m128 mean = _mm_div_ps(_mm_loadu_ps(search->sum + quad),
+                                 _mm_loadu_ps(search->weight + quad));
+        __m128 centre = _mm_add_ps(middle, mean);
+        _mm_storeu_ps(search->centre + quad, centre);
+        _mm_storeu_ps(search->middle + quad, _mm_sub_ps(middle, centre));
+        _mm_storeu_ps(search->range + quad, _mm_sub_ps(_mm_loadu_ps(search->high + quad),
+                                                       _mm_loadu_ps(search->low + quad)));
     }
     search->passes->centre(batch, search->centre, y, search->sum);
     batch->x = y;
 }
 
+/* One start of the recipe; `code` is that of the middle. */
+AQ_AVX2 static void aq_x86_start(aq_x86_search *search, float divisor, float code) {
+    AQ_SIMD_EXACT_BODY
+    size_t quad;
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        __m128 scale = _mm_div_ps(_mm_loadu_ps(search->range + quad), _mm_set1_ps(divisor));
+        __m128 down = _mm_mul_ps(_mm_set1_ps(code), scale);
+        _mm_storeu_ps(search->scale + quad, scale);
+        _mm_storeu_ps(search->min + quad, _mm_sub_ps(_mm_loadu_ps(search->middle + quad), down));
+    }
+    (void)aq_x86_try(search);
+}
+
 AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, float *y, aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
     const aq_simd_recipe *recipe = search->recipe;
-    uint32_t i, vary = search->batch.active;
-    size_t j, groups = search->batch.groups;
+    double mean[AQ_X86_GROUPS];
+    uint32_t vary = search->batch.active, i;
+    size_t j, quad;
     aq_x86_centre(search, y);
     for (i = 0; i < recipe->starts; i++) {
-        float code = 0.5f * search->top + recipe->shift[i]; /* of the middle */
-        for (j = 0; j < groups; j++) {
-            search->scale[j] = (search->high[j] - search->low[j]) / recipe->divisor[i];
-            search->min[j] = (search->middle[j] - search->centre[j]) - code * search->scale[j];
-        }
-        (void)aq_x86_try(search);
+        aq_x86_start(search, recipe->divisor[i], 0.5f * search->top + recipe->shift[i]);
     }
     aq_x86_alternate(search, recipe->rounds);
-    for (j = 0; j < groups; j++) {
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        __m256d rest = _mm256_div_pd(_mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad)),
+                                     _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad)));
+        _mm256_storeu_pd(mean + quad,
+                         _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(search->centre + quad)), rest));
+    }
+    for (j = 0; j < search->batch.groups; j++) {
         bool varies = (vary >> j & 1u) != 0;
-        double mean = (double)search->centre[j] +
-                      (double)search->sum[j] / (double)search->weight[j];
         out[j].scale = varies ? search->best_scale[j] : 1.0f;
-        out[j].mean = varies ? mean : (double)search->low[j];
+        out[j].mean = varies ? mean[j] : (double)search->low[j];
         out[j].code = varies ? search->best_code[j] : 0.0f;
     }
 }
 
 AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, bool positive,
                                            aq_simd_fit *out) {
-    AQ_SIMD_EXACT_BODY
     const aq_simd_recipe *recipe = search->recipe;
-    uint32_t i, vary = search->batch.active;
-    size_t j, groups = search->batch.groups;
-    float largest[AQ_X86_GROUPS];
-    for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
+    uint32_t vary = search->batch.active, i;
+    size_t j;
+    for (j = 0; j < search->batch.groups; j++) { /* as aq_fit_largest, its sign turned */
         float low = search->low[j], high = search->high[j];
-        largest[j] = 0.0f - (0.0f - low > high ? low : high);
-        largest[j] = positive && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+        float largest = 0.0f - (0.0f - low > high ? low : high);
+        search->range[j] = positive && largest > 0.0f ? 0.0f - largest : largest;
+        search->middle[j] = 0.0f;
     }
     for (i = 0; i < recipe->starts; i++) {
-        for (j = 0; j < groups; j++) {
-            search->scale[j] = largest[j] / recipe->divisor[i];
-        }
-        (void)aq_x86_try(search);
+        aq_x86_start(search, recipe->divisor[i], 0.0f);
     }
     aq_x86_alternate(search, recipe->rounds);
-    for (j = 0; j < groups; j++) {
+    for (j = 0; j < search->batch.groups; j++) {
         bool varies = (vary >> j & 1u) != 0;
         out[j].scale = varies ? search->best_scale[j] : 1.0f;
         out[j].mean = varies ? 0.0 : (double)search->low[j];
@@ -2435,13 +2464,12 @@ AQ_AVX2_INLINE static inline __m128i aq_avx2_to_bf16(__m256 value) {
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e4m3(__m128i bytes) {
-    __m128i wide = _mm_cvtepu8_epi16(bytes), nan;
+    __m128i wide = _mm_cvtepu8_epi16(bytes), half;
     __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7F));
     __m128i sign = _mm_slli_epi16(_mm_xor_si128(wide, magnitude), 8);
-    nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F));
-    nan = _mm_and_si128(nan, _mm_set1_epi16(0x7E00));
-    magnitude = _mm_or_si128(_mm_slli_epi16(magnitude, 7), nan);
-    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, magnitude)), _mm256_set1_ps(256.0f));
+    half = _mm_blendv_epi8(_mm_slli_epi16(magnitude, 7), _mm_set1_epi16(0x7E00),
+                           _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, half)), _mm256_set1_ps(256.0f));
 }
 
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e5m2(__m128i bytes) {
@@ -2506,6 +2534,22 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_bf16(const float *in, void *out, size_t 
                          aq_avx2_to_bf16(_mm256_loadu_ps(in + i)));
     }
     aq_scalar_f32_to_bf16(in + i, to + 2 * i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)out;
+    size_t head = (0u - (uintptr_t)out) % 64, i;
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    for (i = head; i + 64 <= bytes; i += 64) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(from + i));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(const void *)(from + i + 32));
+        _mm256_stream_si256((__m256i *)(void *)(to + i), low);
+        _mm256_stream_si256((__m256i *)(void *)(to + i + 32), high);
+    }
+    memcpy(to + i, from + i, bytes - i);
+    _mm_sfence();
 }
 
 #endif /* AQ_HAVE_AVX2 */
@@ -3034,14 +3078,13 @@ AQ_AVX512_INLINE static inline __m256i aq_avx512_to_bf16(__m512 value) {
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX512_INLINE static inline __m512 aq_avx512_e4m3(__m128i bytes) {
-    __m256i wide = _mm256_cvtepu8_epi16(bytes), nan;
+    __m256i wide = _mm256_cvtepu8_epi16(bytes), half;
     __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7F));
     __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
-    nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
-    nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00));
-    magnitude = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan);
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)),
-                         _mm512_set1_ps(256.0f));
+    half = _mm256_mask_mov_epi16(_mm256_slli_epi16(magnitude, 7),
+                                 _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F)),
+                                 _mm256_set1_epi16(0x7E00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, half)), _mm512_set1_ps(256.0f));
 }
 
 AQ_AVX512_INLINE static inline __m512 aq_avx512_e5m2(__m128i bytes) {
@@ -3130,6 +3173,19 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_bf16(const float *in, void *out, siz
         _mm256_mask_storeu_epi16(to + 2 * i, lanes,
                                  aq_avx512_to_bf16(_mm512_maskz_loadu_ps(lanes, in + i)));
     }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)out;
+    size_t head = (0u - (uintptr_t)out) % 64, i;
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    for (i = head; i + 64 <= bytes; i += 64) {
+        _mm512_stream_si512((__m512i *)(void *)(to + i), _mm512_loadu_si512(from + i));
+    }
+    memcpy(to + i, from + i, bytes - i);
+    _mm_sfence();
 }
 
 AQ_X86_END
@@ -3580,6 +3636,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_encode,
     aq_scalar_decode,
     aq_scalar_compare,
+    aq_scalar_stream,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -3597,6 +3654,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_encode,
     aq_avx2_decode,
     aq_avx2_compare,
+    aq_avx2_stream,
 };
 #endif
 
@@ -3615,6 +3673,26 @@ static const struct aq_kernels aq_avx512_kernels = {
     aq_avx512_encode,
     aq_avx512_decode,
     aq_avx512_compare,
+    aq_avx512_stream,
+};
+#endif
+
+#if defined(AQ_HAVE_NEON)
+static const struct aq_kernels aq_neon_kernels = {
+    "neon",
+    aq_neon_f16_to_f32,
+    aq_neon_bf16_to_f32,
+    aq_neon_f8_e4m3_to_f32,
+    aq_neon_f8_e5m2_to_f32,
+    aq_neon_f32_to_f16,
+    aq_neon_f32_to_bf16,
+    aq_neon_range,
+    aq_neon_fit_affine,
+    aq_neon_fit_symmetric,
+    aq_neon_encode,
+    aq_neon_decode,
+    aq_neon_compare,
+    aq_scalar_stream,
 };
 #endif
 
@@ -3694,6 +3772,9 @@ static const aq_simd_choice aq_simd_choices[] = {
 #endif
 #if defined(AQ_HAVE_AVX2)
     {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
+#if defined(AQ_HAVE_NEON)
+    {&aq_neon_kernels, 0},
 #endif
     {&aq_scalar_kernels, 0},
 };

@@ -1,16 +1,16 @@
 /* One layer quantized to INT4 and back in static buffers: no heap, no files, no threads.
  *
- *     cc -O2 -I. -o embedded examples/embedded.c -lm
+ *     cc -O2 -o embedded examples/embedded.c -lm
  *     arm-none-eabi-gcc -Os -mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 \
  *         -ffunction-sections -fdata-sections -Wl,--gc-sections --specs=nano.specs \
- *         --specs=nosys.specs -I. -o embedded.elf examples/embedded.c -lm
+ *         --specs=nosys.specs -o embedded.elf examples/embedded.c -lm
  *
  * The exit status is 0 when the result is as good as INT4 should be. */
 #define ARROWQUANT_NO_STDIO
 #define ARROWQUANT_NO_THREADS
 #define ARROWQUANT_STATIC
 #define ARROWQUANT_IMPLEMENTATION
-#include "arrowquant.h"
+#include "../arrowquant.h"
 
 #if !defined(__arm__) || defined(__linux__)
 #  include <stdio.h>

@@ -3,13 +3,14 @@
 
     tests/run.py                 all
     tests/run.py -k WORD         only tests whose name contains WORD
-    tests/run.py --only c|py     only the C tests, only the Python tests
+    tests/run.py --only c|cross|py   only the C tests, those of cross.py, the Python tests
     tests/run.py -j N            N jobs at once (default: the number of cores)
+    tests/run.py --set-up        only set up what they need
 
 Sets up what is missing first: Debian packages (when it may), and a Python environment in
 build/venv. What cannot be had is skipped, and the reason is printed. C tests are compiled in five
 ways: against src/ file by file, and against the built header as C and C++ with gcc and clang, with
-ASan and UBSan in one of them. The last line is always `N passed, N failed, N skipped`.
+ASan and UBSan in one of them; cross.py adds other machines. The last line is always `N passed, N failed, N skipped`.
 """
 import argparse
 import concurrent.futures
@@ -40,6 +41,7 @@ class Variant:
     def __init__(self, key, compiler, flags, bundle, run_seconds=RUN_SECONDS):
         self.key, self.compiler, self.flags, self.bundle = key, compiler, flags, bundle
         self.run_seconds = run_seconds
+        self.runner, self.environment = [], {}  # what stands before a program, what it is told
         self.missing = None  # why it cannot be used here
 
 
@@ -208,22 +210,31 @@ def headers_of_src():
     return sorted((TOP / "src").rglob("*.h"))
 
 
+def library_sources(variant, folder):
+    """[(source, object, flags, inputs)] of the library: src/ file by file, or the built headers.
+    Internals are extern, so that the tests reach them; of the kernels only once."""
+    extern = ["-DAQ_LIB=extern", "-DAQ_SIMD_LIB=extern"]
+    if not variant.bundle:
+        return [(source, folder / source.relative_to(TOP / "src").with_suffix(".o"), extern,
+                 headers_of_src()) for source in sorted((TOP / "src").rglob("*.c"))]
+    found = []
+    for name, switch, flags in [("arrowquant", "ARROWQUANT_IMPLEMENTATION", extern),
+                                ("arrowquant_simd", "ARROWQUANT_SIMD_IMPLEMENTATION", [])]:
+        source, text = folder / (name + ".c"), f'#define {switch}\n#include "{name}.h"\n'
+        if not source.is_file() or source.read_text() != text:
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.write_text(text)
+        found.append((source, folder / (name + ".o"), flags, [TOP / (name + ".h")]))
+    return found
+
+
 def build_objects(variant, pool):
-    """The library as objects, internals extern: each file of src/ on its own, or the built header
-    as one file. The list of objects, and what went wrong: (name, output)."""
+    """The objects of the library, and what went wrong: (name, output)."""
     folder = BUILD / "tests" / variant.key / "library"
-    folder.mkdir(parents=True, exist_ok=True)
-    if variant.bundle:
-        bundle = folder / "arrowquant.c"
-        bundle.write_text('#define ARROWQUANT_IMPLEMENTATION\n#include "arrowquant.h"\n')
-        sources = [(bundle, folder / "arrowquant.o", [TOP / "arrowquant.h"])]
-    else:
-        sources = [(source, folder / source.relative_to(TOP / "src").with_suffix(".o"),
-                    headers_of_src()) for source in sorted((TOP / "src").rglob("*.c"))]
     jobs = []
-    for source, target, inputs in sources:
-        command = [variant.compiler, *variant.flags, *WARNINGS, "-I", TOP, "-DAQ_LIB=extern",
-                   "-DAQ_SIMD_LIB=extern", "-c", source, "-o", target]
+    for source, target, flags, inputs in library_sources(variant, folder):
+        command = [variant.compiler, *variant.flags, *WARNINGS, *flags, "-I", TOP, "-c", source,
+                   "-o", target]
         jobs.append((source, target, pool.submit(build_once, command, target, [source, *inputs])))
     problems = [(f"{variant.key}: {source.name}", job.result()[1])
                 for source, _, job in jobs if job.result()[0] != 0]
@@ -242,8 +253,8 @@ def run_c_test(variant, source, objects):
     if status != 0:
         return 0, 1, 0, "does not compile:\n" + "\n".join(output.splitlines()[:40])
     with tempfile.TemporaryDirectory(prefix="aq-test-") as folder:
-        status, output = run([target], variant.run_seconds, cwd=TOP,
-                             env={**os.environ, "TMPDIR": folder})
+        status, output = run([*variant.runner, target], variant.run_seconds, cwd=TOP,
+                             env={**os.environ, **variant.environment, "TMPDIR": folder})
     counts = re.search(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", last_line(output))
     if not counts:
         return 0, 1, 0, f"exit status {status}, no result:\n" + "\n".join(output.splitlines()[-40:])
@@ -253,10 +264,10 @@ def run_c_test(variant, source, objects):
     return passed, failed, skipped, output
 
 
-def run_c_tests(tally, word, jobs):
+def run_c_tests(tally, word, jobs, variants):
     tests = [path for path in sorted((TOP / "tests/c").glob("test_*.c")) if word in path.stem]
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-        for variant in VARIANTS if tests else []:
+        for variant in variants if tests else []:
             if variant.missing:
                 tally.skip(f"{variant.key}: {variant.missing}", len(tests))
                 continue
@@ -333,20 +344,8 @@ def count_python_tests(tally, report):
 
 # ---------------------------------------------------------------- all
 
-def main():
-    parser = argparse.ArgumentParser(description="Runs every test.")
-    parser.add_argument("-k", metavar="WORD", default="", help="only tests whose name contains it")
-    parser.add_argument("--only", choices=["c", "py"], help="only the C or only the Python tests")
-    parser.add_argument("-j", metavar="N", type=int, default=os.cpu_count() or 2, help="jobs")
-    options = parser.parse_args()
-    begin = time.monotonic()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    tally = Tally()
-    set_up_compilers()
-    if options.only != "py":
-        run_c_tests(tally, options.k, options.j)
-    if options.only != "c":
-        run_python_tests(tally, options.k, options.j)
+def report(tally, begin):
+    """Prints what went wrong, what was skipped, and the counts; the exit status."""
     for name, text in tally.failures:
         say(f"\nFAILED {name}")
         for line in text.splitlines():
@@ -356,6 +355,32 @@ def main():
     say(f"{time.monotonic() - begin:.0f} s")
     say(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
     return 1 if tally.failed or not tally.passed else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Runs every test.")
+    parser.add_argument("-k", metavar="WORD", default="", help="only tests whose name contains it")
+    parser.add_argument("--only", choices=["c", "cross", "py"],
+                        help="only the C tests, those for other machines, or the Python tests")
+    parser.add_argument("-j", metavar="N", type=int, default=os.cpu_count() or 2, help="jobs")
+    parser.add_argument("--set-up", action="store_true", help="only set up what they need")
+    options = parser.parse_args()
+    begin = time.monotonic()
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    tally = Tally()
+    set_up_compilers()
+    if options.set_up:
+        reason = set_up_python()[1]
+        say(reason or "ready")
+        return 1 if reason else 0
+    if options.only in (None, "c"):
+        run_c_tests(tally, options.k, options.j, VARIANTS)
+    if options.only in (None, "cross"):
+        import cross
+        cross.check(tally, options.k, options.j, True)
+    if options.only in (None, "py"):
+        run_python_tests(tally, options.k, options.j)
+    return report(tally, begin)
 
 
 if __name__ == "__main__":

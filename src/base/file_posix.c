@@ -296,20 +296,26 @@ static aq_path_kind aq_path_stat_large(const char *path, uint64_t *size) {
     return AQ_PATH_FILE;
 }
 
+/* What is there and cannot be looked at is taken for a file: opening it will tell why. Taken for
+ * absent, it would be left out without a word. */
 AQ_LIB aq_path_kind aq_path_stat(const char *path, uint64_t *size) {
     struct stat about;
     *size = 0;
-    if (stat(path, &about) != 0)
-        return errno == EOVERFLOW ? aq_path_stat_large(path, size) : AQ_PATH_NONE;
+    if (stat(path, &about) != 0) {
+        if (errno == EOVERFLOW) return aq_path_stat_large(path, size);
+        return errno == ENOENT || errno == ENOTDIR ? AQ_PATH_NONE : AQ_PATH_FILE;
+    }
     if (S_ISDIR(about.st_mode)) return AQ_PATH_FOLDER;
     if (!S_ISREG(about.st_mode)) return AQ_PATH_OTHER;
     *size = (uint64_t)about.st_size;
     return AQ_PATH_FILE;
 }
 
+/* What cannot be looked at may be a link: nobody then walks into it to remove what is there. */
 AQ_LIB bool aq_path_is_link(const char *path) {
     char first;
-    return readlink(path, &first, 1) >= 0;
+    if (readlink(path, &first, 1) >= 0) return true;
+    return errno != EINVAL && errno != ENOENT && errno != ENOTDIR;
 }
 
 AQ_LIB uint64_t aq_path_modified(const char *path) {

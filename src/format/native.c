@@ -87,7 +87,7 @@ static bool aq_native_dtype(const aq_json_event *event, aq_dtype *out) {
     for (unsigned i = 0; i < AQ_DTYPE_COUNT && event->type == AQ_JSON_STRING; i++) {
         if (!aq_json_is(event, aq_dtype_name((aq_dtype)i))) continue;
         *out = (aq_dtype)i;
-        return true;
+        return aq_dtype_is_float(*out);
     }
     return false;
 }
@@ -136,7 +136,7 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
     case AQ_NATIVE_SQNR: return aq_native_double(parser, event, tensor->name, &tensor->sqnr_db);
     case AQ_NATIVE_DTYPE:
         if (aq_native_dtype(event, &tensor->dtype)) return AQ_OK;
-        return aq_native_bad(parser, tensor->name, "dtype is not one that is read");
+        return aq_native_bad(parser, tensor->name, "dtype is no float type that is read");
     case AQ_NATIVE_BITS:
     case AQ_NATIVE_GROUP:
         if (event->type == AQ_JSON_NUMBER && aq_parse_u64(event->text, event->size, &number) &&

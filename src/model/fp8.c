@@ -42,8 +42,9 @@ AQ_LIB aq_status aq_fp8_scale_shape(const aq_fp8_shape *weight, const aq_fp8_sha
         return AQ_OK;
     }
     return aq_fail_tensor(err, AQ_ERR_SHAPE, weight->name, 0,
-                          "%s: the scale %s has %llu elements, which is neither one, nor one a row "
-                          "(%llu), nor one a block of 128 × 128", weight->name, scale->name,
+                          "%s/%s: tensor %s: its scale %s has %llu elements, which is neither one, "
+                          "nor one a row (%llu), nor one a block of 128 × 128; download the model "
+                          "again", scale->folder, scale->file, weight->name, scale->name,
                           (unsigned long long)count, (unsigned long long)weight->rows);
 }
 

@@ -28,6 +28,7 @@ typedef struct aq_fp8_scale {
 
 /* What a name and a shape [rows, cols] are to scale_shape. */
 typedef struct aq_fp8_shape {
+    const char *folder, *file; /* for messages */
     const char *name;
     uint32_t rank;
     uint64_t rows, cols;

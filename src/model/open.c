@@ -33,17 +33,22 @@ typedef struct aq_open_list {
 /* ---- which components, which variant */
 
 /* Whether this file was written by this library. What cannot be read is somebody else's: it is
- * reported when it is opened, if it is. */
-static bool aq_file_is_native(const aq_context *context, const char *path) {
+ * reported when it is opened, if it is. Only a lack of memory is an error. */
+static aq_status aq_file_is_native(const aq_context *context, const char *path, bool *native,
+                                   aq_error *err) {
     aq_arena arena;
     aq_st_file file;
+    aq_error ignored;
     const char *value = NULL;
     aq_arena_init(&arena, context);
-    if (aq_st_read_header(&arena, path, &file, NULL) != AQ_OK ||
-        aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, NULL) != AQ_OK)
-        value = NULL;
+    aq_status status = aq_st_read_header(&arena, path, &file, &ignored);
+    if (status == AQ_OK)
+        status = aq_st_metadata_value(&arena, &file, AQ_NATIVE_KEY, &value, &ignored);
+    *native = status == AQ_OK && value;
     aq_arena_free(&arena);
-    return value != NULL;
+    if (status != AQ_ERR_OUT_OF_MEMORY) return AQ_OK;
+    if (err) *err = ignored;
+    return status;
 }
 
 /* Looks for a weight file of this library; *variant is the one in its name, if any. */
@@ -52,14 +57,17 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
     aq_folder_entry *entries = NULL;
     size_t count = 0;
     *native = false;
-    if (aq_list_folder(arena, folder, &entries, &count, NULL) != AQ_OK) return AQ_OK;
+    aq_status status = aq_list_folder(arena, folder, &entries, &count, NULL);
+    if (status == AQ_ERR_OUT_OF_MEMORY) return aq_fail_memory(err, strlen(folder));
+    if (status != AQ_OK) return AQ_OK;
     for (size_t i = 0; i < count && !*native; i++) {
         const char *name = entries[i].name, *found = NULL;
         size_t size = 0;
         if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(name, ".safetensors")) continue;
         char *path = aq_path_join(arena, folder, name);
         if (!path) return aq_fail_memory(err, strlen(folder));
-        *native = aq_file_is_native(arena->context, path);
+        status = aq_file_is_native(arena->context, path, native, err);
+        if (status != AQ_OK) return status;
         if (!*native || !aq_name_variant(name, &found, &size) || !size) continue;
         *variant = aq_arena_copy(arena, found, size);
         if (!*variant) return aq_fail_memory(err, size);
@@ -225,11 +233,21 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
     return AQ_OK;
 }
 
+static bool aq_is_part_name(const char *name) {
+    return aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
+           aq_ends_with(name, AQ_EXTRA_SUFFIX);
+}
+
 static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *claimed) {
     const aq_model_shard *shard = &list->model->state->shards[number];
     for (size_t i = 0; i < shard->file->tensor_count; i++) {
         const aq_st_tensor *stored = &shard->file->tensors[i];
         if (claimed[i]) continue;
+        if (shard->native_present && aq_is_part_name(stored->name))
+            return aq_fail_tensor(list->err, AQ_ERR_CORRUPT, stored->name, stored->offset,
+                                  "%s: %s is a part of a quantized tensor that the metadata does not "
+                                  "list; quantize the model again", shard->file->path,
+                                  stored->name);
         aq_open_item *item = &list->items[list->count++];
         aq_tensor *tensor = &item->tensor;
         aq_status status = aq_open_name(list, shard, stored->name, &tensor->name);

@@ -36,8 +36,10 @@ AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tenso
     return found;
 }
 
-static aq_fp8_shape aq_tensor_shape(const aq_tensor *tensor) {
+static aq_fp8_shape aq_tensor_shape(const aq_model *model, const aq_tensor *tensor) {
     aq_fp8_shape shape;
+    shape.folder = model->state->folder.root;
+    shape.file = tensor->file;
     shape.name = tensor->name;
     shape.rank = tensor->rank;
     shape.rows = tensor->rows;
@@ -51,7 +53,8 @@ AQ_LIB aq_status aq_model_load_scale(const aq_context *context, aq_arena *arena,
     const aq_tensor *scale = aq_model_fp8_scale(model, weight);
     memset(out, 0, sizeof(*out));
     if (!scale || scale->quantized || !aq_dtype_is_float(scale->dtype)) return AQ_OK;
-    aq_fp8_shape weight_shape = aq_tensor_shape(weight), scale_shape = aq_tensor_shape(scale);
+    aq_fp8_shape weight_shape = aq_tensor_shape(model, weight);
+    aq_fp8_shape scale_shape = aq_tensor_shape(model, scale);
     aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, out, err);
     if (status != AQ_OK) return status;
     size_t count = (size_t)(scale->rows * scale->cols);

@@ -48,7 +48,7 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 /* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
-AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor);
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);
 
 /* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
  * that its header needs whatever becomes of them */

@@ -30,8 +30,10 @@ static aq_status aq_scale_named(aq_plan *plan, const aq_plan_tensor *weight, siz
     return AQ_OK;
 }
 
-AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan_tensor *tensor) {
+AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor) {
     aq_fp8_shape shape;
+    shape.folder = plan->state->folder.root;
+    shape.file = plan->shards[tensor->shard].path;
     shape.name = tensor->name;
     shape.rank = tensor->rank;
     shape.rows = tensor->rows;
@@ -52,8 +54,8 @@ static aq_status aq_find_scale(aq_plan *plan, aq_plan_tensor *weight, aq_error *
 
 /* The scale of a quantized weight is folded in; that of a kept one stays beside it, never quantized
  * itself, whatever shape it has. */
-static aq_status aq_settle_scale(const aq_plan_tensor *weight, aq_plan_tensor *scale,
-                                 aq_error *err) {
+static aq_status aq_settle_scale(const aq_plan *plan, const aq_plan_tensor *weight,
+                                 aq_plan_tensor *scale, aq_error *err) {
     aq_fp8_scale shape;
     scale->bits = 16;
     if (weight->bits == 16) {
@@ -64,12 +66,14 @@ static aq_status aq_settle_scale(const aq_plan_tensor *weight, aq_plan_tensor *s
     }
     if (!aq_dtype_is_float(scale->dtype))
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, scale->name, 0,
-                              "%s: the scale of %s is %s; a float dtype was expected", scale->name,
-                              weight->name, aq_dtype_name(scale->dtype));
+                              "%s/%s: tensor %s, the scale of %s, is %s; a float dtype was expected",
+                              plan->state->folder.root, plan->shards[scale->shard].path,
+                              scale->name, weight->name, aq_dtype_name(scale->dtype));
     scale->reason = AQ_REASON_SCALE_TENSOR;
     scale->detail = weight->name;
     scale->output_bytes = 0;
-    aq_fp8_shape weight_shape = aq_plan_shape(weight), scale_shape = aq_plan_shape(scale);
+    aq_fp8_shape weight_shape = aq_plan_shape(plan, weight);
+    aq_fp8_shape scale_shape = aq_plan_shape(plan, scale);
     return aq_fp8_scale_shape(&weight_shape, &scale_shape, &shape, err);
 }
 
@@ -80,7 +84,7 @@ AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err) {
         if (!aq_dtype_is_fp8(weight->dtype)) continue;
         status = aq_find_scale(plan, weight, err);
         if (status == AQ_OK && weight->scale != AQ_NO_TENSOR)
-            status = aq_settle_scale(weight, &plan->tensors[weight->scale], err);
+            status = aq_settle_scale(plan, weight, &plan->tensors[weight->scale], err);
     }
     return status;
 }

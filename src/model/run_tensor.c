@@ -365,7 +365,8 @@ static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count,
     const aq_plan_tensor *scale = &plan->tensors[job->tensor->scale];
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
-    aq_fp8_shape weight_shape = aq_plan_shape(job->tensor), scale_shape = aq_plan_shape(scale);
+    aq_fp8_shape weight_shape = aq_plan_shape(run->plan, job->tensor);
+    aq_fp8_shape scale_shape = aq_plan_shape(run->plan, scale);
     aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, &job->scale, err);
     if (status != AQ_OK) return status;
     *count = (size_t)(scale->bytes / element);

@@ -3,19 +3,39 @@
 
 #include "../base/thread.h"
 
+/* So much is in no cache any more when the caller comes to read it. */
+#define AQ_STREAM_BYTES (UINT64_C(64) << 20)
+
 /* What does not change over a tensor. */
 typedef struct aq_dequantize_run {
     const struct aq_kernels *kernels;
-    aq_context local; /* stands in for NULL */
-    const aq_context *context;
     aq_quant_spec spec;
     aq_quant_layout layout;
     const uint8_t *codes, *params, *extra;
     aq_dtype dtype;
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
+    bool stream; /* past the caches */
     uint64_t block_rows;
 } aq_dequantize_run;
+
+/* A stretch of a row to where it belongs. */
+static void aq_dequantize_put(const aq_dequantize_run *run, const float *decoded, size_t count,
+                              uint8_t *out) {
+    uint16_t halves[AQ_TILE_WEIGHTS];
+    const void *from = decoded;
+    if (run->dtype != AQ_DTYPE_F32) {
+        void *to = run->stream ? (void *)halves : (void *)out;
+        (run->dtype == AQ_DTYPE_F16 ? run->kernels->f32_to_f16 : run->kernels->f32_to_bf16)(
+            decoded, to, count);
+        from = to;
+    }
+    if (run->stream) {
+        run->kernels->stream(from, out, count * aq_dtype_size(run->dtype));
+    } else if (from == decoded) {
+        memcpy(out, decoded, count * sizeof *decoded);
+    }
+}
 
 static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
     const aq_quant_layout *layout = &run->layout;
@@ -29,13 +49,13 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
-        aq_grids_read(&run->spec, params + begin / group * param_bytes, extra,
+        aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                       (count + group - 1) / group, grids);
         run->kernels->decode(codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
                              run->spec.code == AQ_CODE_SYMMETRIC, grids,
                              run->direct ? (float *)(void *)to : decoded);
         if (!run->direct) {
-            aq_from_f32(run->context, run->dtype, decoded, to, count);
+            aq_dequantize_put(run, decoded, count, to);
         }
     }
 }
@@ -47,6 +67,9 @@ static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uin
     for (row = first; row < first + rows && row_bytes; row++) {
         aq_dequantize_row(run, row, run->out + (size_t)row * row_bytes);
     }
+    if (run->stream) {
+        run->kernels->stream(NULL, NULL, 0);
+    }
     aq_simd_mode_leave(mode);
 }
 
@@ -54,15 +77,15 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
                                    const aq_quant_spec *spec, const void *codes,
                                    const void *params, const void *extra, aq_dtype dtype,
                                    void *out) {
-    run->context = context ? context : aq_context_resolved(NULL, &run->local);
-    run->kernels = aq_kernels_of(run->context);
+    run->kernels = aq_kernels_of(context);
     run->spec = *spec;
     run->codes = (const uint8_t *)codes;
     run->params = (const uint8_t *)params;
     run->extra = (const uint8_t *)extra;
     run->dtype = dtype;
     run->out = (uint8_t *)out;
-    run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0;
+    run->stream = run->layout.rows * run->layout.cols * aq_dtype_size(dtype) >= AQ_STREAM_BYTES;
+    run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0 && !run->stream;
     run->block_rows = aq_block_rows(run->layout.cols);
 }
 
@@ -127,3 +150,5 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
     return aq_parallel_for(context, aq_thread_count(context), (size_t)blocks, aq_dequantize_task,
                            &run, err);
 }
+
+#undef AQ_STREAM_BYTES

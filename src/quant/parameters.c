@@ -53,39 +53,47 @@ static float aq_solved_min(const aq_row_job *job, const aq_tile_group *group, fl
                        0 - group->exponent);
 }
 
-AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group,
-                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out) {
-    aq_simd_grid exact;
-    uint16_t scale, min;
-    bool fits;
-    if (group->constant) {
-        exact = aq_constant_grid(job, range->low);
-    } else {
-        exact.scale = aq_scale_by(group->fit.scale, 0 - group->exponent);
-        exact.min = 0.0f;
+/* Rounds to F16 and back. */
+static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halves, size_t count) {
+    job->kernels->f32_to_f16(values, halves, count);
+    job->kernels->f16_to_f32(halves, values, count);
+}
+
+AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out) {
+    float scales[AQ_TILE_GROUPS] = {0}, exact[AQ_TILE_GROUPS], mins[AQ_TILE_GROUPS] = {0};
+    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
+    size_t i, count = tile->group_count;
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        scales[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).scale
+                                    : aq_scale_by(group->fit.scale, 0 - group->exponent);
     }
-    scale = aq_simd_to_f16(exact.scale);
-    grid->scale = aq_simd_from_f16(scale);
-    fits = aq_is_finite(grid->scale) && aq_magnitude(grid->scale) >= AQ_F16_LEAST;
-    if (fits && !group->constant) {
-        exact.min = aq_solved_min(job, group, grid->scale);
+    aq_through_f16(job, scales, scale_bits, count);
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        bool fits = aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        exact[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).min
+                   : fits          ? aq_solved_min(job, group, scales[i]) : 0.0f;
+        mins[i] = exact[i];
+        kinds[i] = fits ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
     }
-    min = aq_simd_to_f16(exact.min);
-    grid->min = aq_simd_from_f16(min);
-    fits = fits && aq_is_finite(grid->min);
-    if (group->constant && aq_magnitude(grid->min) < AQ_F16_LEAST) {
-        fits = fits && grid->min == exact.min; /* else nothing might be left of it */
+    aq_through_f16(job, mins, min_bits, count);
+    for (i = 0; i < count; i++) {
+        bool lost = tile->group[i].constant && aq_magnitude(mins[i]) < AQ_F16_LEAST &&
+                    mins[i] != exact[i]; /* nothing might be left of it */
+        if (lost || !aq_is_finite(mins[i])) {
+            kinds[i] = AQ_FIT_NEEDS_F32;
+        }
+        grids[i].scale = kinds[i] == AQ_FIT_GOOD ? scales[i] : 1.0f;
+        grids[i].min = kinds[i] == AQ_FIT_GOOD ? mins[i] : 0.0f;
+        aq_put_u16(out, scale_bits[i]);
+        out += 2;
+        if (!job->symmetric) {
+            aq_put_u16(out, min_bits[i]);
+            out += 2;
+        }
     }
-    aq_put_u16(out, scale);
-    if (!job->symmetric) {
-        aq_put_u16(out + 2, min);
-    }
-    if (!fits) {
-        grid->scale = 1.0f;
-        grid->min = 0.0f;
-        return AQ_FIT_NEEDS_F32;
-    }
-    return AQ_FIT_GOOD;
 }
 
 /* Keeps the scale off zero and every decoded weight finite. A denormal scale that has lost much in
@@ -100,9 +108,9 @@ static void aq_tame(const aq_row_job *job, const aq_tile_group *group, float *sc
     *scale = group->fit.scale < 0.0f ? 0.0f - magnitude : magnitude;
 }
 
-AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
-                                             const aq_simd_range *range, aq_simd_grid *grid,
-                                             uint8_t *out) {
+AQ_SIMD_EXACT static void aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
+                                      const aq_simd_range *range, aq_simd_grid *grid,
+                                      uint8_t *out) {
     AQ_SIMD_EXACT_BODY
     if (group->constant) {
         *grid = aq_constant_grid(job, range->low);
@@ -122,7 +130,16 @@ AQ_SIMD_EXACT AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_til
     if (!job->symmetric) {
         aq_put_f32(out + 4, grid->min);
     }
-    return AQ_FIT_GOOD;
+}
+
+AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out) {
+    size_t i;
+    for (i = 0; i < tile->group_count; i++) {
+        aq_grid_f32(job, &tile->group[i], &tile->range[i], &grids[i], out);
+        kinds[i] = AQ_FIT_GOOD;
+        out += job->symmetric ? 4 : 8;
+    }
 }
 
 /* The least F16 that is not below a value ≥ 0; infinity when there is none. */
@@ -214,32 +231,50 @@ static int32_t aq_get_i8(uint8_t byte) {
     return byte < 128u ? (int32_t)byte : (int32_t)byte - 256;
 }
 
-AQ_LIB void aq_grids_read(const aq_quant_spec *spec, const uint8_t *params, const uint8_t *extra,
-                          size_t count, aq_simd_grid *grids) {
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
-    size_t i, values = symmetric ? 1u : 2u;
-    float scale = 0.0f, min = 0.0f;
-    if (spec->params == AQ_PARAM_Q8) {
-        scale = aq_simd_from_f16(aq_get_u16(extra));
-        min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(extra + 2));
+/* Pairs of scale and min, or scales alone, that the reader has as floats. */
+static void aq_grids_spread(const float *values, bool symmetric, size_t count,
+                            aq_simd_grid *grids) {
+    size_t i;
+    for (i = 0; i < count; i++) {
+        grids[i].scale = symmetric ? values[i] : values[2 * i];
+        grids[i].min = symmetric ? 0.0f : values[2 * i + 1];
     }
-    for (i = 0; i < count; i++, params += values * (spec->params == AQ_PARAM_F32   ? 4u
-                                                    : spec->params == AQ_PARAM_F16 ? 2u
-                                                                                   : 1u)) {
-        aq_simd_grid *grid = &grids[i];
-        grid->min = 0.0f;
-        if (spec->params == AQ_PARAM_F32) {
-            grid->scale = aq_get_f32(params);
-            grid->min = symmetric ? 0.0f : aq_get_f32(params + 4);
-        } else if (spec->params == AQ_PARAM_F16) {
-            grid->scale = aq_simd_from_f16(aq_get_u16(params));
-            grid->min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(params + 2));
-        } else {
-            grid->scale = aq_q8_scale(symmetric, scale,
-                                      symmetric ? aq_get_i8(params[0]) : (int32_t)params[0]);
-            grid->min = symmetric ? 0.0f : min * (float)aq_get_i8(params[1]) / 128.0f;
+}
+
+static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_t *extra,
+                             size_t count, aq_simd_grid *grids) {
+    float scale = aq_simd_from_f16(aq_get_u16(extra));
+    float min = symmetric ? 0.0f : aq_simd_from_f16(aq_get_u16(extra + 2));
+    size_t i;
+    for (i = 0; i < count; i++, params += symmetric ? 1 : 2) {
+        grids[i].scale = aq_q8_scale(symmetric, scale,
+                                     symmetric ? aq_get_i8(params[0]) : (int32_t)params[0]);
+        grids[i].min = symmetric ? 0.0f : min * (float)aq_get_i8(params[1]) / 128.0f;
+    }
+}
+
+AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                          const uint8_t *params, const uint8_t *extra, size_t count,
+                          aq_simd_grid *grids) {
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    float values[2 * AQ_TILE_GROUPS];
+    uint16_t halves[2 * AQ_TILE_GROUPS];
+    size_t i, many = symmetric ? count : 2 * count;
+    if (spec->params == AQ_PARAM_Q8) {
+        aq_grids_read_q8(symmetric, params, extra, count, grids);
+        return;
+    }
+    if (spec->params == AQ_PARAM_F16) {
+        for (i = 0; i < many; i++) {
+            halves[i] = aq_get_u16(params + 2 * i);
+        }
+        kernels->f16_to_f32(halves, values, many);
+    } else {
+        for (i = 0; i < many; i++) {
+            values[i] = aq_get_f32(params + 4 * i);
         }
     }
+    aq_grids_spread(values, symmetric, count, grids);
 }
 
 #undef AQ_F16_LEAST

@@ -15,6 +15,36 @@ ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality) {
     return cosine > 1.0 ? 1.0 : cosine < -1.0 ? -1.0 : cosine;
 }
 
+/* Of a value > 0; one that is not finite is returned as it is. The figure is stored in files, and
+ * the C libraries' log10 differ in the last place. */
+AQ_SIMD_EXACT static double aq_log10(double value) {
+    AQ_SIMD_EXACT_BODY
+    const uint64_t exponent_bits = UINT64_C(0x7FF) << 52;
+    double exponent = 0.0, ratio, square, sum = 0.0, term;
+    uint64_t bits;
+    if (value < DBL_MIN) {
+        value *= 18014398509481984.0; /* 2^54 */
+        exponent = -54.0;
+    }
+    memcpy(&bits, &value, sizeof bits);
+    if (bits >= exponent_bits) {
+        return value;
+    }
+    exponent += (double)(bits >> 52) - 1023.0;
+    bits = (bits & ~exponent_bits) | UINT64_C(1023) << 52;
+    memcpy(&value, &bits, sizeof value);
+    if (value > 1.4142135623730951) {
+        value *= 0.5;
+        exponent += 1.0;
+    }
+    ratio = (value - 1.0) / (value + 1.0); /* ln value = 2·(ratio + ratio³/3 + ratio⁵/5 …) */
+    square = ratio * ratio;
+    for (term = 21.0; term > 0.0; term -= 2.0) {
+        sum = sum * square + 1.0 / term;
+    }
+    return exponent * 0.30102999566398119521 + ratio * sum * 0.86858896380650365530;
+}
+
 ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality) {
     if (quality->error == 0.0) {
         return HUGE_VAL;
@@ -22,7 +52,7 @@ ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality) {
     if (quality->original == 0.0) {
         return -HUGE_VAL;
     }
-    return 10.0 * (log10(quality->original) - log10(quality->error));
+    return 10.0 * (aq_log10(quality->original) - aq_log10(quality->error));
 }
 
 ARROWQUANT_API void aq_quality_add(aq_quality *total, const aq_quality *part) {

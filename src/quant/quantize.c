@@ -63,6 +63,7 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
                           aq_block_outcome *outcome) {
     aq_tile tile;
     aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_fit_kind kinds[AQ_TILE_GROUPS];
     uint8_t *params = parts->params;
     size_t begin, i;
     for (begin = 0; begin < job->cols; begin += AQ_TILE_WEIGHTS) {
@@ -70,10 +71,10 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
             return;
         }
         aq_tile_fit(job, &tile);
+        (job->spec.params == AQ_PARAM_F16 ? aq_grids_f16 : aq_grids_f32)(job, &tile, grids, kinds,
+                                                                         params);
         for (i = 0; i < tile.group_count; i++, params += parts->param_bytes) {
-            aq_fit_kind kind = (job->spec.params == AQ_PARAM_F16 ? aq_grid_f16 : aq_grid_f32)(
-                job, &tile.group[i], &tile.range[i], &grids[i], params);
-            aq_outcome_note(outcome, kind, row_begin + begin + i * job->spec.group_size);
+            aq_outcome_note(outcome, kinds[i], row_begin + begin + i * job->spec.group_size);
         }
         aq_row_code(job, &tile, grids, parts->codes, quality);
     }

@@ -11,6 +11,9 @@ static float aq_power_of_two(int exponent) { /* −126 … 127 */
 
 AQ_LIB float aq_scale_by(float value, int exponent) {
     int half = exponent / 2;
+    if (exponent == 0) {
+        return value;
+    }
     return value * aq_power_of_two(half) * aq_power_of_two(exponent - half);
 }
 
@@ -35,15 +38,31 @@ static size_t aq_tile_length(const aq_row_job *job, const aq_tile *tile, size_t 
                                                       : job->spec.group_size;
 }
 
+/* Asks for the next stretch of a row while this one is worked on. */
+static void aq_tile_ask(const uint8_t *from, size_t bytes) {
+#if defined(__GNUC__)
+    size_t i;
+    for (i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(from + i);
+    }
+#else
+    (void)from;
+    (void)bytes;
+#endif
+}
+
 AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, aq_tile *tile,
                          size_t *bad) {
-    size_t i, group = job->spec.group_size;
+    size_t i, next, group = job->spec.group_size, size = aq_dtype_size(job->dtype);
     tile->begin = begin;
     tile->count = job->cols - begin < AQ_TILE_WEIGHTS ? job->cols - begin : AQ_TILE_WEIGHTS;
+    next = job->cols - begin - tile->count;
+    aq_tile_ask((const uint8_t *)row + (begin + tile->count) * size,
+                (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
-    aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * aq_dtype_size(job->dtype),
-             tile->x, tile->count);
+    aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * size, tile->x,
+             tile->count);
     job->kernels->range(tile->x, tile->count, group, tile->range);
     for (i = 0; i < tile->group_count; i++) {
         const aq_simd_range *range = &tile->range[i];

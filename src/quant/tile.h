@@ -60,12 +60,12 @@ AQ_LIB void aq_tile_encode(const aq_row_job *job, const aq_tile *tile, const aq_
 /* value·2^exponent, rounded at most once; |exponent| ≤ 252 */
 AQ_LIB float aq_scale_by(float value, int exponent);
 
-/* ---- parameters.c: a fit becomes a grid of stored values; the bytes are written to `out` */
+/* ---- parameters.c: fits become grids of stored values; the bytes are written to `out` */
 
-AQ_LIB aq_fit_kind aq_grid_f16(const aq_row_job *job, const aq_tile_group *group,
-                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out);
-AQ_LIB aq_fit_kind aq_grid_f32(const aq_row_job *job, const aq_tile_group *group,
-                               const aq_simd_range *range, aq_simd_grid *grid, uint8_t *out);
+AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out);
+AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                         aq_fit_kind *kinds, uint8_t *out);
 
 /* Q8: the row's pair, grown group by group: first every scale, then aq_q8_close_scale, then every
  * min, then aq_q8_close_min. */
@@ -84,8 +84,9 @@ AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_sim
                        aq_simd_grid *grid, uint8_t *out);
 
 /* The grids of `count` groups from their stored bytes; `extra` is the row's, Q8 only. */
-AQ_LIB void aq_grids_read(const aq_quant_spec *spec, const uint8_t *params, const uint8_t *extra,
-                          size_t count, aq_simd_grid *grids);
+AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                          const uint8_t *params, const uint8_t *extra, size_t count,
+                          aq_simd_grid *grids);
 
 /* ---- quality.c: adds the sums of one stretch that starts at a multiple of 256 of its row */
 

@@ -25,13 +25,12 @@ AQ_AVX2_INLINE static inline __m128i aq_avx2_to_bf16(__m256 value) {
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e4m3(__m128i bytes) {
-    __m128i wide = _mm_cvtepu8_epi16(bytes), nan;
+    __m128i wide = _mm_cvtepu8_epi16(bytes), half;
     __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7F));
     __m128i sign = _mm_slli_epi16(_mm_xor_si128(wide, magnitude), 8);
-    nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F));
-    nan = _mm_and_si128(nan, _mm_set1_epi16(0x7E00));
-    magnitude = _mm_or_si128(_mm_slli_epi16(magnitude, 7), nan);
-    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, magnitude)), _mm256_set1_ps(256.0f));
+    half = _mm_blendv_epi8(_mm_slli_epi16(magnitude, 7), _mm_set1_epi16(0x7E00),
+                           _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, half)), _mm256_set1_ps(256.0f));
 }
 
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e5m2(__m128i bytes) {
@@ -96,6 +95,25 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_f32_to_bf16(const float *in, void *out, size_t 
                          aq_avx2_to_bf16(_mm256_loadu_ps(in + i)));
     }
     aq_scalar_f32_to_bf16(in + i, to + 2 * i, count - i);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)out;
+    size_t head = (0u - (uintptr_t)out) % 64, i;
+    if (bytes == 0) {
+        _mm_sfence();
+        return;
+    }
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    for (i = head; i + 64 <= bytes; i += 64) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(from + i));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(const void *)(from + i + 32));
+        _mm256_stream_si256((__m256i *)(void *)(to + i), low);
+        _mm256_stream_si256((__m256i *)(void *)(to + i + 32), high);
+    }
+    memcpy(to + i, from + i, bytes - i);
 }
 
 #endif /* AQ_HAVE_AVX2 */

@@ -27,14 +27,13 @@ AQ_AVX512_INLINE static inline __m256i aq_avx512_to_bf16(__m512 value) {
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX512_INLINE static inline __m512 aq_avx512_e4m3(__m128i bytes) {
-    __m256i wide = _mm256_cvtepu8_epi16(bytes), nan;
+    __m256i wide = _mm256_cvtepu8_epi16(bytes), half;
     __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7F));
     __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
-    nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
-    nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00));
-    magnitude = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan);
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)),
-                         _mm512_set1_ps(256.0f));
+    half = _mm256_mask_mov_epi16(_mm256_slli_epi16(magnitude, 7),
+                                 _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F)),
+                                 _mm256_set1_epi16(0x7E00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, half)), _mm512_set1_ps(256.0f));
 }
 
 AQ_AVX512_INLINE static inline __m512 aq_avx512_e5m2(__m128i bytes) {
@@ -123,6 +122,22 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f32_to_bf16(const float *in, void *out, siz
         _mm256_mask_storeu_epi16(to + 2 * i, lanes,
                                  aq_avx512_to_bf16(_mm512_maskz_loadu_ps(lanes, in + i)));
     }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)out;
+    size_t head = (0u - (uintptr_t)out) % 64, i;
+    if (bytes == 0) {
+        _mm_sfence();
+        return;
+    }
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    for (i = head; i + 64 <= bytes; i += 64) {
+        _mm512_stream_si512((__m512i *)(void *)(to + i), _mm512_loadu_si512(from + i));
+    }
+    memcpy(to + i, from + i, bytes - i);
 }
 
 AQ_X86_END

@@ -1,4 +1,5 @@
 /* The table of each ISA, and the choice of one. */
+#include "neon.h"
 #include "simd.h"
 #include "x86.h"
 
@@ -20,6 +21,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_encode,
     aq_scalar_decode,
     aq_scalar_compare,
+    aq_scalar_stream,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -37,6 +39,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_encode,
     aq_avx2_decode,
     aq_avx2_compare,
+    aq_avx2_stream,
 };
 #endif
 
@@ -55,6 +58,26 @@ static const struct aq_kernels aq_avx512_kernels = {
     aq_avx512_encode,
     aq_avx512_decode,
     aq_avx512_compare,
+    aq_avx512_stream,
+};
+#endif
+
+#if defined(AQ_HAVE_NEON)
+static const struct aq_kernels aq_neon_kernels = {
+    "neon",
+    aq_neon_f16_to_f32,
+    aq_neon_bf16_to_f32,
+    aq_neon_f8_e4m3_to_f32,
+    aq_neon_f8_e5m2_to_f32,
+    aq_neon_f32_to_f16,
+    aq_neon_f32_to_bf16,
+    aq_neon_range,
+    aq_neon_fit_affine,
+    aq_neon_fit_symmetric,
+    aq_neon_encode,
+    aq_neon_decode,
+    aq_neon_compare,
+    aq_scalar_stream,
 };
 #endif
 
@@ -134,6 +157,9 @@ static const aq_simd_choice aq_simd_choices[] = {
 #endif
 #if defined(AQ_HAVE_AVX2)
     {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
+#if defined(AQ_HAVE_NEON)
+    {&aq_neon_kernels, 0},
 #endif
     {&aq_scalar_kernels, 0},
 };

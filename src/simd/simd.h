@@ -13,7 +13,7 @@
 #  error "ArrowQuant needs IEEE arithmetic: compile without -ffast-math"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
-#  error "ArrowQuant needs floats without excess precision: on i386 use -msse2 -mfpmath=sse"
+#  error "ArrowQuant needs plain floats: i386 -msse2 -mfpmath=sse, s390x -fexcess-precision=fast"
 #endif
 
 /* Linkage of internal functions, equal in effect to AQ_LIB of base/: static in both headers. */
@@ -107,6 +107,9 @@ struct aq_kernels {
                    const aq_simd_grid *grids, float *out);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
+    /* Copies past the caches, for what is not read again soon; the two do not overlap. A call with 0
+     * bytes, after the last one, makes it visible to other threads. */
+    void (*stream)(const void *in, void *out, size_t bytes);
 };
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
@@ -172,6 +175,7 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes);
 
 #ifdef __cplusplus
 }

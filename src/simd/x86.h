@@ -114,6 +114,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
 
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count);
@@ -138,6 +139,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
 /* The least of eight floats. */
@@ -160,7 +162,7 @@ AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
     return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
 }
 
-/* Four folds at once. */
+/* Four sums at once. */
 AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
                                                   aq_avx2_pair d) {
     AQ_SIMD_EXACT_BODY

@@ -12,7 +12,9 @@ typedef struct aq_x86_search {
     float top;       /* affine: the greatest code */
     float half;      /* symmetric: codes are within −half … half − 1; affine: 0 */
     float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* of the values that weigh anything */
-    float middle[AQ_X86_GROUPS], centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
+    float range[AQ_X86_GROUPS];  /* symmetric: the value of largest magnitude, its sign turned */
+    float middle[AQ_X86_GROUPS]; /* less the centre */
+    float centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
     float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
     float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
     double best_gain[AQ_X86_GROUPS];
@@ -183,63 +185,81 @@ AQ_AVX2 static void aq_x86_open(aq_x86_search *search, const float *x, const flo
 AQ_AVX2 static void aq_x86_centre(aq_x86_search *search, float *y) {
     AQ_SIMD_EXACT_BODY
     aq_x86_batch *batch = &search->batch;
-    size_t i;
-    for (i = 0; i < batch->groups; i++) {
-        search->middle[i] = 0.5f * (search->low[i] + search->high[i]);
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m128 both = _mm_add_ps(_mm_loadu_ps(search->low + quad),
+                                 _mm_loadu_ps(search->high + quad));
+        _mm_storeu_ps(search->middle + quad, _mm_mul_ps(_mm_set1_ps(0.5f), both));
     }
     search->passes->centre(batch, search->middle, NULL, search->sum);
-    for (i = 0; i < batch->groups; i++) {
-        search->centre[i] = search->middle[i] + search->sum[i] / search->weight[i];
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m128 middle = _mm_loadu_ps(search->middle + quad);
+        __m128 mean = _mm_div_ps(_mm_loadu_ps(search->sum + quad),
+                                 _mm_loadu_ps(search->weight + quad));
+        __m128 centre = _mm_add_ps(middle, mean);
+        _mm_storeu_ps(search->centre + quad, centre);
+        _mm_storeu_ps(search->middle + quad, _mm_sub_ps(middle, centre));
+        _mm_storeu_ps(search->range + quad, _mm_sub_ps(_mm_loadu_ps(search->high + quad),
+                                                       _mm_loadu_ps(search->low + quad)));
     }
     search->passes->centre(batch, search->centre, y, search->sum);
     batch->x = y;
 }
 
+/* One start of the recipe; `code` is that of the middle. */
+AQ_AVX2 static void aq_x86_start(aq_x86_search *search, float divisor, float code) {
+    AQ_SIMD_EXACT_BODY
+    size_t quad;
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        __m128 scale = _mm_div_ps(_mm_loadu_ps(search->range + quad), _mm_set1_ps(divisor));
+        __m128 down = _mm_mul_ps(_mm_set1_ps(code), scale);
+        _mm_storeu_ps(search->scale + quad, scale);
+        _mm_storeu_ps(search->min + quad, _mm_sub_ps(_mm_loadu_ps(search->middle + quad), down));
+    }
+    (void)aq_x86_try(search);
+}
+
 AQ_AVX2 static void aq_x86_affine_batch(aq_x86_search *search, float *y, aq_simd_fit *out) {
     AQ_SIMD_EXACT_BODY
     const aq_simd_recipe *recipe = search->recipe;
-    uint32_t i, vary = search->batch.active;
-    size_t j, groups = search->batch.groups;
+    double mean[AQ_X86_GROUPS];
+    uint32_t vary = search->batch.active, i;
+    size_t j, quad;
     aq_x86_centre(search, y);
     for (i = 0; i < recipe->starts; i++) {
-        float code = 0.5f * search->top + recipe->shift[i]; /* of the middle */
-        for (j = 0; j < groups; j++) {
-            search->scale[j] = (search->high[j] - search->low[j]) / recipe->divisor[i];
-            search->min[j] = (search->middle[j] - search->centre[j]) - code * search->scale[j];
-        }
-        (void)aq_x86_try(search);
+        aq_x86_start(search, recipe->divisor[i], 0.5f * search->top + recipe->shift[i]);
     }
     aq_x86_alternate(search, recipe->rounds);
-    for (j = 0; j < groups; j++) {
+    for (quad = 0; quad < search->batch.groups; quad += 4) {
+        __m256d rest = _mm256_div_pd(_mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad)),
+                                     _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad)));
+        _mm256_storeu_pd(mean + quad,
+                         _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(search->centre + quad)), rest));
+    }
+    for (j = 0; j < search->batch.groups; j++) {
         bool varies = (vary >> j & 1u) != 0;
-        double mean = (double)search->centre[j] +
-                      (double)search->sum[j] / (double)search->weight[j];
         out[j].scale = varies ? search->best_scale[j] : 1.0f;
-        out[j].mean = varies ? mean : (double)search->low[j];
+        out[j].mean = varies ? mean[j] : (double)search->low[j];
         out[j].code = varies ? search->best_code[j] : 0.0f;
     }
 }
 
 AQ_AVX2 static void aq_x86_symmetric_batch(aq_x86_search *search, bool positive,
                                            aq_simd_fit *out) {
-    AQ_SIMD_EXACT_BODY
     const aq_simd_recipe *recipe = search->recipe;
-    uint32_t i, vary = search->batch.active;
-    size_t j, groups = search->batch.groups;
-    float largest[AQ_X86_GROUPS];
-    for (j = 0; j < groups; j++) { /* as aq_fit_largest, its sign turned */
+    uint32_t vary = search->batch.active, i;
+    size_t j;
+    for (j = 0; j < search->batch.groups; j++) { /* as aq_fit_largest, its sign turned */
         float low = search->low[j], high = search->high[j];
-        largest[j] = 0.0f - (0.0f - low > high ? low : high);
-        largest[j] = positive && largest[j] > 0.0f ? 0.0f - largest[j] : largest[j];
+        float largest = 0.0f - (0.0f - low > high ? low : high);
+        search->range[j] = positive && largest > 0.0f ? 0.0f - largest : largest;
+        search->middle[j] = 0.0f;
     }
     for (i = 0; i < recipe->starts; i++) {
-        for (j = 0; j < groups; j++) {
-            search->scale[j] = largest[j] / recipe->divisor[i];
-        }
-        (void)aq_x86_try(search);
+        aq_x86_start(search, recipe->divisor[i], 0.0f);
     }
     aq_x86_alternate(search, recipe->rounds);
-    for (j = 0; j < groups; j++) {
+    for (j = 0; j < search->batch.groups; j++) {
         bool varies = (vary >> j & 1u) != 0;
         out[j].scale = varies ? search->best_scale[j] : 1.0f;
         out[j].mean = varies ? 0.0 : (double)search->low[j];

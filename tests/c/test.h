@@ -87,6 +87,11 @@ static inline double test_normal(uint64_t *state) {
     return radius * cos(6.283185307179586 * test_uniform(state));
 }
 
+/* Asked for where machines are emulated: shorter loops. */
+static inline int test_brief(void) {
+    return getenv("AQ_TEST_BRIEF") != NULL;
+}
+
 static inline int test_end(void) {
     (void)test_broken; /* a program without tests */
     printf("%lu passed, %lu failed, %lu skipped\n", test_passed, test_failed, test_skipped);

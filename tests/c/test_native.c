@@ -98,7 +98,7 @@ TEST(nothing_is_longer_than_the_bound) {
         size_t size;
         memset(&native, 0, sizeof(native));
         for (size_t i = 0; i < 4; i++) {
-            size_t length = test_random(&state) % 39;
+            size_t length = (size_t)(test_random(&state) % 39);
             for (size_t c = 0; c < length; c++)
                 names[i][c] = (char)(1 + test_random(&state) % (round % 2 ? 127 : 31));
             names[i][length] = 0;
@@ -112,8 +112,8 @@ TEST(nothing_is_longer_than_the_bound) {
         }
         native.tensors = tensors;
         native.checksums = checksums;
-        native.tensor_count = test_random(&state) % 5;
-        native.checksum_count = test_random(&state) % 5;
+        native.tensor_count = (size_t)(test_random(&state) % 5);
+        native.checksum_count = (size_t)(test_random(&state) % 5);
         const char *original = round % 3 ? NULL : "{\"a\":\"b\"}";
         CHECK_STATUS(aq_native_write(NULL, &native, original, &text, &size, NULL), AQ_OK);
         CHECK(size <= aq_native_bound(&native, original));

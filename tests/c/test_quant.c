@@ -475,7 +475,7 @@ TEST(not_finite) {
     float *weights = gaussian(600 * 1000, 1.0, 6), saved;
     int b, p, params;
     uint32_t threads;
-    for (threads = 1; threads <= 3; threads += 2) {
+    for (threads = test_brief() ? 3 : 1; threads <= 3; threads += 2) {
         aq_context *context = context_of(threads);
         for (b = 0; b < 4; b++) {
             for (p = 0; p < 6; p++) {
@@ -587,7 +587,7 @@ TEST(threads_and_pieces) {
     for (i = 0; i < cols; i++) {
         column_weights[i] *= column_weights[i];
     }
-    for (params = 0; params < 3; params++) {
+    for (params = 0; params < 3; params += test_brief() ? 2 : 1) {
         for (weighted = 0; weighted < 2; weighted++) {
             aq_quant_spec spec = spec_of(AQ_CODE_AFFINE, (aq_param_type)params, 4, 128);
             const float *importance = weighted ? column_weights : NULL;
@@ -596,7 +596,7 @@ TEST(threads_and_pieces) {
             uint64_t row, block = aq_block_rows(cols), step;
             quantized_open(&first, &spec, rows, cols);
             quantized_open(&other, &spec, rows, cols);
-            for (t = 0; t < 4; t++) {
+            for (t = 0; t < 4; t += test_brief() ? 2 : 1) {
                 aq_context *context = context_of(threads[t]);
                 quantized *q = t ? &other : &first;
                 CHECK_STATUS(quantize(q, context, &spec, weights, AQ_DTYPE_F32, importance, NULL),

@@ -323,7 +323,7 @@ TEST(no_header_is_longer_than_its_bound) {
     for (int round = 0; round < 200; round++) {
         aq_st_output tensors[3];
         for (size_t i = 0; i < 3; i++) {
-            size_t length = test_random(&state) % 299;
+            size_t length = (size_t)(test_random(&state) % 299);
             for (size_t c = 0; c < length; c++)
                 names[i][c] = (char)(1 + test_random(&state) % (round % 2 ? 127 : 31));
             names[i][length] = 0;

@@ -2,9 +2,7 @@
 #ifndef AQ_FUZZ_H
 #define AQ_FUZZ_H
 
-#define AQ_TEST_BUNDLE /* keeps the internal macros visible */
-#define ARROWQUANT_IMPLEMENTATION
-#include "../../arrowquant.h"
+#include "../c/sources.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +19,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* A failure has a status and says something; the text that was refused is named. */
-static void fuzz_check_error(aq_status status, const aq_error *err, const char *source) {
+static inline void fuzz_check_error(aq_status status, const aq_error *err, const char *source) {
     if (status == AQ_OK) return;
     FUZZ_CHECK(err->status == status && err->message[0]);
     FUZZ_CHECK(strstr(err->message, source) != NULL);
@@ -32,7 +30,7 @@ typedef struct fuzz_memory {
     size_t now, peak;
 } fuzz_memory;
 
-static void *fuzz_resize(void *user, void *pointer, size_t old_size, size_t new_size) {
+static inline void *fuzz_resize(void *user, void *pointer, size_t old_size, size_t new_size) {
     fuzz_memory *memory = (fuzz_memory *)user;
     if (!new_size) {
         free(pointer);
@@ -46,14 +44,14 @@ static void *fuzz_resize(void *user, void *pointer, size_t old_size, size_t new_
     return moved;
 }
 
-static void fuzz_context(aq_context *context, fuzz_memory *memory) {
+static inline void fuzz_context(aq_context *context, fuzz_memory *memory) {
     memset(context, 0, sizeof(*context));
     memset(memory, 0, sizeof(*memory));
     context->allocator.resize = fuzz_resize;
     context->allocator.user = memory;
 }
 
-static void fuzz_check_memory(const fuzz_memory *memory, size_t size) {
+static inline void fuzz_check_memory(const fuzz_memory *memory, size_t size) {
     FUZZ_CHECK(memory->now == 0);
     FUZZ_CHECK(memory->peak <= 256 * size + 65536);
 }

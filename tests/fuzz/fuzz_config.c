@@ -1,6 +1,7 @@
 /* Configurations: an input whose first byte is the number of a field is a value for it, anything else
  * is YAML. What is accepted is valid or says why not, and written and read again it is the same.
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_config.c -o build/fuzz/config -lm */
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_config.c \
+ *         $(find src -name '*.c') -o build/fuzz/config -lm -lpthread */
 #include "fuzz.h"
 
 static void again(aq_context *context, const aq_config *config) {

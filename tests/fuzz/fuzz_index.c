@@ -1,6 +1,6 @@
 /* The index of a sharded model: what it accepts names plain files, and each tensor once.
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_index.c \
- *         -o build/fuzz/index -lm */
+ *         $(find src -name '*.c') -o build/fuzz/index -lm -lpthread */
 #include "fuzz.h"
 
 static void check(const aq_st_index *index) {

@@ -1,5 +1,6 @@
 /* The JSON reader and what edits JSON text in place.
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_json.c -o build/fuzz/json -lm */
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_json.c \
+ *         $(find src -name '*.c') -o build/fuzz/json -lm -lpthread */
 #include "fuzz.h"
 
 /* The pull reader to its end: every slice lies inside the text. */

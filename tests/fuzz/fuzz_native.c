@@ -2,7 +2,7 @@
  * with the parts of two tensors; anything else is a whole file. Of what is good, every eighth size is
  * opened from a file, verified and dequantized.
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_native.c \
- *         -o build/fuzz/native -lm -lpthread */
+ *         $(find src -name '*.c') -o build/fuzz/native -lm -lpthread */
 #include "fuzz.h"
 
 /* The parts of "w" as affine INT4 [4, 40], of "v" as symmetric INT8 with 8-bit parameters [2, 64]. */

@@ -1,6 +1,6 @@
 /* The safetensors reader: what it accepts covers the data section without holes or overlaps.
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_safetensors.c \
- *         -o build/fuzz/safetensors -lm */
+ *         $(find src -name '*.c') -o build/fuzz/safetensors -lm -lpthread */
 #include "fuzz.h"
 
 static void check(const aq_st_file *file, size_t size) {

@@ -1,5 +1,6 @@
 /* The YAML reader.
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_yaml.c -o build/fuzz/yaml -lm */
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_yaml.c \
+ *         $(find src -name '*.c') -o build/fuzz/yaml -lm -lpthread */
 #include "fuzz.h"
 
 /* Counts agree with the lists, lines and columns lie in the text. */

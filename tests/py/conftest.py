@@ -1,6 +1,7 @@
 """Fixtures that all Python tests share. They build what is missing, once for all workers."""
 import contextlib
 import fcntl
+import os
 import pathlib
 import shutil
 import subprocess
@@ -72,7 +73,9 @@ def tool():
 
 @pytest.fixture(scope="session")
 def aq():
-    """The command-line tool."""
+    """The command-line tool, or another build of it that AQ_TOOL names."""
+    if os.environ.get("AQ_TOOL"):
+        return pathlib.Path(os.environ["AQ_TOOL"])
     with held("aq"):
         call(["make", "-s", "aq"], cwd=REPO)
     return BUILD / "aq"

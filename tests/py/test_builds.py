@@ -92,8 +92,7 @@ def test_matrix(compiler, switches, tmp_path):
     call(compile_command(compiler, SWITCHES[switches], *mode, source))
 
 
-@pytest.mark.parametrize("level", ["-O0", "-O3", "-Os"])
-@pytest.mark.parametrize("compiler", ["gcc", "clang++"])
+@pytest.mark.parametrize("compiler, level", [("gcc", "-O0"), ("gcc", "-O3"), ("clang++", "-Os")])
 def test_optimization_levels(compiler, level, tmp_path):
     need(compiler)
     source = write(tmp_path, "program.c", IMPLEMENTATION + ROUND_TRIP + MAIN)
@@ -303,7 +302,7 @@ def test_other_machines(target, tmp_path):
 
 def test_embedded_example_works(tmp_path):
     """The same program on this machine."""
-    call([*COMPILERS["gcc"], *WARNINGS, "-O2", REPO / "examples/embedded.c",
+    call([*COMPILERS["gcc"], *WARNINGS, "-O2", "-I", REPO, REPO / "examples/embedded.c",
           "-o", tmp_path / "embedded", "-lm"])
     call([tmp_path / "embedded"])
 

@@ -1,0 +1,643 @@
+/* Every kernel of every ISA that this machine has gives the bits of the scalar one; contexts use
+ * the kernels they say.
+ *
+ *     test_simd [groups [seed]]     so many random groups a kernel and ISA (also AQ_SIMD_GROUPS)
+ */
+#include "test.h"
+
+#ifndef __has_feature
+#  define __has_feature(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || !defined(__OPTIMIZE__)
+#  define DEFAULT_GROUPS 20000
+#else
+#  define DEFAULT_GROUPS 200000
+#endif
+#define MOST 1024 /* values in a row here */
+
+static const char *const isa_names[] = {"avx2", "avx512", "neon"};
+static const struct aq_kernels *tables[3];
+static size_t table_count;
+static unsigned long group_goal = DEFAULT_GROUPS;
+static uint64_t first_seed = 1;
+
+static void find_tables(void) {
+    size_t i;
+    for (i = 0; i < sizeof isa_names / sizeof *isa_names; i++) {
+        const struct aq_kernels *table = aq_simd_kernels(isa_names[i]);
+        if (table) {
+            tables[table_count++] = table;
+        }
+    }
+}
+
+static float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint32_t random_below(uint64_t *state, uint32_t limit) {
+    return (uint32_t)((test_random(state) >> 32) % limit);
+}
+
+/* A sum of uniform numbers is quicker than a logarithm, and near enough. */
+static float random_normal(uint64_t *state) {
+    uint64_t word = test_random(state);
+    int sum = (int)(word & 0xFFFF) + (int)(word >> 16 & 0xFFFF) + (int)(word >> 32 & 0xFFFF) +
+              (int)(word >> 48) - 131070;
+    return (float)sum / 37837.0f;
+}
+
+/* ---------------------------------------------------------------- rows */
+
+enum { GAUSSIAN, OFFSET, HEAVY, CONSTANT, FEW, SPARSE, ZEROS, TINY, HUGE_ONES, ANY_BITS, KINDS };
+
+static float any_finite(uint64_t *state) {
+    uint32_t bits = (uint32_t)test_random(state);
+    return float_of((bits & 0x7F800000u) == 0x7F800000u ? bits & 0xBFFFFFFFu : bits);
+}
+
+/* `tame`: the largest magnitude of every group lies in 2^-40 … 2^40, as the fits ask. */
+static void fill(float *x, size_t count, int kind, int tame, uint64_t *state) {
+    float scale = float_of((uint32_t)(127 - 30 + random_below(state, 60)) << 23);
+    float middle = random_normal(state) * 8.0f;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        float z = random_normal(state);
+        switch (tame && kind >= TINY ? kind % 3 : kind) {
+        case GAUSSIAN: x[i] = z * scale; break;
+        case OFFSET: x[i] = (z + middle) * scale; break;
+        case HEAVY: x[i] = z / (0.01f + z * z) * random_normal(state) * scale; break;
+        case CONSTANT: x[i] = middle * scale + scale; break;
+        case FEW: x[i] = (float)((int)(z * 1.5f)) * scale; break;
+        case SPARSE: x[i] = random_below(state, 16) ? 0.0f : z * scale; break;
+        case ZEROS: x[i] = z < 0.0f ? -0.0f : z < 1.0f ? 0.0f : scale; break;
+        case TINY: x[i] = float_of((uint32_t)test_random(state) & 0x81FFFFFFu); break;
+        case HUGE_ONES: x[i] = z * 1e37f; break;
+        default: x[i] = any_finite(state); break;
+        }
+    }
+}
+
+/* Every group a kind of its own, and its largest magnitude where a fit takes it. */
+static void fill_row(float *x, size_t count, size_t group, int tame, uint64_t *state) {
+    size_t begin;
+    for (begin = 0; begin < count; begin += group) {
+        size_t length = count - begin < group ? count - begin : group, i;
+        uint32_t draw = random_below(state, 2 * KINDS);
+        fill(x + begin, length, draw < KINDS ? (int)draw : GAUSSIAN, tame, state);
+        if (tame) {
+            float most = 0.0f;
+            for (i = 0; i < length; i++) {
+                most = fabsf(x[begin + i]) > most ? fabsf(x[begin + i]) : most;
+            }
+            if (!(most >= 9.1e-13f && most <= 1e12f)) {
+                x[begin + random_below(state, (uint32_t)length)] = 1.0f;
+            }
+            for (i = 0; i < length && most > 1e12f; i++) {
+                x[begin + i] *= 1e-12f;
+            }
+        }
+    }
+}
+
+static void fill_weights(float *weights, size_t count, size_t group, uint64_t *state) {
+    size_t i;
+    for (i = 0; i < count; i++) {
+        float z = random_normal(state);
+        weights[i] = random_below(state, 8) ? z * z : 0.0f;
+        if (i % group == 0) {
+            weights[i] += 0.01f; /* the largest of a group is not 0 */
+        }
+    }
+}
+
+/* A row in a block of its own that ends where the row ends, at an address aligned as a float. */
+typedef struct exact {
+    void *block;
+    float *at;
+} exact;
+
+static exact exact_row(const float *from, size_t count, uint64_t *state) {
+    size_t shift = random_below(state, 16);
+    exact row;
+    row.block = malloc((shift + count) * sizeof(float));
+    row.at = (float *)row.block + shift;
+    if (from) {
+        memcpy(row.at, from, count * sizeof(float));
+    }
+    return row;
+}
+
+/* What each round varies. Every length of a last group occurs, at each group size. */
+typedef struct shape {
+    size_t group, count, groups;
+    uint32_t bits;
+    bool symmetric;
+} shape;
+
+static shape random_shape(unsigned long round, uint64_t *state) {
+    static const uint32_t bits[3] = {2, 4, 8};
+    shape s;
+    s.group = round % 4 == 0 ? 256 : 32u * (1u + random_below(state, 8));
+    s.count = 1 + round / 4 % s.group + s.group * random_below(state, (uint32_t)(MOST / s.group));
+    s.count = round % 16 == 5 ? MOST / s.group * s.group : s.count; /* whole groups alone */
+    s.groups = (s.count + s.group - 1) / s.group;
+    s.bits = bits[random_below(state, 3)];
+    s.symmetric = random_below(state, 3) == 0;
+    return s;
+}
+
+static int same(const void *a, const void *b, size_t size) {
+    return memcmp(a, b, size) == 0;
+}
+
+/* Shows what is needed to find the case again. */
+static int agree(int equal, const struct aq_kernels *table, const char *kernel, const shape *s,
+                 unsigned long round) {
+    if (!equal && !test_broken) {
+        printf("%s %s differs from scalar: round %lu, count %lu, group %lu, %u bits%s\n",
+               table->name, kernel, round, (unsigned long)s->count, (unsigned long)s->group,
+               (unsigned)s->bits, s->symmetric ? ", symmetric" : "");
+    }
+    return equal;
+}
+
+/* ---------------------------------------------------------------- kernels over random rows */
+
+static void check_range(const shape *s, const exact *x, unsigned long round) {
+    aq_simd_range expected[32], got[32];
+    size_t t, i;
+    aq_simd_kernels("scalar")->range(x->at, s->count, s->group, expected);
+    for (t = 0; t < table_count; t++) {
+        tables[t]->range(x->at, s->count, s->group, got);
+        for (i = 0; i < s->groups; i++) { /* the sign of a zero may differ */
+            int equal = got[i].absmax == expected[i].absmax &&
+                        (got[i].absmax > 0x7F800000u ||
+                         (got[i].low == expected[i].low && got[i].high == expected[i].high));
+            CHECK(agree(equal, tables[t], "range", s, round));
+        }
+    }
+}
+
+static void check_fit(const shape *s, const exact *x, const exact *weights, unsigned long round) {
+    const struct aq_kernels *scalar = aq_simd_kernels("scalar");
+    aq_simd_range ranges[32];
+    aq_simd_fit expected[32], got[32];
+    size_t t, i;
+    scalar->range(x->at, s->count, s->group, ranges);
+    (s->symmetric ? scalar->fit_symmetric : scalar->fit_affine)(
+        x->at, weights->at, s->count, s->group, s->bits, ranges, expected);
+    for (t = 0; t < table_count; t++) {
+        (s->symmetric ? tables[t]->fit_symmetric : tables[t]->fit_affine)(
+            x->at, weights->at, s->count, s->group, s->bits, ranges, got);
+        for (i = 0; i < s->groups; i++) {
+            int equal = same(&got[i].mean, &expected[i].mean, sizeof got[i].mean) &&
+                        same(&got[i].scale, &expected[i].scale, sizeof got[i].scale) &&
+                        same(&got[i].code, &expected[i].code, sizeof got[i].code);
+            CHECK(agree(equal, tables[t], weights->at ? "weighted fit" : "fit", s, round));
+        }
+    }
+}
+
+/* The codes of the row on grids of any kind; then what they decode to. */
+static void check_codes(const shape *s, const exact *x, unsigned long round, uint64_t *state) {
+    const struct aq_kernels *scalar = aq_simd_kernels("scalar");
+    aq_simd_range ranges[32];
+    aq_simd_grid grids[32];
+    size_t i, t, bytes = s->count / s->group * (s->group * s->bits / 8) +
+                         (s->count % s->group * s->bits + 7) / 8;
+    uint8_t *expected = (uint8_t *)malloc(bytes), *got = (uint8_t *)malloc(bytes + 1);
+    exact decoded = exact_row(NULL, s->count, state), back = exact_row(NULL, s->count, state);
+    scalar->range(x->at, s->count, s->group, ranges);
+    for (i = 0; i < s->groups; i++) {
+        grids[i].scale = (ranges[i].high * 0.5f - ranges[i].low * 0.5f) / (float)(1u << s->bits);
+        grids[i].scale = grids[i].scale * 2.2f + 1e-30f;
+        grids[i].min = ranges[i].low;
+    }
+    scalar->encode(x->at, s->count, s->group, s->bits, s->symmetric, grids, expected);
+    scalar->decode(expected, s->count, s->group, s->bits, s->symmetric, grids, decoded.at);
+    for (t = 0; t < table_count; t++) {
+        memset(got, 0xA5, bytes + 1);
+        tables[t]->encode(x->at, s->count, s->group, s->bits, s->symmetric, grids, got + 1);
+        CHECK(agree(same(got + 1, expected, bytes), tables[t], "encode", s, round));
+        memcpy(got + 1, expected, bytes);
+        tables[t]->decode(got + 1, s->count, s->group, s->bits, s->symmetric, grids, back.at);
+        CHECK(agree(same(back.at, decoded.at, s->count * sizeof(float)), tables[t], "decode", s,
+                    round));
+    }
+    free(expected);
+    free(got);
+    free(decoded.block);
+    free(back.block);
+}
+
+/* NaNs compare equal: which of two gets through an addition is not defined. */
+static int same_sum(float a, float b) {
+    return same(&a, &b, sizeof a) || (a != a && b != b);
+}
+
+static void check_compare(const shape *s, const exact *x, unsigned long round, uint64_t *state) {
+    size_t i, t, count = s->count < 256 ? s->count : 256;
+    exact a = exact_row(x->at, count, state), b = exact_row(x->at, count, state);
+    aq_simd_sums expected, got;
+    for (i = 0; i < count; i++) {
+        b.at[i] += round % 8 ? 0.05f * b.at[i] * random_normal(state) : 0.0f;
+    }
+    aq_simd_kernels("scalar")->compare(a.at, b.at, count, &expected);
+    for (t = 0; t < table_count; t++) {
+        int equal;
+        tables[t]->compare(a.at, b.at, count, &got);
+        equal = same_sum(got.dot, expected.dot) && same_sum(got.first, expected.first) &&
+                same_sum(got.second, expected.second) && same_sum(got.error, expected.error) &&
+                same_sum(got.max_error, expected.max_error);
+        CHECK(agree(equal, tables[t], "compare", s, round));
+    }
+    free(a.block);
+    free(b.block);
+}
+
+/* Any bits are F16, BF16, F8; any floats go back. */
+static void check_conversions(const shape *s, const exact *x, unsigned long round,
+                              uint64_t *state) {
+    const struct aq_kernels *scalar = aq_simd_kernels("scalar");
+    size_t i, t, count = s->count;
+    uint8_t *halves = (uint8_t *)malloc(2 * count + 1), *bytes = (uint8_t *)malloc(count + 1);
+    uint8_t *expected = (uint8_t *)malloc(2 * count), *got = (uint8_t *)malloc(2 * count + 1);
+    exact wide = exact_row(NULL, count, state), back = exact_row(NULL, count, state);
+    for (i = 0; i <= 2 * count; i++) {
+        halves[i] = (uint8_t)test_random(state);
+        bytes[i / 2] = halves[i];
+    }
+#define WIDEN(name, in)                                                                           \
+    scalar->name(in, wide.at, count);                                                             \
+    tables[t]->name(in, back.at, count);                                                          \
+    CHECK(agree(same(wide.at, back.at, count * sizeof(float)), tables[t], #name, s, round))
+#define NARROW(name)                                                                              \
+    scalar->name(x->at, expected, count);                                                         \
+    tables[t]->name(x->at, got + 1, count);                                                       \
+    CHECK(agree(same(expected, got + 1, 2 * count), tables[t], #name, s, round))
+    for (t = 0; t < table_count; t++) {
+        WIDEN(f16_to_f32, halves + 1);
+        WIDEN(bf16_to_f32, halves + 1);
+        WIDEN(f8_e4m3_to_f32, bytes + 1);
+        WIDEN(f8_e5m2_to_f32, bytes + 1);
+        NARROW(f32_to_f16);
+        NARROW(f32_to_bf16);
+    }
+#undef WIDEN
+#undef NARROW
+    free(halves);
+    free(bytes);
+    free(expected);
+    free(got);
+    free(wide.block);
+    free(back.block);
+}
+
+/* Calls one check on rows until each table has had its groups. */
+static void every_row(int what) {
+    uint64_t state = first_seed * 8 + (uint64_t)what;
+    unsigned long groups, round = 0;
+    static float values[MOST], plain[MOST];
+    aq_simd_mode mode = aq_simd_mode_enter();
+    for (groups = 0; groups < group_goal && !test_broken && table_count; round++) {
+        shape s = random_shape(round, &state);
+        exact x, weights = {NULL, NULL};
+        fill_row(values, s.count, s.group, what == 1, &state);
+        if (what == 0 && round % 5 == 0) { /* infinities and NaNs are found */
+            uint32_t sign = round % 2 ? 0x80000000u : 0u;
+            values[random_below(&state, (uint32_t)s.count)] =
+                float_of((round % 10 ? 0x7FC00000u : 0x7F800000u) | sign);
+        }
+        x = exact_row(values, s.count, &state);
+        switch (what) {
+        case 0: check_range(&s, &x, round); break;
+        case 1:
+            if (round % 2) {
+                fill_weights(plain, s.count, s.group, &state);
+                weights = exact_row(plain, s.count, &state);
+            }
+            check_fit(&s, &x, &weights, round);
+            free(weights.block);
+            break;
+        case 2: check_codes(&s, &x, round, &state); break;
+        case 3: check_compare(&s, &x, round, &state); break;
+        default: check_conversions(&s, &x, round, &state); break;
+        }
+        free(x.block);
+        groups += (unsigned long)s.groups;
+    }
+    aq_simd_mode_leave(mode);
+}
+
+TEST(ranges) { every_row(0); }
+TEST(fits) { every_row(1); }
+TEST(codes) { every_row(2); }
+TEST(sums) { every_row(3); }
+TEST(conversions) { every_row(4); }
+
+/* Every 16-bit float; every upper half of an F32 with lower halves around the places where rounding
+ * changes. */
+TEST(every_half) {
+    static const uint32_t low[] = {0,      1,      0x0FFF, 0x1000, 0x1001, 0x1FFF, 0x2000,
+                                   0x3000, 0x7FFF, 0x8000, 0x8001, 0xEFFF, 0xF000, 0xFFFF};
+    const struct aq_kernels *scalar = aq_simd_kernels("scalar");
+    static uint16_t halves[65536], expected[65536], got[65536];
+    static float wide[65536], back[65536];
+    size_t i, j, t;
+    aq_simd_mode mode = aq_simd_mode_enter();
+    for (i = 0; i < 65536; i++) {
+        halves[i] = (uint16_t)i;
+    }
+    for (t = 0; t < table_count; t++) {
+        scalar->f16_to_f32(halves, wide, 65536);
+        tables[t]->f16_to_f32(halves, back, 65536);
+        CHECK(same(wide, back, sizeof wide));
+        scalar->bf16_to_f32(halves, wide, 65536);
+        tables[t]->bf16_to_f32(halves, back, 65536);
+        CHECK(same(wide, back, sizeof wide));
+        for (j = 0; j < sizeof low / sizeof *low; j++) {
+            for (i = 0; i < 65536; i++) {
+                uint32_t bits = (uint32_t)i << 16 | low[j];
+                memcpy(&wide[i], &bits, sizeof bits);
+            }
+            scalar->f32_to_f16(wide, expected, 65536);
+            tables[t]->f32_to_f16(wide, got, 65536);
+            CHECK(same(expected, got, sizeof got));
+            scalar->f32_to_bf16(wide, expected, 65536);
+            tables[t]->f32_to_bf16(wide, got, 65536);
+            CHECK(same(expected, got, sizeof got));
+        }
+    }
+    aq_simd_mode_leave(mode);
+}
+
+/* ---------------------------------------------------------------- the whole path */
+
+#define ROWS 7u
+#define COLS 1341u
+
+typedef struct whole {
+    uint8_t codes[ROWS * (COLS + 4)], params[ROWS * 42 * 8], extra[ROWS * 4];
+    aq_quality quality;
+    float decoded[ROWS * COLS];
+    uint16_t halves[ROWS * COLS];
+} whole;
+
+static void quantize_whole(aq_context *context, const aq_quant_spec *spec, const void *weights,
+                           aq_dtype dtype, const float *columns, whole *out) {
+    aq_error err;
+    memset(out, 0, sizeof *out);
+    CHECK_STATUS(aq_quantize(context, spec, weights, dtype, ROWS, COLS, columns, out->codes,
+                             out->params, out->extra, &out->quality, &err), AQ_OK);
+    CHECK_STATUS(aq_dequantize(context, spec, out->codes, out->params, out->extra, ROWS, COLS,
+                               AQ_DTYPE_F32, out->decoded, &err), AQ_OK);
+    CHECK_STATUS(aq_dequantize(context, spec, out->codes, out->params, out->extra, ROWS, COLS,
+                               spec->bits == 4 ? AQ_DTYPE_F16 : AQ_DTYPE_BF16, out->halves, &err),
+                 AQ_OK);
+}
+
+static void check_whole(const struct aq_kernels *table, const aq_quant_spec *spec,
+                        const void *weights, aq_dtype dtype, const float *columns) {
+    static whole expected, got;
+    aq_context context;
+    memset(&context, 0, sizeof context);
+    context.kernels = aq_simd_kernels("scalar");
+    context.num_threads = 1;
+    quantize_whole(&context, spec, weights, dtype, columns, &expected);
+    context.kernels = table;
+    context.num_threads = 2;
+    quantize_whole(&context, spec, weights, dtype, columns, &got);
+    CHECK(same(expected.codes, got.codes, sizeof got.codes));
+    CHECK(same(expected.params, got.params, sizeof got.params));
+    CHECK(same(expected.extra, got.extra, sizeof got.extra));
+    CHECK(same(expected.decoded, got.decoded, sizeof got.decoded));
+    CHECK(same(expected.halves, got.halves, sizeof got.halves));
+    CHECK(same(&expected.quality.dot, &got.quality.dot, sizeof got.quality.dot));
+    CHECK(same(&expected.quality.error, &got.quality.error, sizeof got.quality.error));
+}
+
+TEST(whole_path) {
+    static const aq_dtype dtypes[] = {AQ_DTYPE_F32, AQ_DTYPE_F16, AQ_DTYPE_BF16, AQ_DTYPE_F8_E4M3,
+                                      AQ_DTYPE_F8_E5M2};
+    static float wide[ROWS * COLS], columns[COLS];
+    static uint16_t halves[2][ROWS * COLS];
+    static uint8_t bytes[ROWS * COLS];
+    const void *inputs[5];
+    uint64_t state = first_seed;
+    uint32_t bits, group, params;
+    size_t i, t;
+    int code, input;
+    for (i = 0; i < ROWS * COLS; i++) {
+        wide[i] = 0.02f * random_normal(&state) + (i % 97 ? 0.0f : 0.3f);
+        bytes[i] = (uint8_t)(test_random(&state) & 0xB7u); /* F8 without infinity and NaN */
+    }
+    for (i = 0; i < COLS; i++) {
+        columns[i] = random_normal(&state) * random_normal(&state);
+        columns[i] = columns[i] < 0.0f ? 0.0f : columns[i];
+    }
+    aq_from_f32(NULL, AQ_DTYPE_F16, wide, halves[0], ROWS * COLS);
+    aq_from_f32(NULL, AQ_DTYPE_BF16, wide, halves[1], ROWS * COLS);
+    inputs[0] = wide;
+    inputs[1] = halves[0];
+    inputs[2] = halves[1];
+    inputs[3] = inputs[4] = bytes;
+    for (t = 0; t < table_count; t++) {
+        for (bits = 2; bits <= 8; bits *= 2) {
+            for (group = 32; group <= 256; group *= 2) {
+                for (code = 0; code < 2; code++) {
+                    for (params = 0; params < 3; params++) {
+                        aq_quant_spec spec;
+                        spec.code = (aq_code)code;
+                        spec.params = (aq_param_type)params;
+                        spec.bits = bits;
+                        spec.group_size = group;
+                        input = (int)(random_below(&state, 5));
+                        if (input >= 3 && params != AQ_PARAM_F32) {
+                            input -= 2; /* F8 codes reach far */
+                        }
+                        check_whole(tables[t], &spec, inputs[input], dtypes[input],
+                                    random_below(&state, 2) ? columns : NULL);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- which kernels ran */
+
+/* A table that counts its calls, then makes them of the table under test. */
+static const struct aq_kernels *inner;
+static unsigned long calls[12];
+
+#define COUNTED(index, name, declared, passed)                                                    \
+    static void counted_##name declared {                                                         \
+        calls[index]++;                                                                           \
+        inner->name passed;                                                                       \
+    }
+COUNTED(0, f16_to_f32, (const void *in, float *out, size_t count), (in, out, count))
+COUNTED(1, bf16_to_f32, (const void *in, float *out, size_t count), (in, out, count))
+COUNTED(2, f8_e4m3_to_f32, (const void *in, float *out, size_t count), (in, out, count))
+COUNTED(3, f8_e5m2_to_f32, (const void *in, float *out, size_t count), (in, out, count))
+COUNTED(4, f32_to_f16, (const float *in, void *out, size_t count), (in, out, count))
+COUNTED(5, f32_to_bf16, (const float *in, void *out, size_t count), (in, out, count))
+COUNTED(6, range, (const float *x, size_t count, size_t group, aq_simd_range *out),
+        (x, count, group, out))
+COUNTED(7, fit_affine, (const float *x, const float *weights, size_t count, size_t group,
+                        uint32_t bits, const aq_simd_range *ranges, aq_simd_fit *out),
+        (x, weights, count, group, bits, ranges, out))
+COUNTED(8, fit_symmetric, (const float *x, const float *weights, size_t count, size_t group,
+                           uint32_t bits, const aq_simd_range *ranges, aq_simd_fit *out),
+        (x, weights, count, group, bits, ranges, out))
+COUNTED(9, encode, (const float *x, size_t count, size_t group, uint32_t bits, bool symmetric,
+                    const aq_simd_grid *grids, void *codes),
+        (x, count, group, bits, symmetric, grids, codes))
+COUNTED(10, decode, (const void *codes, size_t count, size_t group, uint32_t bits, bool symmetric,
+                     const aq_simd_grid *grids, float *out),
+        (codes, count, group, bits, symmetric, grids, out))
+COUNTED(11, compare, (const float *a, const float *b, size_t count, aq_simd_sums *out),
+        (a, b, count, out))
+#undef COUNTED
+
+static struct aq_kernels counted_table(const struct aq_kernels *table) {
+    struct aq_kernels counted = *table;
+    inner = table;
+    memset(calls, 0, sizeof calls);
+    counted.f16_to_f32 = counted_f16_to_f32;
+    counted.bf16_to_f32 = counted_bf16_to_f32;
+    counted.f8_e4m3_to_f32 = counted_f8_e4m3_to_f32;
+    counted.f8_e5m2_to_f32 = counted_f8_e5m2_to_f32;
+    counted.f32_to_f16 = counted_f32_to_f16;
+    counted.f32_to_bf16 = counted_f32_to_bf16;
+    counted.range = counted_range;
+    counted.fit_affine = counted_fit_affine;
+    counted.fit_symmetric = counted_fit_symmetric;
+    counted.encode = counted_encode;
+    counted.decode = counted_decode;
+    counted.compare = counted_compare;
+    return counted;
+}
+
+/* The public calls do all their work through the table of the context. */
+TEST(kernels_that_run) {
+    static float wide[ROWS * COLS];
+    static uint16_t halves[ROWS * COLS];
+    static uint8_t bytes[ROWS * COLS];
+    static whole out;
+    static const aq_dtype dtypes[4] = {AQ_DTYPE_F16, AQ_DTYPE_BF16, AQ_DTYPE_F8_E4M3,
+                                       AQ_DTYPE_F8_E5M2};
+    uint64_t state = 5;
+    size_t i, t;
+    int input;
+    for (i = 0; i < ROWS * COLS; i++) {
+        wide[i] = random_normal(&state);
+        bytes[i] = (uint8_t)(test_random(&state) & 0xB7u);
+    }
+    aq_from_f32(NULL, AQ_DTYPE_BF16, wide, halves, ROWS * COLS);
+    for (t = 0; t < table_count; t++) {
+        struct aq_kernels counted = counted_table(tables[t]);
+        aq_context context;
+        memset(&context, 0, sizeof context);
+        context.kernels = &counted;
+        context.num_threads = 1;
+        for (input = 0; input < 4; input++) {
+            aq_quant_spec spec;
+            spec.code = input % 2 ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+            spec.params = AQ_PARAM_F32;
+            spec.bits = input < 2 ? 4 : 8;
+            spec.group_size = 128;
+            quantize_whole(&context, &spec, input < 2 ? (const void *)halves : (const void *)bytes,
+                           input == 0 ? AQ_DTYPE_BF16 : dtypes[input], NULL, &out);
+        }
+        aq_to_f32(&context, AQ_DTYPE_F16, halves, wide, ROWS * COLS);
+        for (i = 0; i < sizeof calls / sizeof *calls; i++) {
+            CHECK(calls[i] > 0);
+        }
+    }
+}
+
+/* No two tables share a function, so a table's name says which code runs. */
+TEST(tables_are_apart) {
+    const struct aq_kernels *all[4];
+    size_t i, j, count = 0;
+    all[count++] = aq_simd_kernels("scalar");
+    for (i = 0; i < table_count; i++) {
+        all[count++] = tables[i];
+    }
+    for (i = 0; i < count; i++) {
+        for (j = i + 1; j < count; j++) {
+            CHECK(all[i]->range != all[j]->range);
+            CHECK(all[i]->fit_affine != all[j]->fit_affine);
+            CHECK(all[i]->fit_symmetric != all[j]->fit_symmetric);
+            CHECK(all[i]->encode != all[j]->encode);
+            CHECK(all[i]->decode != all[j]->decode);
+            CHECK(all[i]->compare != all[j]->compare);
+            CHECK(all[i]->f16_to_f32 != all[j]->f16_to_f32);
+            CHECK(all[i]->bf16_to_f32 != all[j]->bf16_to_f32);
+            CHECK(all[i]->f8_e4m3_to_f32 != all[j]->f8_e4m3_to_f32);
+            CHECK(all[i]->f8_e5m2_to_f32 != all[j]->f8_e5m2_to_f32);
+            CHECK(all[i]->f32_to_f16 != all[j]->f32_to_f16);
+            CHECK(all[i]->f32_to_bf16 != all[j]->f32_to_bf16);
+        }
+    }
+}
+
+/* Each ISA of the public enumeration: its table, or an error that says what to do. */
+TEST(contexts) {
+    static const aq_isa isas[] = {AQ_ISA_SCALAR, AQ_ISA_AVX2, AQ_ISA_AVX512, AQ_ISA_NEON};
+    size_t i;
+    for (i = 0; i < sizeof isas / sizeof *isas; i++) {
+        const struct aq_kernels *table = aq_simd_kernels(aq_isa_name(isas[i]));
+        aq_context *context = NULL;
+        aq_error err;
+        aq_status status = aq_context_create(isas[i], NULL, &context, &err);
+        if (table) {
+            CHECK(status == AQ_OK && context->isa == isas[i] && context->kernels == table);
+            CHECK_STR(table->name, aq_isa_name(isas[i]));
+            aq_context_destroy(context);
+        } else {
+            CHECK(status == AQ_ERR_UNSUPPORTED && !context);
+            CHECK(strstr(err.message, aq_isa_name(isas[i])) != NULL);
+            CHECK(strstr(err.message, "use scalar or auto") != NULL);
+        }
+    }
+    CHECK(aq_simd_kernels("sse9") == NULL && aq_simd_kernels("") == NULL);
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(ARROWQUANT_NO_SIMD)
+    __builtin_cpu_init();
+    CHECK(!!aq_simd_kernels("avx2") == !!(__builtin_cpu_supports("avx2")));
+    CHECK(!!aq_simd_kernels("avx512") ==
+          (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")));
+    CHECK_STR(aq_simd_kernels(NULL)->name, aq_simd_kernels("avx512") ? "avx512"
+                                           : aq_simd_kernels("avx2") ? "avx2" : "scalar");
+#endif
+}
+
+int main(int argc, char **argv) {
+    const char *goal = argc > 1 ? argv[1] : getenv("AQ_SIMD_GROUPS");
+    find_tables();
+    if (goal) {
+        group_goal = strtoul(goal, NULL, 10);
+    }
+    if (argc > 2) {
+        first_seed = strtoul(argv[2], NULL, 10);
+    }
+    if (table_count == 0) {
+        printf("this machine has no kernels but the scalar ones\n");
+        test_skipped++;
+    }
+    RUN(ranges);
+    RUN(fits);
+    RUN(codes);
+    RUN(sums);
+    RUN(conversions);
+    RUN(every_half);
+    RUN(whole_path);
+    RUN(kernels_that_run);
+    RUN(tables_are_apart);
+    RUN(contexts);
+    return test_end();
+}

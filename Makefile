@@ -6,6 +6,7 @@
 # make check   fail when those two are stale
 # make clean   remove build/
 # make fuzz    10^7 executions of each fuzz target (RUNS=…, TARGETS="json yaml"); an hour and more
+# make test-cross   every machine, compiler flag and emulated CPU of tests/cross.py; half an hour
 # make test-tools   every C test under TSan and valgrind, the tool under both and ASan; minutes
 # make coverage     branch coverage of src/ by the C tests and runs of the tool
 # make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
@@ -17,7 +18,7 @@ PYTHON ?= python3
 
 benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/*.c))
 
-.PHONY: all demo test fuzz test-tools coverage bench bench-scale aq headers check clean install
+.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-scale aq headers check clean install
 
 all: aq
 
@@ -26,6 +27,9 @@ demo: aq
 
 test:
 	$(PYTHON) tests/run.py
+
+test-cross:
+	$(PYTHON) tests/cross.py
 
 test-tools:
 	AQ_TOOLS=all $(PYTHON) tests/run.py --only py -k test_tools

@@ -238,7 +238,8 @@ struct aq_kernels {
                    const aq_simd_grid *grids, float *out);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
-    /* Copies past the caches, for what is not read again soon; the two do not overlap. */
+    /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
+     * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
 };
 
@@ -305,7 +306,6 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
-AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes);
 
 #ifdef __cplusplus
 }
@@ -425,7 +425,7 @@ AQ_SIMD_LIB void aq_simd_mode_leave(aq_simd_mode mode) {
 
 /* ---- begin src/simd/scalar_convert.c ---- */
 
-/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact; copying. */
+/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact. */
 
 AQ_SIMD_LIB uint32_t aq_simd_bits(float value) {
     uint32_t bits;
@@ -566,10 +566,6 @@ AQ_SIMD_LIB void aq_scalar_f32_to_bf16(const float *in, void *out, size_t count)
         uint16_t half = aq_simd_to_bf16(in[i]);
         memcpy(to + 2 * i, &half, sizeof half);
     }
-}
-
-AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes) {
-    memcpy(out, in, bytes);
 }
 
 /* ---- end src/simd/scalar_convert.c ---- */
@@ -2540,6 +2536,10 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes)
     const uint8_t *from = (const uint8_t *)in;
     uint8_t *to = (uint8_t *)out;
     size_t head = (0u - (uintptr_t)out) % 64, i;
+    if (bytes == 0) {
+        _mm_sfence();
+        return;
+    }
     head = head < bytes ? head : bytes;
     memcpy(to, from, head);
     for (i = head; i + 64 <= bytes; i += 64) {
@@ -2549,7 +2549,6 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes)
         _mm256_stream_si256((__m256i *)(void *)(to + i + 32), high);
     }
     memcpy(to + i, from + i, bytes - i);
-    _mm_sfence();
 }
 
 #endif /* AQ_HAVE_AVX2 */
@@ -3179,13 +3178,16 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t by
     const uint8_t *from = (const uint8_t *)in;
     uint8_t *to = (uint8_t *)out;
     size_t head = (0u - (uintptr_t)out) % 64, i;
+    if (bytes == 0) {
+        _mm_sfence();
+        return;
+    }
     head = head < bytes ? head : bytes;
     memcpy(to, from, head);
     for (i = head; i + 64 <= bytes; i += 64) {
         _mm512_stream_si512((__m512i *)(void *)(to + i), _mm512_loadu_si512(from + i));
     }
     memcpy(to + i, from + i, bytes - i);
-    _mm_sfence();
 }
 
 AQ_X86_END
@@ -3636,7 +3638,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_encode,
     aq_scalar_decode,
     aq_scalar_compare,
-    aq_scalar_stream,
+    NULL,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -3692,7 +3694,7 @@ static const struct aq_kernels aq_neon_kernels = {
     aq_neon_encode,
     aq_neon_decode,
     aq_neon_compare,
-    aq_scalar_stream,
+    NULL,
 };
 #endif
 

@@ -106,9 +106,13 @@ static void run_compare(const struct aq_kernels *kernels, const bench_job *job) 
     sink += (uint64_t)quality.count;
 }
 
+/* Never zeros over zeros, which some machines need not write. */
 static void run_memset(const struct aq_kernels *kernels, const bench_job *job) {
+    static int value = 0;
     (void)kernels;
-    memset(data.back, job->variant, data.count * sizeof *data.back);
+    (void)job;
+    value = value % 100 + 1;
+    memset(data.back, value, data.count * sizeof *data.back);
 }
 
 /* Both arrays that `compare` reads, side by side as it does, as 64-bit words. */
@@ -176,56 +180,64 @@ static int by_value(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* Medians of the ISAs in seconds, the runs taking turns. */
-static void measure(const bench_job *job, double *median) {
-    double times[ISAS][REPEATS_MOST];
+/* What memory can do with as many bytes, taking its turn with the ISAs. */
+typedef void limit_run(const struct aq_kernels *kernels, const bench_job *job);
+
+/* Medians of the ISAs in seconds, and behind them that of `limit`. */
+static void measure(const bench_job *job, limit_run *limit, double *median) {
+    double times[ISAS + 1][REPEATS_MOST];
     size_t repeat, isa;
     for (repeat = 0; repeat < repeats; repeat++) {
-        for (isa = 0; isa < ISAS; isa++) {
+        for (isa = 0; isa <= ISAS; isa++) {
             double start = seconds();
-            if (tables[isa]) {
+            if (isa == ISAS && limit) {
+                limit(NULL, job);
+            } else if (isa < ISAS && tables[isa]) {
                 job->run(tables[isa], job);
             }
             times[isa][repeat] = seconds() - start;
         }
     }
-    for (isa = 0; isa < ISAS; isa++) {
+    for (isa = 0; isa <= ISAS; isa++) {
         qsort(times[isa], repeats, sizeof times[isa][0], by_value);
         median[isa] = times[isa][repeats / 2];
     }
 }
 
-/* `limit`: bytes per second of memory, or 0. */
-static void print_job(const bench_job *job, double limit) {
-    double median[ISAS];
+/* `limit_bytes` are those that `limit` moves. */
+static void print_job(const bench_job *job, limit_run *limit, double limit_bytes) {
+    double median[ISAS + 1];
     size_t isa;
-    measure(job, median);
-    printf("%-34s", job->name);
+    measure(job, limit, median);
+    printf("%-35s", job->name);
     for (isa = 0; isa < ISAS; isa++) {
-        if (!tables[isa]) {
-            continue;
+        if (tables[isa]) {
+            printf("  %8.0f", job->weights / median[isa] / 1e6);
+            if (isa) {
+                printf(" %5.1fx", median[0] / median[isa]);
+            }
+            if (limit) {
+                printf(" %4.0f %%",
+                       100.0 * job->bytes / median[isa] / (limit_bytes / median[ISAS]));
+            }
         }
-        printf("  %8.0f", job->weights / median[isa] / 1e6);
-        if (isa) {
-            printf(" %5.1fx", median[0] / median[isa]);
-        }
-        if (limit > 0.0) {
-            printf(" %3.0f %%", 100.0 * job->bytes / median[isa] / limit);
-        }
+    }
+    if (limit) {
+        printf("  %8.1f GB/s", limit_bytes / median[ISAS] / 1e9);
     }
     printf("\n");
     fflush(stdout);
 }
 
-static void print_head(const char *what) {
+static void print_head(const char *what, const char *limit) {
     size_t isa;
-    printf("\n%-34s", what);
+    printf("\n%-35s", what);
     for (isa = 0; isa < ISAS; isa++) {
         if (tables[isa]) {
-            printf("  %8s%s", isa_names[isa], isa ? "       " : "");
+            printf("  %8s%s%s", isa_names[isa], isa ? "       " : "", limit ? "       " : "");
         }
     }
-    printf("\n");
+    printf("%s%s\n", limit ? "  " : "", limit ? limit : "");
 }
 
 static void print_tiles(void) {
@@ -258,7 +270,7 @@ static void print_tiles(void) {
         {"F32 to BF16", TO_BF16, 4, 128},
     };
     size_t i, j;
-    print_head("kernels in cache, Mweights/s");
+    print_head("kernels in cache, Mweights/s", NULL);
     for (i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         bench_job one;
         one.name = kernels[i].name;
@@ -278,56 +290,57 @@ static void print_tiles(void) {
             grids[j].min = ranges[j].low;
             grids[j].scale = (ranges[j].high - ranges[j].low) / (float)((1u << one.bits) - 1u);
         }
-        print_job(&one, 0.0);
+        print_job(&one, NULL, 0.0);
     }
 }
 
-/* Bytes per second that memory takes or gives. */
-static double memory_rate(const char *name, double bytes,
-                          void (*run)(const struct aq_kernels *, const bench_job *)) {
-    double median[ISAS];
+typedef struct bench_spec {
+    const char *name;
+    uint32_t bits, group;
+} bench_spec;
+
+/* Quantizing or dequantizing a tensor: `variant` of run_quantize. */
+static void print_tensor(const char *kind, const bench_spec *spec, int variant, double bytes) {
+    char name[64];
     bench_job one;
-    memset(&one, 0, sizeof one);
+    sprintf(name, "%s, %s", kind, spec->name);
     one.name = name;
-    one.run = run;
-    measure(&one, median);
-    printf("%-34s  %8.2f GB/s\n", name, bytes / median[0] / 1e9);
-    return bytes / median[0];
+    one.bits = spec->bits;
+    one.group = spec->group;
+    one.variant = variant;
+    one.run = run_quantize;
+    one.weights = (double)data.count;
+    one.bytes = bytes * one.weights;
+    print_job(&one, variant >= 2 ? run_memset : NULL, 4.0 * one.weights);
 }
 
 static void print_tensors(void) {
-    static const struct {
-        const char *name;
-        uint32_t bits, group;
-    } specs[] = {{"INT2 g256", 2, 256}, {"INT2 g64", 2, 64},  {"INT4 g128", 4, 128},
-                 {"INT4 g32", 4, 32},   {"INT8 g64", 8, 64}};
-    static const char *const kinds[] = {"quantize BF16", "quantize BF16, with quality",
-                                        "dequantize to F32", "dequantize to BF16"};
-    size_t i;
-    double written = memory_rate("memset", 4.0 * (double)data.count, run_memset), readable;
+    static const bench_spec specs[] = {{"INT2 g256", 2, 256}, {"INT2 g64", 2, 64},
+                                       {"INT4 g128", 4, 128}, {"INT4 g32", 4, 32},
+                                       {"INT8 g64", 8, 64}};
+    const size_t count = sizeof specs / sizeof *specs;
     bench_job one;
-    print_head("whole tensors, Mweights/s");
-    for (i = 0; i < sizeof specs / sizeof *specs; i++) {
-        for (one.variant = 0; one.variant < 4; one.variant++) {
-            char name[64];
-            sprintf(name, "%s %s", kinds[one.variant], specs[i].name);
-            one.name = name;
-            one.bits = specs[i].bits;
-            one.group = specs[i].group;
-            one.run = run_quantize;
-            one.weights = (double)data.count;
-            one.bytes = one.variant == 3 ? 2.0 * one.weights : 4.0 * one.weights;
-            print_job(&one, one.variant >= 2 ? written : 0.0);
-        }
+    size_t i;
+    print_head("tensors from BF16, Mweights/s", NULL);
+    for (i = 0; i < count; i++) {
+        print_tensor("quantize", &specs[i], 0, 0.0);
+        print_tensor("and measure", &specs[i], 1, 0.0);
+    }
+    print_head("to F32 or BF16, Mweights/s", "memset");
+    for (i = 0; i < count; i++) {
+        print_tensor("quantize", &specs[i], 0, 0.0); /* the codes to decode */
+        print_tensor("dequantize to F32", &specs[i], 2, 4.0);
+        print_tensor("dequantize to BF16", &specs[i], 3, 2.0);
     }
     for (i = 0; i < data.count; i++) {
         data.back[i] = data.wide[i] * 1.01f;
     }
-    readable = memory_rate("read", 8.0 * (double)data.count, run_read);
+    print_head("two F32 tensors, Mweights/s", "read");
     one.name = "compare";
     one.run = run_compare;
+    one.weights = (double)data.count;
     one.bytes = 8.0 * one.weights;
-    print_job(&one, readable);
+    print_job(&one, run_read, one.bytes);
 }
 
 int main(int argc, char **argv) {
@@ -351,7 +364,6 @@ int main(int argc, char **argv) {
     printf("%lu x %lu Gaussian weights, one thread, medians of %lu\n", (unsigned long)data.rows,
            (unsigned long)data.cols, (unsigned long)repeats);
     print_tiles();
-    printf("\n");
     gaussian(data.wide, data.count);
     for (i = 0; i < data.count; i++) { /* BF16, cut off: the quantizer takes what it is given */
         uint32_t word;

@@ -16,8 +16,9 @@ import tempfile
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
 BUILD = TOP / "build/coverage"
+# Small arenas: each piece is an allocation of its own, so that test_faults makes each of them fail.
 FLAGS = ["gcc", "-std=c99", "-O0", "-g1", "--coverage", "-fprofile-update=atomic", "-I", TOP,
-         "-I", TOP / "tests/c"]
+         "-DAQ_ARENA_FIRST=16u", "-DAQ_ARENA_LARGEST=16u"]
 LIBS = ["-lpthread", "-lm"]
 
 
@@ -43,7 +44,7 @@ def build():
     tool = BUILD / "aq.c"  # without the implementation: the objects have it
     tool.write_text((TOP / "examples/aq.c").read_text().replace(
         "#define ARROWQUANT_IMPLEMENTATION\n", "").replace("../arrowquant.h", "arrowquant.h"))
-    tests = sorted((TOP / "tests/c").glob("test_*.c"))
+    tests = sorted((TOP / "tests/c").glob("t*_*.c"))  # test_… and tool_…
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda pair: must([*FLAGS, "-c", pair[0], "-o", pair[1]], cwd=BUILD),
                       zip(sources, objects)))
@@ -52,7 +53,7 @@ def build():
                                          pair[0], *objects, "-o", pair[1], "-lgcov", *LIBS]),
                       zip(tests, programs)))
     must(["gcc", "-std=gnu99", "-O1", "-I", TOP, tool, *objects, "-o", BUILD / "aq", "-lgcov", *LIBS])
-    return programs, BUILD / "aq"
+    return [path for path in programs if path.name.startswith("test_")], BUILD / "aq"
 
 
 def tool_runs(aq, folder):
@@ -82,14 +83,16 @@ def tool_runs(aq, folder):
 
 
 def pytest_runs(aq):
-    """The tests that drive the tool with hostile and failing files, on the measured tool."""
+    """The Python tests that drive the tool and the test programs, on the measured ones."""
     python = TOP / "build/venv/bin/python"
     if not python.is_file():
         return "no build/venv: run `make test` first for more"
-    done = run([python, "-m", "pytest", TOP / "tests/py/test_hostile.py", TOP / "tests/py/test_io_faults.py",
-                TOP / "tests/py/test_pipeline.py", TOP / "tests/py/test_tool.py", "-q", "-p",
-                "no:cacheprovider", "-k", "not large", "--rootdir", TOP],
-               env={**os.environ, "AQ_TOOL": str(aq)})
+    tests = [TOP / f"tests/py/test_{name}.py" for name in (
+        "hostile", "io_faults", "pipeline", "tool", "crash", "yaml", "json", "config", "numbers",
+        "safetensors", "quant_reference", "format")]
+    done = run([python, "-m", "pytest", *[test for test in tests if test.is_file()], "-q", "-p",
+                "no:cacheprovider", "-n", os.cpu_count(), "-k", "not large and not 4_gib", "--rootdir",
+                TOP], env={**os.environ, "AQ_TOOL": str(aq)})
     return done.stdout.strip().splitlines()[-1]
 
 

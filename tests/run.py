@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Runs every test: `make test`.
 
-    tests/run.py                 all
-    tests/run.py -k WORD         only tests whose name contains WORD
-    tests/run.py --only c|cross|py   only the C tests, those of cross.py, the Python tests
-    tests/run.py -j N            N jobs at once (default: the number of cores)
-    tests/run.py --set-up        only set up what they need
+    tests/run.py                    all
+    tests/run.py -k WORD            only tests whose name contains WORD
+    tests/run.py --only c|cross|py  only the C tests, those of cross.py, the Python tests
+    tests/run.py -j N               N jobs at once (default: the number of cores)
+    tests/run.py --set-up           only set up what they need
 
 Sets up what is missing first: Debian packages (when it may), and a Python environment in
 build/venv. What cannot be had is skipped, and the reason is printed. C tests are compiled in five
 ways: against src/ file by file, and against the built header as C and C++ with gcc and clang, with
-ASan and UBSan in one of them; cross.py adds other machines. The last line is always `N passed, N failed, N skipped`.
+ASan and UBSan in one of them; cross.py adds other machines. The last line is always
+`N passed, N failed, N skipped`.
 """
 import argparse
 import concurrent.futures

@@ -21,7 +21,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_encode,
     aq_scalar_decode,
     aq_scalar_compare,
-    aq_scalar_stream,
+    NULL,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -77,7 +77,7 @@ static const struct aq_kernels aq_neon_kernels = {
     aq_neon_encode,
     aq_neon_decode,
     aq_neon_compare,
-    aq_scalar_stream,
+    NULL,
 };
 #endif
 

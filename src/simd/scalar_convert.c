@@ -1,4 +1,4 @@
-/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact; copying. */
+/* Scalar kernels: F16, BF16 and F8 to and from F32, by integer arithmetic, exact. */
 #include "simd.h"
 
 AQ_SIMD_LIB uint32_t aq_simd_bits(float value) {
@@ -139,11 +139,5 @@ AQ_SIMD_LIB void aq_scalar_f32_to_bf16(const float *in, void *out, size_t count)
     for (i = 0; i < count; i++) {
         uint16_t half = aq_simd_to_bf16(in[i]);
         memcpy(to + 2 * i, &half, sizeof half);
-    }
-}
-
-AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes) {
-    if (bytes) {
-        memcpy(out, in, bytes);
     }
 }

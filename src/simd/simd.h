@@ -107,8 +107,8 @@ struct aq_kernels {
                    const aq_simd_grid *grids, float *out);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
-    /* Copies past the caches, for what is not read again soon; the two do not overlap. A call with 0
-     * bytes, after the last one, makes it visible to other threads. */
+    /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
+     * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
 };
 
@@ -175,7 +175,6 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
-AQ_SIMD_LIB void aq_scalar_stream(const void *in, void *out, size_t bytes);
 
 #ifdef __cplusplus
 }

@@ -865,6 +865,8 @@ TEST(never_worse_than_min_max) {
 }
 
 #if defined(__SSE2__) && defined(__GNUC__)
+#  define PLAIN_MODE 0x1F80u
+#  define ODD_MODE 0x9FC0u /* flush to zero, denormals are zero */
 static uint32_t host_mode(void) {
     uint32_t mode;
     __asm__ __volatile__("stmxcsr %0" : "=m"(mode));
@@ -872,6 +874,17 @@ static uint32_t host_mode(void) {
 }
 static void set_host_mode(uint32_t mode) {
     __asm__ __volatile__("ldmxcsr %0" : : "m"(mode));
+}
+#elif defined(__aarch64__) && defined(__GNUC__)
+#  define PLAIN_MODE 0u
+#  define ODD_MODE 0x07000000u /* other halves, default NaN, flush to zero */
+static uint32_t host_mode(void) {
+    uint64_t mode;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(mode));
+    return (uint32_t)mode;
+}
+static void set_host_mode(uint32_t mode) {
+    __asm__ __volatile__("msr fpcr, %0" : : "r"((uint64_t)mode));
 }
 #endif
 
@@ -881,6 +894,10 @@ TEST(host_floating_point_mode) {
     static const int modes[3] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
     float *weights = gaussian(8 * 700, 1.0, 18), *scaled = gaussian(8 * 700, 1e-41, 18);
     int m, params;
+#  ifdef ODD_MODE
+    static uint16_t infinite[8 * 700]; /* halves */
+    infinite[5] = 0x7C00;
+#  endif
     for (params = 0; params < 3; params++) {
         aq_quant_spec spec = spec_of(AQ_CODE_AFFINE, (aq_param_type)params, 4, 64);
         const float *input = params == AQ_PARAM_F32 ? scaled : weights;
@@ -895,11 +912,13 @@ TEST(host_floating_point_mode) {
             fesetround(FE_TONEAREST);
             CHECK(same_bytes(&plain, &q) && q.quality.error == plain.quality.error);
         }
-#  if defined(__SSE2__) && defined(__GNUC__)
-        set_host_mode(0x9FC0u); /* flush to zero, denormals are zero */
+#  ifdef ODD_MODE
+        set_host_mode(ODD_MODE);
+        CHECK_STATUS(quantize(&q, NULL, &spec, infinite, AQ_DTYPE_F16, NULL, NULL),
+                     AQ_ERR_QUANTIZATION);
         CHECK_STATUS(quantize(&q, NULL, &spec, input, AQ_DTYPE_F32, NULL, NULL), AQ_OK);
-        CHECK(host_mode() == 0x9FC0u);
-        set_host_mode(0x1F80u);
+        CHECK(host_mode() == ODD_MODE);
+        set_host_mode(PLAIN_MODE);
         CHECK(same_bytes(&plain, &q) && q.quality.error == plain.quality.error);
 #  endif
         quantized_close(&plain);

@@ -131,8 +131,9 @@ static const source second_shard[] = {
 };
 
 static void make_models(void) {
-    static const char *const folders[] = { "sharded", "pipe", "pipe/transformer", "pipe/vae" };
-    for (unsigned i = 0; i < 4; i++) CHECK_STATUS(aq_make_folder(at(folders[i]), NULL), AQ_OK);
+    static const char *const folders[] = { "sharded", "pipe", "pipe/transformer", "pipe/vae",
+                                           "numbered", "numbered/.cache", "numbered/more" };
+    for (unsigned i = 0; i < 7; i++) CHECK_STATUS(aq_make_folder(at(folders[i]), NULL), AQ_OK);
     put_text("sharded/config.json", "{\"architectures\": [\"XForCausalLM\"]}");
     put_text("sharded/metadata.json", "{\"modality\": \" Text\"}");
     put_text("sharded/tokenizer.json", "{}");
@@ -148,6 +149,10 @@ static void make_models(void) {
     put_text("pipe/transformer/config.json", "{\"_class_name\": \"X\"}");
     put_file("pipe/transformer/diffusion_pytorch_model.safetensors", first_shard, 2);
     put_file("one.safetensors", second_shard, 3);
+    put_text("numbered/more/vocab.txt", "a\n");
+    put_text("numbered/arrowquant_report.json", "{}");
+    put_file("numbered/model-00001-of-00002.safetensors", first_shard, 2);
+    put_file("numbered/model-00002-of-00002.safetensors", second_shard, 3);
 }
 
 static aq_config config_of(void) {
@@ -468,6 +473,7 @@ TEST(configurations) {
 TEST(writing) {
     static const run runs[] = {
         { "aq_plan_create, shards", call_plan_create, "sharded", NULL, 0 },
+        { "aq_plan_create, numbered shards", call_plan_create, "numbered", NULL, 0 },
         { "aq_plan_create, pipeline", call_plan_create, "pipe", NULL, 0 },
         { "aq_plan_create, file", call_plan_create, "one.safetensors", NULL, 0 },
         { "aq_plan_create, index", call_plan_create, "sharded/model.safetensors.index.json", NULL,
@@ -476,6 +482,7 @@ TEST(writing) {
         { "aq_plan_execute, shards", call_execute, "sharded", "out", 0 },
         { "aq_plan_commit", call_commit, "sharded", "out", 0 },
         { "aq_quantize_model, shards", call_quantize, "sharded", "out", 0 },
+        { "aq_quantize_model, numbered shards", call_quantize, "numbered", "out", 0 },
         { "aq_quantize_model, pipeline", call_quantize, "pipe", "out", 0 },
         { "aq_quantize_model, file", call_quantize, "one.safetensors", "out.safetensors", 3 },
         { "aq_quantize_model, gates", call_quantize_gates, "sharded", "out", 0 },

@@ -136,6 +136,14 @@ def _(folder):
     write_safetensors(folder / "m/model-00003-of-00003.safetensors", {"y": gaussian(1, 4, 64)})
 
 
+@case("index: none, and a tensor in two numbered shards", "quantize", "m")
+def _(folder):
+    (folder / "m").mkdir()
+    for number in (1, 2):
+        write_safetensors(folder / f"m/model-0000{number}-of-00002.safetensors",
+                          {"x": gaussian(1, 4, 64), f"y{number}": gaussian(2, 4)})
+
+
 # ---------------------------------------------------------------- configurations of a model
 
 def plain(folder, name, text):

@@ -286,7 +286,9 @@ def run_c_tests(tally, word, jobs, variants):
                 if failed:
                     tally.fail(f"{variant.key}: {source.stem}", output.strip(), failed)
                 if skipped:
-                    tally.skip(f"{variant.key}: {source.stem} says so", skipped)
+                    why = re.search(r"^skipped: (.+)$", output, re.M)
+                    tally.skip(f"{variant.key}: {source.stem}: "
+                               f"{why.group(1) if why else 'no reason given'}", skipped)
             say(f"{variant.key:20} {len(tests)} programs, {sums[0]} passed, {sums[1]} failed, "
                 f"{sums[2]} skipped ({time.monotonic() - begin:.0f} s)")
 

@@ -45,8 +45,8 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups);
     aq_simd_grid grids[AQ_TILE_GROUPS];
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
-    /* At the start of a cache line: stores that cross one halve the speed. */
-    decoded = buffer + (0u - (uintptr_t)buffer) % 64 / sizeof *buffer;
+    /* Placed in a cache line as the result is: else `stream` takes twice as long. */
+    decoded = buffer + ((uintptr_t)out - (uintptr_t)buffer) % 64 / sizeof *buffer;
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);

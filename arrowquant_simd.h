@@ -1122,16 +1122,25 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
 #  define AQ_HAVE_NEON 1
 #  include <arm_neon.h>
 
+/* Stands before the `static inline` of what must keep its lanes in registers. */
+#  if defined(__clang__)
+#    define AQ_NEON_INLINE __attribute__((always_inline))
+#  elif defined(__GNUC__)
+#    define AQ_NEON_INLINE __attribute__((optimize("fp-contract=off"), always_inline))
+#  else
+#    define AQ_NEON_INLINE
+#  endif
+
 typedef struct aq_neon_lanes {
     float32x4_t q[4];
 } aq_neon_lanes;
 
-static inline void aq_neon_clear(aq_neon_lanes *lanes) {
+AQ_NEON_INLINE static inline void aq_neon_clear(aq_neon_lanes *lanes) {
     lanes->q[0] = lanes->q[1] = lanes->q[2] = lanes->q[3] = vdupq_n_f32(0.0f);
 }
 
 /* The sum, in the order of aq_scalar_fold. */
-AQ_SIMD_EXACT static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
+AQ_NEON_INLINE static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
     AQ_SIMD_EXACT_BODY
     float32x4_t four = vaddq_f32(vaddq_f32(lanes->q[0], lanes->q[2]),
                                  vaddq_f32(lanes->q[1], lanes->q[3]));
@@ -1327,8 +1336,8 @@ typedef struct aq_neon_compare_sums {
     float32x4_t most;
 } aq_neon_compare_sums;
 
-AQ_SIMD_EXACT static inline void aq_neon_compare_four(aq_neon_compare_sums *sums, size_t q,
-                                                      float32x4_t a, float32x4_t b) {
+AQ_NEON_INLINE static inline void aq_neon_compare_four(aq_neon_compare_sums *sums, size_t q,
+                                                       float32x4_t a, float32x4_t b) {
     AQ_SIMD_EXACT_BODY
     float32x4_t difference = vsubq_f32(a, b);
     sums->dot.q[q] = vaddq_f32(sums->dot.q[q], vmulq_f32(a, b));
@@ -1338,8 +1347,8 @@ AQ_SIMD_EXACT static inline void aq_neon_compare_four(aq_neon_compare_sums *sums
     sums->most = vmaxnmq_f32(sums->most, vabsq_f32(difference));
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_compare_step(aq_neon_compare_sums *sums, const float *a,
-                                                      const float *b) {
+AQ_NEON_INLINE static inline void aq_neon_compare_step(aq_neon_compare_sums *sums, const float *a,
+                                                       const float *b) {
     aq_neon_compare_four(sums, 0, vld1q_f32(a), vld1q_f32(b));
     aq_neon_compare_four(sums, 1, vld1q_f32(a + 4), vld1q_f32(b + 4));
     aq_neon_compare_four(sums, 2, vld1q_f32(a + 8), vld1q_f32(b + 8));
@@ -1412,7 +1421,8 @@ static inline void aq_neon_partial(const float *x, size_t count, float *block) {
     memcpy(block, x, count * sizeof *block);
 }
 
-AQ_SIMD_EXACT static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pass, float32x4_t y) {
+AQ_NEON_INLINE static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pass,
+                                                          float32x4_t y) {
     AQ_SIMD_EXACT_BODY
     float32x4_t c = vmulq_f32(vsubq_f32(y, pass->base), pass->inverse);
     float32x4_t magic = vdupq_n_f32(AQ_NEON_MAGIC);
@@ -1420,44 +1430,54 @@ AQ_SIMD_EXACT static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pas
     return vsubq_f32(vaddq_f32(c, magic), magic);
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_fit_add(aq_neon_pass *pass, size_t q, float32x4_t wc,
-                                                 float32x4_t c, float32x4_t y) {
+AQ_NEON_INLINE static inline void aq_neon_fit_add(aq_neon_pass *pass, size_t q, float32x4_t wc,
+                                                  float32x4_t c, float32x4_t y) {
     AQ_SIMD_EXACT_BODY
     pass->code.q[q] = vaddq_f32(pass->code.q[q], wc);
     pass->code2.q[q] = vaddq_f32(pass->code2.q[q], vmulq_f32(wc, c));
     pass->cross.q[q] = vaddq_f32(pass->cross.q[q], vmulq_f32(wc, y));
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_fit_four(aq_neon_pass *pass, size_t q, const float *y) {
-    float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
-    aq_neon_fit_add(pass, q, c, c, value);
-}
-
-AQ_SIMD_EXACT static inline void aq_neon_fit_four_weighted(aq_neon_pass *pass, size_t q,
-                                                           const float *y, const float *weights) {
+AQ_NEON_INLINE static inline void aq_neon_fit_four(aq_neon_pass *pass, size_t q, const float *y,
+                                                   const float *weights) {
     AQ_SIMD_EXACT_BODY
     float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
-    aq_neon_fit_add(pass, q, vmulq_f32(vld1q_f32(weights + 4 * q), c), c, value);
+    aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weights + 4 * q), c) : c, c, value);
 }
 
-/* The last `count` values, fewer than 16; behind them every code is made 0, which adds nothing. */
-AQ_SIMD_EXACT static void aq_neon_fit_rest(aq_neon_pass *pass, const float *y,
-                                           const float *weights, size_t count) {
+AQ_NEON_INLINE static inline void aq_neon_fit_step(aq_neon_pass *pass, const float *y,
+                                                   const float *weights) {
+    aq_neon_fit_four(pass, 0, y, weights);
+    aq_neon_fit_four(pass, 1, y, weights);
+    aq_neon_fit_four(pass, 2, y, weights);
+    aq_neon_fit_four(pass, 3, y, weights);
+}
+
+/* As aq_neon_fit_four; where `mask` has no bits every code is made 0, which adds nothing. */
+AQ_NEON_INLINE static inline void aq_neon_fit_masked(aq_neon_pass *pass, size_t q, const float *y,
+                                                     const float *weights, const uint32_t *mask) {
     AQ_SIMD_EXACT_BODY
+    float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
+    c = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(c), vld1q_u32(mask + 4 * q)));
+    aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weights + 4 * q), c) : c, c, value);
+}
+
+/* The last `count` values, fewer than 16. */
+AQ_NEON_INLINE static inline void aq_neon_fit_rest(aq_neon_pass *pass, const float *y,
+                                                   const float *weights, size_t count) {
     static const uint32_t masks[2 * AQ_SIMD_LANES] = {
         ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    const uint32_t *mask = masks + AQ_SIMD_LANES - count;
     float values[AQ_SIMD_LANES], weighing[AQ_SIMD_LANES];
-    size_t q;
     aq_neon_partial(y, count, values);
     if (weights) {
         aq_neon_partial(weights, count, weighing);
+        weights = weighing;
     }
-    for (q = 0; q < 4; q++) {
-        float32x4_t value = vld1q_f32(values + 4 * q), c = aq_neon_fit_code(pass, value);
-        uint32x4_t mask = vld1q_u32(masks + AQ_SIMD_LANES - count + 4 * q);
-        c = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(c), mask));
-        aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weighing + 4 * q), c) : c, c, value);
-    }
+    aq_neon_fit_masked(pass, 0, values, weights, mask);
+    aq_neon_fit_masked(pass, 1, values, weights, mask);
+    aq_neon_fit_masked(pass, 2, values, weights, mask);
+    aq_neon_fit_masked(pass, 3, values, weights, mask);
 }
 
 AQ_SIMD_EXACT static void aq_neon_fit_pass(const aq_neon_group *group, float base, float inverse,
@@ -1474,17 +1494,11 @@ AQ_SIMD_EXACT static void aq_neon_fit_pass(const aq_neon_group *group, float bas
     aq_neon_clear(&pass.cross);
     if (weights) {
         for (; i + AQ_SIMD_LANES <= group->count; i += AQ_SIMD_LANES) {
-            aq_neon_fit_four_weighted(&pass, 0, y + i, weights + i);
-            aq_neon_fit_four_weighted(&pass, 1, y + i, weights + i);
-            aq_neon_fit_four_weighted(&pass, 2, y + i, weights + i);
-            aq_neon_fit_four_weighted(&pass, 3, y + i, weights + i);
+            aq_neon_fit_step(&pass, y + i, weights + i);
         }
     } else {
         for (; i + AQ_SIMD_LANES <= group->count; i += AQ_SIMD_LANES) {
-            aq_neon_fit_four(&pass, 0, y + i);
-            aq_neon_fit_four(&pass, 1, y + i);
-            aq_neon_fit_four(&pass, 2, y + i);
-            aq_neon_fit_four(&pass, 3, y + i);
+            aq_neon_fit_step(&pass, y + i, NULL);
         }
     }
     if (i < group->count) {
@@ -1749,8 +1763,8 @@ typedef struct aq_neon_coder {
     uint32x4_t zero;
 } aq_neon_coder;
 
-AQ_SIMD_EXACT static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *coder,
-                                                         const float *x) {
+AQ_NEON_INLINE static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *coder,
+                                                          const float *x) {
     AQ_SIMD_EXACT_BODY
     float32x4_t value = vmulq_f32(vsubq_f32(vld1q_f32(x), coder->min), coder->inverse);
     value = vminq_f32(vmaxq_f32(value, coder->low), coder->high);
@@ -1759,7 +1773,7 @@ AQ_SIMD_EXACT static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *co
 }
 
 /* Sixteen codes, one byte each. */
-AQ_SIMD_EXACT static inline uint8x16_t aq_neon_code(const aq_neon_coder *coder, const float *x) {
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_code(const aq_neon_coder *coder, const float *x) {
     uint16x8_t first = vcombine_u16(aq_neon_code_four(coder, x), aq_neon_code_four(coder, x + 4));
     uint16x8_t last = vcombine_u16(aq_neon_code_four(coder, x + 8),
                                    aq_neon_code_four(coder, x + 12));
@@ -1849,16 +1863,16 @@ typedef struct aq_neon_decoder {
     bool symmetric;
 } aq_neon_decoder;
 
-AQ_SIMD_EXACT static inline void aq_neon_decode_four(const aq_neon_decoder *decoder,
-                                                     uint16x4_t codes, float *out) {
+AQ_NEON_INLINE static inline void aq_neon_decode_four(const aq_neon_decoder *decoder,
+                                                      uint16x4_t codes, float *out) {
     AQ_SIMD_EXACT_BODY
     int32x4_t code = vsubq_s32(vreinterpretq_s32_u32(vmovl_u16(codes)), decoder->zero);
     float32x4_t value = vmulq_f32(vcvtq_f32_s32(code), decoder->scale);
     vst1q_f32(out, decoder->symmetric ? value : vaddq_f32(value, decoder->min));
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_decode_step(const aq_neon_decoder *decoder,
-                                                     uint8x16_t codes, float *out) {
+AQ_NEON_INLINE static inline void aq_neon_decode_step(const aq_neon_decoder *decoder,
+                                                      uint8x16_t codes, float *out) {
     uint16x8_t first = vmovl_u8(vget_low_u8(codes)), last = vmovl_u8(vget_high_u8(codes));
     aq_neon_decode_four(decoder, vget_low_u16(first), out);
     aq_neon_decode_four(decoder, vget_high_u16(first), out + 4);
@@ -1908,11 +1922,14 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 /* What the AVX2 and AVX-512 kernels share. Both tables are compiled whatever the -march, through
  * attributes on each function, and used where the machine has them. */
 
+/* Compilers that have the intrinsics and attributes. */
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
-    (defined(__GNUC__) || defined(_MSC_VER))
-#  define AQ_HAVE_AVX2 1
-#  if !defined(ARROWQUANT_NO_AVX512)
-#    define AQ_HAVE_AVX512 1
+    !defined(__TINYC__)
+#  if defined(_MSC_VER) || (defined(__clang__) ? __clang_major__ >= 7 : __GNUC__ >= 7)
+#    define AQ_HAVE_AVX2 1
+#    if !defined(ARROWQUANT_NO_AVX512)
+#      define AQ_HAVE_AVX512 1
+#    endif
 #  endif
 #endif
 
@@ -1973,13 +1990,16 @@ typedef struct aq_x86_batch {
     const float *x, *weights; /* weights: or NULL */
     size_t length, groups;
     uint32_t active;          /* bit g: group g is wanted */
-    float base[AQ_X86_GROUPS], inverse[AQ_X86_GROUPS], low[AQ_X86_GROUPS], high[AQ_X86_GROUPS];
-    float sums[AQ_X86_GROUPS][4]; /* with codes c: Σ w·c, Σ w·c², Σ w·c·x, not used */
+    float base[AQ_X86_GROUPS], inverse[AQ_X86_GROUPS];
+    float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* both plus AQ_X86_MAGIC */
+    float code[AQ_X86_GROUPS];  /* with codes c: Σ w·c */
+    float code2[AQ_X86_GROUPS]; /* Σ w·c² */
+    float cross[AQ_X86_GROUPS]; /* Σ w·c·x */
 } aq_x86_batch;
 
 /* The passes that each ISA has of its own. */
 typedef struct aq_x86_passes {
-    /* c = round((x − base)·inverse) within low … high: the sums of the active groups. */
+    /* c = round((x − base)·inverse) within low … high: the sums of the active groups, and zeros. */
     void (*codes)(aq_x86_batch *batch);
     /* y = x − centre, unless y is NULL; the sums Σ w·(x − centre). */
     void (*centre)(const aq_x86_batch *batch, const float *centre, float *y, float *sums);
@@ -2045,11 +2065,24 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
-/* The least of eight floats. */
+/* The least and the greatest of eight floats, the greatest of eight unsigned integers. */
 AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
     __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     part = _mm_min_ps(part, _mm_movehl_ps(part, part));
     return _mm_cvtss_f32(_mm_min_ss(part, _mm_movehdup_ps(part)));
+}
+
+AQ_AVX2_INLINE static inline float aq_avx2_greatest(__m256 value) {
+    __m128 part = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    part = _mm_max_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_max_ss(part, _mm_movehdup_ps(part)));
+}
+
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_greatest_bits(__m256i value) {
+    __m128i part = _mm_max_epu32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
+    return (uint32_t)_mm_cvtsi128_si32(part);
 }
 
 /* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */
@@ -2065,16 +2098,13 @@ AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
     return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
 }
 
-/* Four sums at once. */
-AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
-                                                  aq_avx2_pair d) {
+/* Four sums at once, of which lane i + 8 has been added to lane i. */
+AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(__m256 a, __m256 b, __m256 c, __m256 d) {
     AQ_SIMD_EXACT_BODY
-    __m256 a8 = _mm256_add_ps(a.low, a.high), b8 = _mm256_add_ps(b.low, b.high);
-    __m256 c8 = _mm256_add_ps(c.low, c.high), d8 = _mm256_add_ps(d.low, d.high);
-    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20),
-                              _mm256_permute2f128_ps(a8, b8, 0x31));
-    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c8, d8, 0x20),
-                              _mm256_permute2f128_ps(c8, d8, 0x31));
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
+                              _mm256_permute2f128_ps(a, b, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20),
+                              _mm256_permute2f128_ps(c, d, 0x31));
     __m256 all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
     all = _mm256_add_ps(_mm256_shuffle_ps(all, all, 0x88), _mm256_shuffle_ps(all, all, 0xDD));
     return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
@@ -2085,6 +2115,16 @@ AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b
 /* Which lanes of the next vector are in use when so many values, at least 1, are left. */
 AQ_AVX512_INLINE static inline __mmask16 aq_avx512_lanes(size_t left) {
     return left < 16 ? (__mmask16)((1u << left) - 1u) : (__mmask16)0xFFFFu;
+}
+
+AQ_AVX512_INLINE static inline float aq_avx512_least(__m512 value) {
+    return aq_avx2_least(_mm256_min_ps(_mm512_castps512_ps256(value),
+                                       _mm512_extractf32x8_ps(value, 1)));
+}
+
+AQ_AVX512_INLINE static inline float aq_avx512_greatest(__m512 value) {
+    return aq_avx2_greatest(_mm256_max_ps(_mm512_castps512_ps256(value),
+                                          _mm512_extractf32x8_ps(value, 1)));
 }
 
 /* Four sums of 16 lanes each, as aq_scalar_fold. */
@@ -2128,6 +2168,7 @@ typedef struct aq_x86_search {
     float middle[AQ_X86_GROUPS]; /* less the centre */
     float centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
     float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
+    float zero[AQ_X86_GROUPS];                      /* their codes nearest to the mean */
     float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
     double best_gain[AQ_X86_GROUPS];
 } aq_x86_search;
@@ -2144,24 +2185,6 @@ AQ_AVX2_INLINE static inline __m128 aq_x86_round(__m128 value, __m128 high) {
 AQ_AVX2_INLINE static inline __m128 aq_x86_narrow(__m256d mask) {
     return _mm_shuffle_ps(_mm_castpd_ps(_mm256_castpd256_pd128(mask)),
                           _mm_castpd_ps(_mm256_extractf128_pd(mask, 1)), 0x88);
-}
-
-/* What the solution of one quad rests on: the sums of a pass, as columns. */
-typedef struct aq_x86_columns {
-    __m256d code, code2, cross;
-} aq_x86_columns;
-
-AQ_AVX2_INLINE static inline aq_x86_columns aq_x86_transpose(const aq_x86_batch *batch,
-                                                             size_t quad) {
-    __m128 a = _mm_loadu_ps(batch->sums[quad]), b = _mm_loadu_ps(batch->sums[quad + 1]);
-    __m128 c = _mm_loadu_ps(batch->sums[quad + 2]), d = _mm_loadu_ps(batch->sums[quad + 3]);
-    __m128 first = _mm_unpacklo_ps(a, b), second = _mm_unpacklo_ps(c, d);
-    aq_x86_columns columns;
-    columns.code = _mm256_cvtps_pd(_mm_movelh_ps(first, second));
-    columns.code2 = _mm256_cvtps_pd(_mm_movehl_ps(second, first));
-    columns.cross = _mm256_cvtps_pd(
-        _mm_movelh_ps(_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d)));
-    return columns;
 }
 
 /* Keeps a solution that gains more than the best so far; its mask. */
@@ -2183,39 +2206,44 @@ AQ_AVX2_INLINE static inline uint32_t aq_x86_keep(aq_x86_search *search, size_t 
 /* The codes' grid of aq_fit_solve: its zero lies on the code nearest to the mean. */
 AQ_AVX2_INLINE static inline void aq_x86_prepare(aq_x86_search *search, size_t quad) {
     AQ_SIMD_EXACT_BODY
+    const __m128 magic = _mm_set1_ps(AQ_X86_MAGIC);
     aq_x86_batch *batch = &search->batch;
     __m128 scale = _mm_loadu_ps(search->scale + quad), min = _mm_loadu_ps(search->min + quad);
     __m128 inverse = _mm_div_ps(_mm_set1_ps(1.0f), scale), top = _mm_set1_ps(search->top);
     __m128 zero = aq_x86_round(_mm_mul_ps(_mm_sub_ps(_mm_setzero_ps(), min), inverse), top);
     _mm_storeu_ps(batch->base + quad, _mm_add_ps(min, _mm_mul_ps(zero, scale)));
     _mm_storeu_ps(batch->inverse + quad, inverse);
-    _mm_storeu_ps(batch->low + quad, _mm_sub_ps(_mm_setzero_ps(), zero));
-    _mm_storeu_ps(batch->high + quad, _mm_sub_ps(top, zero));
+    _mm_storeu_ps(batch->low + quad, _mm_sub_ps(magic, zero));
+    _mm_storeu_ps(batch->high + quad, _mm_add_ps(_mm_sub_ps(top, zero), magic));
+    _mm_storeu_ps(search->zero + quad, zero);
+}
+
+/* Four floats as doubles. */
+AQ_AVX2_INLINE static inline __m256d aq_x86_quad(const float *values, size_t quad) {
+    return _mm256_cvtps_pd(_mm_loadu_ps(values + quad));
 }
 
 /* The rest of aq_fit_solve, after the pass. */
 AQ_AVX2_INLINE static inline uint32_t aq_x86_solve(aq_x86_search *search, size_t quad) {
     AQ_SIMD_EXACT_BODY
-    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
-    __m256d weight = _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad));
-    __m256d sum = _mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad));
-    __m256d square = _mm256_mul_pd(weight, sums.code2);
-    __m256d determinant = _mm256_sub_pd(square, _mm256_mul_pd(sums.code, sums.code));
-    __m256d slope = _mm256_sub_pd(_mm256_mul_pd(weight, sums.cross),
-                                  _mm256_mul_pd(sums.code, sum));
+    const __m256d none = _mm256_setzero_pd();
+    __m256d weight = aq_x86_quad(search->weight, quad), sum = aq_x86_quad(search->sum, quad);
+    __m256d code = aq_x86_quad(search->batch.code, quad);
+    __m256d square = _mm256_mul_pd(weight, aq_x86_quad(search->batch.code2, quad));
+    __m256d cross = _mm256_mul_pd(weight, aq_x86_quad(search->batch.cross, quad));
+    __m256d determinant = _mm256_sub_pd(square, _mm256_mul_pd(code, code));
+    __m256d slope = _mm256_sub_pd(cross, _mm256_mul_pd(code, sum));
     __m256d least = _mm256_mul_pd(square, _mm256_set1_pd(1e-6));
     __m256d good = _mm256_and_pd(_mm256_cmp_pd(determinant, least, _CMP_GT_OQ),
-                                 _mm256_cmp_pd(slope, _mm256_setzero_pd(), _CMP_GT_OQ));
+                                 _mm256_cmp_pd(slope, none, _CMP_GT_OQ));
     __m256d ratio = _mm256_div_pd(slope, determinant);
     __m256d gain = _mm256_and_pd(_mm256_mul_pd(slope, ratio), good);
     __m128 scale = _mm_blendv_ps(_mm_loadu_ps(search->scale + quad), _mm256_cvtpd_ps(ratio),
                                  aq_x86_narrow(good));
-    __m256d code = _mm256_add_pd(_mm256_div_pd(sums.code, weight),
-                                 _mm256_cvtps_pd(_mm_sub_ps(_mm_setzero_ps(),
-                                                            _mm_loadu_ps(search->batch.low + quad))));
+    __m256d middle = _mm256_add_pd(_mm256_div_pd(code, weight), aq_x86_quad(search->zero, quad));
     __m256d min = _mm256_sub_pd(_mm256_div_pd(sum, weight),
-                                _mm256_mul_pd(_mm256_cvtps_pd(scale), code));
-    return aq_x86_keep(search, quad, scale, _mm256_cvtpd_ps(min), _mm256_cvtpd_ps(code), gain);
+                                _mm256_mul_pd(_mm256_cvtps_pd(scale), middle));
+    return aq_x86_keep(search, quad, scale, _mm256_cvtpd_ps(min), _mm256_cvtpd_ps(middle), gain);
 }
 
 /* As aq_fit_solve_symmetric, before and after the pass. */
@@ -2223,20 +2251,21 @@ AQ_AVX2_INLINE static inline void aq_x86_prepare_symmetric(aq_x86_search *search
     __m128 scale = _mm_loadu_ps(search->scale + quad);
     _mm_storeu_ps(search->batch.base + quad, _mm_setzero_ps());
     _mm_storeu_ps(search->batch.inverse + quad, _mm_div_ps(_mm_set1_ps(1.0f), scale));
-    _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(0.0f - search->half));
-    _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(search->half - 1.0f));
+    _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(AQ_X86_MAGIC - search->half));
+    _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(AQ_X86_MAGIC + search->half - 1.0f));
 }
 
 AQ_AVX2_INLINE static inline uint32_t aq_x86_solve_symmetric(aq_x86_search *search, size_t quad) {
     AQ_SIMD_EXACT_BODY
     const __m256d none = _mm256_setzero_pd();
-    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
+    __m256d slope = aq_x86_quad(search->batch.cross, quad);
+    __m256d square = aq_x86_quad(search->batch.code2, quad);
     __m128 tried = _mm_loadu_ps(search->scale + quad);
-    __m256d sign = _mm256_mul_pd(sums.cross, _mm256_cvtps_pd(tried));
-    __m256d good = _mm256_and_pd(_mm256_cmp_pd(sums.code2, none, _CMP_GT_OQ),
+    __m256d sign = _mm256_mul_pd(slope, _mm256_cvtps_pd(tried));
+    __m256d good = _mm256_and_pd(_mm256_cmp_pd(square, none, _CMP_GT_OQ),
                                  _mm256_cmp_pd(sign, none, _CMP_GT_OQ));
-    __m256d ratio = _mm256_div_pd(sums.cross, sums.code2);
-    __m256d gain = _mm256_and_pd(_mm256_mul_pd(sums.cross, ratio), good);
+    __m256d ratio = _mm256_div_pd(slope, square);
+    __m256d gain = _mm256_and_pd(_mm256_mul_pd(slope, ratio), good);
     __m128 scale = _mm_blendv_ps(tried, _mm256_cvtpd_ps(ratio), aq_x86_narrow(good));
     return aq_x86_keep(search, quad, scale, _mm_setzero_ps(), _mm_setzero_ps(), gain);
 }
@@ -2561,35 +2590,26 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes)
 
 #if defined(AQ_HAVE_AVX2)
 
-/* The range of x so far: of x, of −x, and of the bits of |x|. */
+/* The range so far; absmax: of the bits. */
 typedef struct aq_avx2_extent {
-    __m256 low, minus;
+    __m256 low, high;
     __m256i absmax;
 } aq_avx2_extent;
 
 AQ_AVX2_INLINE static inline void aq_avx2_extend(aq_avx2_extent *extent, __m256 value) {
     const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
     extent->low = _mm256_min_ps(value, extent->low);
-    extent->minus = _mm256_min_ps(_mm256_xor_ps(value, _mm256_set1_ps(-0.0f)), extent->minus);
+    extent->high = _mm256_max_ps(value, extent->high);
     extent->absmax = _mm256_max_epu32(
         extent->absmax, _mm256_and_si256(_mm256_castps_si256(value), magnitude));
 }
 
-AQ_AVX2_INLINE static inline uint32_t aq_avx2_most(__m256i value) {
-    __m128i part = _mm_max_epu32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
-    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
-    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
-    return (uint32_t)_mm_cvtsi128_si32(part);
-}
-
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t group,
                                        aq_simd_range *out) {
-    AQ_SIMD_EXACT_BODY
     size_t begin, length, i;
     for (begin = 0; begin < count; begin += length, out++) {
         aq_avx2_extent extent;
-        extent.low = _mm256_set1_ps(x[begin]);
-        extent.minus = _mm256_xor_ps(extent.low, _mm256_set1_ps(-0.0f));
+        extent.low = extent.high = _mm256_set1_ps(x[begin]);
         extent.absmax = _mm256_setzero_si256();
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 8 <= length; i += 8) {
@@ -2599,8 +2619,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t grou
             aq_avx2_extend(&extent, _mm256_set1_ps(x[begin + i]));
         }
         out->low = aq_avx2_least(extent.low);
-        out->high = 0.0f - aq_avx2_least(extent.minus);
-        out->absmax = aq_avx2_most(extent.absmax);
+        out->high = aq_avx2_greatest(extent.high);
+        out->absmax = aq_avx2_greatest_bits(extent.absmax);
     }
 }
 
@@ -2624,23 +2644,16 @@ AQ_AVX2_INLINE static inline void aq_avx2_products_fold(const aq_avx2_products *
                                                         const aq_avx2_products *high,
                                                         aq_simd_sums *out) {
     AQ_SIMD_EXACT_BODY
-    aq_avx2_pair dot, first, second, error;
     float folded[4];
-    dot.low = low->dot;
-    dot.high = high->dot;
-    first.low = low->first;
-    first.high = high->first;
-    second.low = low->second;
-    second.high = high->second;
-    error.low = low->error;
-    error.high = high->error;
-    _mm_storeu_ps(folded, aq_avx2_fold4(dot, first, second, error));
+    _mm_storeu_ps(folded, aq_avx2_fold4(_mm256_add_ps(low->dot, high->dot),
+                                        _mm256_add_ps(low->first, high->first),
+                                        _mm256_add_ps(low->second, high->second),
+                                        _mm256_add_ps(low->error, high->error)));
     out->dot = folded[0];
     out->first = folded[1];
     out->second = folded[2];
     out->error = folded[3];
-    out->max_error = 0.0f - aq_avx2_least(_mm256_xor_ps(_mm256_max_ps(low->most, high->most),
-                                                        _mm256_set1_ps(-0.0f)));
+    out->max_error = aq_avx2_greatest(_mm256_max_ps(low->most, high->most));
 }
 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
@@ -2681,13 +2694,11 @@ typedef struct aq_avx2_grid {
 
 AQ_AVX2_INLINE static inline aq_avx2_grid aq_avx2_grid_of(const aq_x86_batch *batch,
                                                           size_t index) {
-    AQ_SIMD_EXACT_BODY
-    const __m256 magic = _mm256_set1_ps(AQ_X86_MAGIC);
     aq_avx2_grid grid;
     grid.base = _mm256_set1_ps(batch->base[index]);
     grid.inverse = _mm256_set1_ps(batch->inverse[index]);
-    grid.low = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->low[index]), magic));
-    grid.high = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->high[index]), magic));
+    grid.low = _mm256_castps_si256(_mm256_set1_ps(batch->low[index]));
+    grid.high = _mm256_castps_si256(_mm256_set1_ps(batch->high[index]));
     return grid;
 }
 
@@ -2698,62 +2709,46 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_code(const aq_avx2_grid *grid, __m2
     return _mm256_min_epi32(_mm256_max_epi32(code, grid->low), grid->high);
 }
 
-/* Half of the 16 lanes. Sums of codes alone are integers below 2^24, which any order gives
- * exactly. */
+/* Of half of the 16 lanes, then of both. */
 typedef struct aq_avx2_sums {
-    __m256i code;
-    __m256 code2, cross;
+    __m256 code, code2, cross;
 } aq_avx2_sums;
 
-AQ_AVX2_INLINE static inline void aq_avx2_count(aq_avx2_sums *sums, __m256i code, __m256 x) {
+/* Adds eight values to code2 and cross; their codes. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_count8(aq_avx2_sums *sums, const aq_avx2_grid *grid,
+                                                    __m256 x) {
     AQ_SIMD_EXACT_BODY
+    __m256i code = aq_avx2_code(grid, x);
     __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(code), _mm256_set1_ps(AQ_X86_MAGIC));
-    sums->code = _mm256_add_epi32(sums->code, code);
     sums->code2 = _mm256_add_ps(sums->code2, _mm256_mul_ps(c, c));
     sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(c, x));
+    return code;
 }
 
-AQ_AVX2_INLINE static inline __m128 aq_avx2_sums_fold(const aq_avx2_sums *low,
-                                                      const aq_avx2_sums *high) {
-    aq_avx2_pair code, code2, cross;
-    code.low = _mm256_cvtepi32_ps(low->code);
-    code.high = _mm256_cvtepi32_ps(high->code);
-    code2.low = low->code2;
-    code2.high = high->code2;
-    cross.low = low->cross;
-    cross.high = high->cross;
-    return aq_avx2_fold4(code, code2, cross, cross);
-}
-
-AQ_AVX2_INLINE static inline void aq_avx2_codes_plain(aq_x86_batch *batch, size_t length) {
-    size_t index, i;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length;
-        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
-        aq_avx2_sums low, high;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        low.code = _mm256_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
-        low.code2 = low.cross = _mm256_setzero_ps();
-        high = low;
-        for (i = 0; i < length; i += 16) {
-            __m256 value = _mm256_loadu_ps(x + i);
-            aq_avx2_count(&low, aq_avx2_code(&grid, value), value);
-            value = _mm256_loadu_ps(x + i + 8);
-            aq_avx2_count(&high, aq_avx2_code(&grid, value), value);
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx2_sums_fold(&low, &high));
+/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
+AQ_AVX2_INLINE static inline aq_avx2_sums aq_avx2_count(const aq_x86_batch *batch, size_t index,
+                                                        size_t length) {
+    AQ_SIMD_EXACT_BODY
+    const float *x = batch->x + index * length;
+    aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+    __m256i codes = _mm256_set1_epi32((int)(0u - (uint32_t)(length / 8) * AQ_X86_MAGIC_BITS));
+    aq_avx2_sums low, high;
+    size_t i;
+    low.code = low.code2 = low.cross = _mm256_setzero_ps();
+    high = low;
+    for (i = 0; i < length; i += 16) {
+        codes = _mm256_add_epi32(codes, aq_avx2_count8(&low, &grid, _mm256_loadu_ps(x + i)));
+        codes = _mm256_add_epi32(codes, aq_avx2_count8(&high, &grid, _mm256_loadu_ps(x + i + 8)));
     }
+    low.code = _mm256_cvtepi32_ps(codes);
+    low.code2 = _mm256_add_ps(low.code2, high.code2);
+    low.cross = _mm256_add_ps(low.cross, high.cross);
+    return low;
 }
 
-/* Here every sum is one of floats. */
-typedef struct aq_avx2_weighted {
-    __m256 code, code2, cross;
-} aq_avx2_weighted;
-
-AQ_AVX2_INLINE static inline void aq_avx2_weigh(aq_avx2_weighted *sums, const aq_avx2_grid *grid,
-                                                __m256 x, __m256 weight) {
+/* Adds eight values; here every sum is one of floats. */
+AQ_AVX2_INLINE static inline void aq_avx2_weigh8(aq_avx2_sums *sums, const aq_avx2_grid *grid,
+                                                 __m256 x, __m256 weight) {
     AQ_SIMD_EXACT_BODY
     __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(aq_avx2_code(grid, x)),
                              _mm256_set1_ps(AQ_X86_MAGIC));
@@ -2763,48 +2758,60 @@ AQ_AVX2_INLINE static inline void aq_avx2_weigh(aq_avx2_weighted *sums, const aq
     sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(product, x));
 }
 
-AQ_AVX2_INLINE static inline __m128 aq_avx2_weighted_fold(const aq_avx2_weighted *low,
-                                                          const aq_avx2_weighted *high) {
-    aq_avx2_pair code, code2, cross;
-    code.low = low->code;
-    code.high = high->code;
-    code2.low = low->code2;
-    code2.high = high->code2;
-    cross.low = low->cross;
-    cross.high = high->cross;
-    return aq_avx2_fold4(code, code2, cross, cross);
+AQ_AVX2_INLINE static inline aq_avx2_sums aq_avx2_weigh(const aq_x86_batch *batch, size_t index,
+                                                        size_t length) {
+    AQ_SIMD_EXACT_BODY
+    const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+    aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+    aq_avx2_sums low, high;
+    size_t i;
+    low.code = low.code2 = low.cross = _mm256_setzero_ps();
+    high = low;
+    for (i = 0; i < length; i += 16) {
+        aq_avx2_weigh8(&low, &grid, _mm256_loadu_ps(x + i), _mm256_loadu_ps(weights + i));
+        aq_avx2_weigh8(&high, &grid, _mm256_loadu_ps(x + i + 8), _mm256_loadu_ps(weights + i + 8));
+    }
+    low.code = _mm256_add_ps(low.code, high.code);
+    low.code2 = _mm256_add_ps(low.code2, high.code2);
+    low.cross = _mm256_add_ps(low.cross, high.cross);
+    return low;
 }
 
-AQ_AVX2 static void aq_avx2_codes_weighted(aq_x86_batch *batch) {
-    size_t index, i, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
-        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
-        aq_avx2_weighted low, high;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        low.code = low.code2 = low.cross = _mm256_setzero_ps();
-        high = low;
-        for (i = 0; i < length; i += 16) {
-            aq_avx2_weigh(&low, &grid, _mm256_loadu_ps(x + i), _mm256_loadu_ps(weights + i));
-            aq_avx2_weigh(&high, &grid, _mm256_loadu_ps(x + i + 8),
-                          _mm256_loadu_ps(weights + i + 8));
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx2_weighted_fold(&low, &high));
+AQ_AVX2_INLINE static inline aq_avx2_sums aq_avx2_group(const aq_x86_batch *batch, size_t index,
+                                                        size_t length, bool weighted) {
+    aq_avx2_sums none;
+    if (batch->active >> index & 1u) {
+        return weighted ? aq_avx2_weigh(batch, index, length)
+                        : aq_avx2_count(batch, index, length);
+    }
+    none.code = none.code2 = none.cross = _mm256_setzero_ps();
+    return none;
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_groups(aq_x86_batch *batch, size_t length,
+                                                 bool weighted) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        aq_avx2_sums a = aq_avx2_group(batch, quad, length, weighted);
+        aq_avx2_sums b = aq_avx2_group(batch, quad + 1, length, weighted);
+        aq_avx2_sums c = aq_avx2_group(batch, quad + 2, length, weighted);
+        aq_avx2_sums d = aq_avx2_group(batch, quad + 3, length, weighted);
+        _mm_storeu_ps(batch->code + quad, aq_avx2_fold4(a.code, b.code, c.code, d.code));
+        _mm_storeu_ps(batch->code2 + quad, aq_avx2_fold4(a.code2, b.code2, c.code2, d.code2));
+        _mm_storeu_ps(batch->cross + quad, aq_avx2_fold4(a.cross, b.cross, c.cross, d.cross));
     }
 }
 
 AQ_AVX2 static void aq_avx2_codes(aq_x86_batch *batch) {
     if (batch->weights) {
-        aq_avx2_codes_weighted(batch);
+        aq_avx2_groups(batch, batch->length, true);
     } else {
         switch (batch->length) {
-        case 32: aq_avx2_codes_plain(batch, 32); break;
-        case 64: aq_avx2_codes_plain(batch, 64); break;
-        case 128: aq_avx2_codes_plain(batch, 128); break;
-        case 256: aq_avx2_codes_plain(batch, 256); break;
-        default: aq_avx2_codes_plain(batch, batch->length); break;
+        case 32: aq_avx2_groups(batch, 32, false); break;
+        case 64: aq_avx2_groups(batch, 64, false); break;
+        case 128: aq_avx2_groups(batch, 128, false); break;
+        case 256: aq_avx2_groups(batch, 256, false); break;
+        default: aq_avx2_groups(batch, batch->length, false); break;
         }
     }
 }
@@ -2842,19 +2849,19 @@ AQ_AVX2 static void aq_avx2_centre(const aq_x86_batch *batch, const float *centr
 
 AQ_AVX2 static void aq_avx2_live(const aq_x86_batch *batch, float *sums, float *low, float *high) {
     AQ_SIMD_EXACT_BODY
-    const __m256 none = _mm256_set1_ps(FLT_MAX), sign = _mm256_set1_ps(-0.0f);
+    const __m256 most = _mm256_set1_ps(FLT_MAX), least = _mm256_set1_ps(-FLT_MAX);
     size_t index, i, length = batch->length;
     for (index = 0; index < batch->groups; index++) {
         const float *x = batch->x + index * length, *weights = batch->weights + index * length;
-        __m256 least = none, less = none; /* of x, and of −x */
+        __m256 lows = most, highs = least;
         aq_avx2_pair sum;
         float lowest, highest;
         sum.low = sum.high = _mm256_setzero_ps();
         for (i = 0; i < length; i += 8) {
             __m256 weight = _mm256_loadu_ps(weights + i), value = _mm256_loadu_ps(x + i);
             __m256 live = _mm256_cmp_ps(weight, _mm256_setzero_ps(), _CMP_GT_OQ);
-            least = _mm256_min_ps(least, _mm256_blendv_ps(none, value, live));
-            less = _mm256_min_ps(less, _mm256_blendv_ps(none, _mm256_xor_ps(value, sign), live));
+            lows = _mm256_min_ps(lows, _mm256_blendv_ps(most, value, live));
+            highs = _mm256_max_ps(highs, _mm256_blendv_ps(least, value, live));
             if (i % 16 == 0) {
                 sum.low = _mm256_add_ps(sum.low, weight);
             } else {
@@ -2862,8 +2869,8 @@ AQ_AVX2 static void aq_avx2_live(const aq_x86_batch *batch, float *sums, float *
             }
         }
         sums[index] = aq_avx2_fold(sum);
-        lowest = aq_avx2_least(least);
-        highest = 0.0f - aq_avx2_least(less);
+        lowest = aq_avx2_least(lows);
+        highest = aq_avx2_greatest(highs);
         if (highest > lowest) {
             low[index] = lowest;
             high[index] = highest;
@@ -3202,26 +3209,41 @@ AQ_X86_END
 #if defined(AQ_HAVE_AVX512)
 AQ_X86_BEGIN
 
+/* The range so far; absmax: of the bits. */
+typedef struct aq_avx512_extent {
+    __m512 low, high;
+    __m512i absmax;
+} aq_avx512_extent;
+
+AQ_AVX512_INLINE static inline void aq_avx512_extend(aq_avx512_extent *extent, __m512 value) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    extent->low = _mm512_min_ps(value, extent->low);
+    extent->high = _mm512_max_ps(value, extent->high);
+    extent->absmax = _mm512_max_epu32(
+        extent->absmax, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+}
+
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_range(const float *x, size_t count, size_t group,
                                            aq_simd_range *out) {
-    AQ_SIMD_EXACT_BODY
-    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
     size_t begin, length, i;
     for (begin = 0; begin < count; begin += length, out++) {
-        __m512 low = _mm512_set1_ps(x[begin]), high = low;
-        __m512i absmax = _mm512_setzero_si512();
+        aq_avx512_extent extent;
+        extent.low = extent.high = _mm512_set1_ps(x[begin]);
+        extent.absmax = _mm512_setzero_si512();
         length = count - begin < group ? count - begin : group;
-        for (i = 0; i < length; i += 16) {
-            __mmask16 lanes = aq_avx512_lanes(length - i);
-            __m512 value = _mm512_mask_loadu_ps(low, lanes, x + begin + i);
-            low = _mm512_min_ps(value, low);
-            high = _mm512_max_ps(value, high);
-            absmax = _mm512_max_epu32(
-                absmax, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+        for (i = 0; i + 16 <= length; i += 16) {
+            aq_avx512_extend(&extent, _mm512_loadu_ps(x + begin + i));
         }
-        out->low = _mm512_reduce_min_ps(low);
-        out->high = _mm512_reduce_max_ps(high);
-        out->absmax = _mm512_reduce_max_epu32(absmax);
+        if (i < length) {
+            aq_avx512_extend(&extent, _mm512_mask_loadu_ps(_mm512_set1_ps(x[begin]),
+                                                           aq_avx512_lanes(length - i),
+                                                           x + begin + i));
+        }
+        out->low = aq_avx512_least(extent.low);
+        out->high = aq_avx512_greatest(extent.high);
+        out->absmax = aq_avx2_greatest_bits(
+            _mm256_max_epu32(_mm512_castsi512_si256(extent.absmax),
+                             _mm512_extracti64x4_epi64(extent.absmax, 1)));
     }
 }
 
@@ -3258,7 +3280,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
     out->first = folded[1];
     out->second = folded[2];
     out->error = folded[3];
-    out->max_error = _mm512_reduce_max_ps(sums.most);
+    out->max_error = aq_avx512_greatest(sums.most);
 }
 
 AQ_X86_END
@@ -3281,13 +3303,11 @@ typedef struct aq_avx512_grid {
 
 AQ_AVX512_INLINE static inline aq_avx512_grid aq_avx512_grid_of(const aq_x86_batch *batch,
                                                                 size_t index) {
-    AQ_SIMD_EXACT_BODY
-    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
     aq_avx512_grid grid;
     grid.base = _mm512_set1_ps(batch->base[index]);
     grid.inverse = _mm512_set1_ps(batch->inverse[index]);
-    grid.low = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->low[index]), magic));
-    grid.high = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->high[index]), magic));
+    grid.low = _mm512_castps_si512(_mm512_set1_ps(batch->low[index]));
+    grid.high = _mm512_castps_si512(_mm512_set1_ps(batch->high[index]));
     return grid;
 }
 
@@ -3298,73 +3318,89 @@ AQ_AVX512_INLINE static inline __m512i aq_avx512_code(const aq_avx512_grid *grid
     return _mm512_min_epi32(_mm512_max_epi32(code, grid->low), grid->high);
 }
 
-/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
 typedef struct aq_avx512_sums {
-    __m512i code;
-    __m512 code2, cross;
+    __m512 code, code2, cross;
 } aq_avx512_sums;
 
-AQ_AVX512_INLINE static inline void aq_avx512_count(aq_avx512_sums *sums, __m512i code, __m512 x) {
-    AQ_SIMD_EXACT_BODY
-    __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(code), _mm512_set1_ps(AQ_X86_MAGIC));
-    sums->code = _mm512_add_epi32(sums->code, code);
-    sums->code2 = _mm512_add_ps(sums->code2, _mm512_mul_ps(c, c));
-    sums->cross = _mm512_add_ps(sums->cross, _mm512_mul_ps(c, x));
-}
-
-AQ_AVX512_INLINE static inline void aq_avx512_codes_plain(aq_x86_batch *batch, size_t length) {
-    size_t index, i;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length;
-        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
-        aq_avx512_sums sums;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        sums.code = _mm512_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
-        sums.code2 = sums.cross = _mm512_setzero_ps();
-        for (i = 0; i < length; i += 16) {
-            __m512 value = _mm512_loadu_ps(x + i);
-            aq_avx512_count(&sums, aq_avx512_code(&grid, value), value);
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(_mm512_cvtepi32_ps(sums.code),
-                                                          sums.code2, sums.cross, sums.cross));
-    }
-}
-
-AQ_AVX512 static void aq_avx512_codes_weighted(aq_x86_batch *batch) {
+/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
+AQ_AVX512_INLINE static inline aq_avx512_sums aq_avx512_count(const aq_x86_batch *batch,
+                                                              size_t index, size_t length) {
     AQ_SIMD_EXACT_BODY
     const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
-    size_t index, i, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
-        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
-        __m512 code = _mm512_setzero_ps(), code2 = code, cross = code;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        for (i = 0; i < length; i += 16) {
-            __m512 value = _mm512_loadu_ps(x + i);
-            __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(aq_avx512_code(&grid, value)), magic);
-            __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + i), c);
-            code = _mm512_add_ps(code, product);
-            code2 = _mm512_add_ps(code2, _mm512_mul_ps(product, c));
-            cross = _mm512_add_ps(cross, _mm512_mul_ps(product, value));
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(code, code2, cross, cross));
+    const float *x = batch->x + index * length;
+    aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+    __m512i codes = _mm512_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
+    aq_avx512_sums sums;
+    size_t i;
+    sums.code2 = sums.cross = _mm512_setzero_ps();
+    for (i = 0; i < length; i += 16) {
+        __m512 value = _mm512_loadu_ps(x + i);
+        __m512i code = aq_avx512_code(&grid, value);
+        __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(code), magic);
+        codes = _mm512_add_epi32(codes, code);
+        sums.code2 = _mm512_add_ps(sums.code2, _mm512_mul_ps(c, c));
+        sums.cross = _mm512_add_ps(sums.cross, _mm512_mul_ps(c, value));
+    }
+    sums.code = _mm512_cvtepi32_ps(codes);
+    return sums;
+}
+
+AQ_AVX512_INLINE static inline aq_avx512_sums aq_avx512_weigh(const aq_x86_batch *batch,
+                                                              size_t index, size_t length) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+    aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+    aq_avx512_sums sums;
+    size_t i;
+    sums.code = sums.code2 = sums.cross = _mm512_setzero_ps();
+    for (i = 0; i < length; i += 16) {
+        __m512 value = _mm512_loadu_ps(x + i);
+        __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(aq_avx512_code(&grid, value)), magic);
+        __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + i), c);
+        sums.code = _mm512_add_ps(sums.code, product);
+        sums.code2 = _mm512_add_ps(sums.code2, _mm512_mul_ps(product, c));
+        sums.cross = _mm512_add_ps(sums.cross, _mm512_mul_ps(product, value));
+    }
+    return sums;
+}
+
+AQ_AVX512_INLINE static inline aq_avx512_sums aq_avx512_group(const aq_x86_batch *batch,
+                                                              size_t index, size_t length,
+                                                              bool weighted) {
+    aq_avx512_sums none;
+    if (batch->active >> index & 1u) {
+        return weighted ? aq_avx512_weigh(batch, index, length)
+                        : aq_avx512_count(batch, index, length);
+    }
+    none.code = none.code2 = none.cross = _mm512_setzero_ps();
+    return none;
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_groups(aq_x86_batch *batch, size_t length,
+                                                     bool weighted) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        aq_avx512_sums a = aq_avx512_group(batch, quad, length, weighted);
+        aq_avx512_sums b = aq_avx512_group(batch, quad + 1, length, weighted);
+        aq_avx512_sums c = aq_avx512_group(batch, quad + 2, length, weighted);
+        aq_avx512_sums d = aq_avx512_group(batch, quad + 3, length, weighted);
+        _mm_storeu_ps(batch->code + quad, aq_avx512_fold4(a.code, b.code, c.code, d.code));
+        _mm_storeu_ps(batch->code2 + quad, aq_avx512_fold4(a.code2, b.code2, c.code2, d.code2));
+        _mm_storeu_ps(batch->cross + quad, aq_avx512_fold4(a.cross, b.cross, c.cross, d.cross));
     }
 }
 
 AQ_AVX512 static void aq_avx512_codes(aq_x86_batch *batch) {
     if (batch->weights) {
-        aq_avx512_codes_weighted(batch);
+        aq_avx512_groups(batch, batch->length, true);
     } else {
         switch (batch->length) {
-        case 32: aq_avx512_codes_plain(batch, 32); break;
-        case 64: aq_avx512_codes_plain(batch, 64); break;
-        case 128: aq_avx512_codes_plain(batch, 128); break;
-        case 256: aq_avx512_codes_plain(batch, 256); break;
-        default: aq_avx512_codes_plain(batch, batch->length); break;
+        case 32: aq_avx512_groups(batch, 32, false); break;
+        case 64: aq_avx512_groups(batch, 64, false); break;
+        case 128: aq_avx512_groups(batch, 128, false); break;
+        case 256: aq_avx512_groups(batch, 256, false); break;
+        default: aq_avx512_groups(batch, batch->length, false); break;
         }
     }
 }
@@ -3416,8 +3452,8 @@ AQ_AVX512 static void aq_avx512_live(const aq_x86_batch *batch, float *sums, flo
             most = _mm512_mask_max_ps(most, live, value, most);
         }
         sums[index] = aq_avx512_fold(sum);
-        lowest = _mm512_reduce_min_ps(least);
-        highest = _mm512_reduce_max_ps(most);
+        lowest = aq_avx512_least(least);
+        highest = aq_avx512_greatest(most);
         if (highest > lowest) {
             low[index] = lowest;
             high[index] = highest;

@@ -11,13 +11,11 @@ typedef struct aq_avx2_grid {
 
 AQ_AVX2_INLINE static inline aq_avx2_grid aq_avx2_grid_of(const aq_x86_batch *batch,
                                                           size_t index) {
-    AQ_SIMD_EXACT_BODY
-    const __m256 magic = _mm256_set1_ps(AQ_X86_MAGIC);
     aq_avx2_grid grid;
     grid.base = _mm256_set1_ps(batch->base[index]);
     grid.inverse = _mm256_set1_ps(batch->inverse[index]);
-    grid.low = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->low[index]), magic));
-    grid.high = _mm256_castps_si256(_mm256_add_ps(_mm256_set1_ps(batch->high[index]), magic));
+    grid.low = _mm256_castps_si256(_mm256_set1_ps(batch->low[index]));
+    grid.high = _mm256_castps_si256(_mm256_set1_ps(batch->high[index]));
     return grid;
 }
 
@@ -28,62 +26,46 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_code(const aq_avx2_grid *grid, __m2
     return _mm256_min_epi32(_mm256_max_epi32(code, grid->low), grid->high);
 }
 
-/* Half of the 16 lanes. Sums of codes alone are integers below 2^24, which any order gives
- * exactly. */
+/* Of half of the 16 lanes, then of both. */
 typedef struct aq_avx2_sums {
-    __m256i code;
-    __m256 code2, cross;
+    __m256 code, code2, cross;
 } aq_avx2_sums;
 
-AQ_AVX2_INLINE static inline void aq_avx2_count(aq_avx2_sums *sums, __m256i code, __m256 x) {
+/* Adds eight values to code2 and cross; their codes. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_count8(aq_avx2_sums *sums, const aq_avx2_grid *grid,
+                                                    __m256 x) {
     AQ_SIMD_EXACT_BODY
+    __m256i code = aq_avx2_code(grid, x);
     __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(code), _mm256_set1_ps(AQ_X86_MAGIC));
-    sums->code = _mm256_add_epi32(sums->code, code);
     sums->code2 = _mm256_add_ps(sums->code2, _mm256_mul_ps(c, c));
     sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(c, x));
+    return code;
 }
 
-AQ_AVX2_INLINE static inline __m128 aq_avx2_sums_fold(const aq_avx2_sums *low,
-                                                      const aq_avx2_sums *high) {
-    aq_avx2_pair code, code2, cross;
-    code.low = _mm256_cvtepi32_ps(low->code);
-    code.high = _mm256_cvtepi32_ps(high->code);
-    code2.low = low->code2;
-    code2.high = high->code2;
-    cross.low = low->cross;
-    cross.high = high->cross;
-    return aq_avx2_fold4(code, code2, cross, cross);
-}
-
-AQ_AVX2_INLINE static inline void aq_avx2_codes_plain(aq_x86_batch *batch, size_t length) {
-    size_t index, i;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length;
-        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
-        aq_avx2_sums low, high;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        low.code = _mm256_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
-        low.code2 = low.cross = _mm256_setzero_ps();
-        high = low;
-        for (i = 0; i < length; i += 16) {
-            __m256 value = _mm256_loadu_ps(x + i);
-            aq_avx2_count(&low, aq_avx2_code(&grid, value), value);
-            value = _mm256_loadu_ps(x + i + 8);
-            aq_avx2_count(&high, aq_avx2_code(&grid, value), value);
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx2_sums_fold(&low, &high));
+/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
+AQ_AVX2_INLINE static inline aq_avx2_sums aq_avx2_count(const aq_x86_batch *batch, size_t index,
+                                                        size_t length) {
+    AQ_SIMD_EXACT_BODY
+    const float *x = batch->x + index * length;
+    aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+    __m256i codes = _mm256_set1_epi32((int)(0u - (uint32_t)(length / 8) * AQ_X86_MAGIC_BITS));
+    aq_avx2_sums low, high;
+    size_t i;
+    low.code = low.code2 = low.cross = _mm256_setzero_ps();
+    high = low;
+    for (i = 0; i < length; i += 16) {
+        codes = _mm256_add_epi32(codes, aq_avx2_count8(&low, &grid, _mm256_loadu_ps(x + i)));
+        codes = _mm256_add_epi32(codes, aq_avx2_count8(&high, &grid, _mm256_loadu_ps(x + i + 8)));
     }
+    low.code = _mm256_cvtepi32_ps(codes);
+    low.code2 = _mm256_add_ps(low.code2, high.code2);
+    low.cross = _mm256_add_ps(low.cross, high.cross);
+    return low;
 }
 
-/* Here every sum is one of floats. */
-typedef struct aq_avx2_weighted {
-    __m256 code, code2, cross;
-} aq_avx2_weighted;
-
-AQ_AVX2_INLINE static inline void aq_avx2_weigh(aq_avx2_weighted *sums, const aq_avx2_grid *grid,
-                                                __m256 x, __m256 weight) {
+/* Adds eight values; here every sum is one of floats. */
+AQ_AVX2_INLINE static inline void aq_avx2_weigh8(aq_avx2_sums *sums, const aq_avx2_grid *grid,
+                                                 __m256 x, __m256 weight) {
     AQ_SIMD_EXACT_BODY
     __m256 c = _mm256_sub_ps(_mm256_castsi256_ps(aq_avx2_code(grid, x)),
                              _mm256_set1_ps(AQ_X86_MAGIC));
@@ -93,48 +75,60 @@ AQ_AVX2_INLINE static inline void aq_avx2_weigh(aq_avx2_weighted *sums, const aq
     sums->cross = _mm256_add_ps(sums->cross, _mm256_mul_ps(product, x));
 }
 
-AQ_AVX2_INLINE static inline __m128 aq_avx2_weighted_fold(const aq_avx2_weighted *low,
-                                                          const aq_avx2_weighted *high) {
-    aq_avx2_pair code, code2, cross;
-    code.low = low->code;
-    code.high = high->code;
-    code2.low = low->code2;
-    code2.high = high->code2;
-    cross.low = low->cross;
-    cross.high = high->cross;
-    return aq_avx2_fold4(code, code2, cross, cross);
+AQ_AVX2_INLINE static inline aq_avx2_sums aq_avx2_weigh(const aq_x86_batch *batch, size_t index,
+                                                        size_t length) {
+    AQ_SIMD_EXACT_BODY
+    const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+    aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
+    aq_avx2_sums low, high;
+    size_t i;
+    low.code = low.code2 = low.cross = _mm256_setzero_ps();
+    high = low;
+    for (i = 0; i < length; i += 16) {
+        aq_avx2_weigh8(&low, &grid, _mm256_loadu_ps(x + i), _mm256_loadu_ps(weights + i));
+        aq_avx2_weigh8(&high, &grid, _mm256_loadu_ps(x + i + 8), _mm256_loadu_ps(weights + i + 8));
+    }
+    low.code = _mm256_add_ps(low.code, high.code);
+    low.code2 = _mm256_add_ps(low.code2, high.code2);
+    low.cross = _mm256_add_ps(low.cross, high.cross);
+    return low;
 }
 
-AQ_AVX2 static void aq_avx2_codes_weighted(aq_x86_batch *batch) {
-    size_t index, i, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
-        aq_avx2_grid grid = aq_avx2_grid_of(batch, index);
-        aq_avx2_weighted low, high;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        low.code = low.code2 = low.cross = _mm256_setzero_ps();
-        high = low;
-        for (i = 0; i < length; i += 16) {
-            aq_avx2_weigh(&low, &grid, _mm256_loadu_ps(x + i), _mm256_loadu_ps(weights + i));
-            aq_avx2_weigh(&high, &grid, _mm256_loadu_ps(x + i + 8),
-                          _mm256_loadu_ps(weights + i + 8));
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx2_weighted_fold(&low, &high));
+AQ_AVX2_INLINE static inline aq_avx2_sums aq_avx2_group(const aq_x86_batch *batch, size_t index,
+                                                        size_t length, bool weighted) {
+    aq_avx2_sums none;
+    if (batch->active >> index & 1u) {
+        return weighted ? aq_avx2_weigh(batch, index, length)
+                        : aq_avx2_count(batch, index, length);
+    }
+    none.code = none.code2 = none.cross = _mm256_setzero_ps();
+    return none;
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_groups(aq_x86_batch *batch, size_t length,
+                                                 bool weighted) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        aq_avx2_sums a = aq_avx2_group(batch, quad, length, weighted);
+        aq_avx2_sums b = aq_avx2_group(batch, quad + 1, length, weighted);
+        aq_avx2_sums c = aq_avx2_group(batch, quad + 2, length, weighted);
+        aq_avx2_sums d = aq_avx2_group(batch, quad + 3, length, weighted);
+        _mm_storeu_ps(batch->code + quad, aq_avx2_fold4(a.code, b.code, c.code, d.code));
+        _mm_storeu_ps(batch->code2 + quad, aq_avx2_fold4(a.code2, b.code2, c.code2, d.code2));
+        _mm_storeu_ps(batch->cross + quad, aq_avx2_fold4(a.cross, b.cross, c.cross, d.cross));
     }
 }
 
 AQ_AVX2 static void aq_avx2_codes(aq_x86_batch *batch) {
     if (batch->weights) {
-        aq_avx2_codes_weighted(batch);
+        aq_avx2_groups(batch, batch->length, true);
     } else {
         switch (batch->length) {
-        case 32: aq_avx2_codes_plain(batch, 32); break;
-        case 64: aq_avx2_codes_plain(batch, 64); break;
-        case 128: aq_avx2_codes_plain(batch, 128); break;
-        case 256: aq_avx2_codes_plain(batch, 256); break;
-        default: aq_avx2_codes_plain(batch, batch->length); break;
+        case 32: aq_avx2_groups(batch, 32, false); break;
+        case 64: aq_avx2_groups(batch, 64, false); break;
+        case 128: aq_avx2_groups(batch, 128, false); break;
+        case 256: aq_avx2_groups(batch, 256, false); break;
+        default: aq_avx2_groups(batch, batch->length, false); break;
         }
     }
 }
@@ -172,19 +166,19 @@ AQ_AVX2 static void aq_avx2_centre(const aq_x86_batch *batch, const float *centr
 
 AQ_AVX2 static void aq_avx2_live(const aq_x86_batch *batch, float *sums, float *low, float *high) {
     AQ_SIMD_EXACT_BODY
-    const __m256 none = _mm256_set1_ps(FLT_MAX), sign = _mm256_set1_ps(-0.0f);
+    const __m256 most = _mm256_set1_ps(FLT_MAX), least = _mm256_set1_ps(-FLT_MAX);
     size_t index, i, length = batch->length;
     for (index = 0; index < batch->groups; index++) {
         const float *x = batch->x + index * length, *weights = batch->weights + index * length;
-        __m256 least = none, less = none; /* of x, and of −x */
+        __m256 lows = most, highs = least;
         aq_avx2_pair sum;
         float lowest, highest;
         sum.low = sum.high = _mm256_setzero_ps();
         for (i = 0; i < length; i += 8) {
             __m256 weight = _mm256_loadu_ps(weights + i), value = _mm256_loadu_ps(x + i);
             __m256 live = _mm256_cmp_ps(weight, _mm256_setzero_ps(), _CMP_GT_OQ);
-            least = _mm256_min_ps(least, _mm256_blendv_ps(none, value, live));
-            less = _mm256_min_ps(less, _mm256_blendv_ps(none, _mm256_xor_ps(value, sign), live));
+            lows = _mm256_min_ps(lows, _mm256_blendv_ps(most, value, live));
+            highs = _mm256_max_ps(highs, _mm256_blendv_ps(least, value, live));
             if (i % 16 == 0) {
                 sum.low = _mm256_add_ps(sum.low, weight);
             } else {
@@ -192,8 +186,8 @@ AQ_AVX2 static void aq_avx2_live(const aq_x86_batch *batch, float *sums, float *
             }
         }
         sums[index] = aq_avx2_fold(sum);
-        lowest = aq_avx2_least(least);
-        highest = 0.0f - aq_avx2_least(less);
+        lowest = aq_avx2_least(lows);
+        highest = aq_avx2_greatest(highs);
         if (highest > lowest) {
             low[index] = lowest;
             high[index] = highest;

@@ -3,35 +3,26 @@
 
 #if defined(AQ_HAVE_AVX2)
 
-/* The range of x so far: of x, of −x, and of the bits of |x|. */
+/* The range so far; absmax: of the bits. */
 typedef struct aq_avx2_extent {
-    __m256 low, minus;
+    __m256 low, high;
     __m256i absmax;
 } aq_avx2_extent;
 
 AQ_AVX2_INLINE static inline void aq_avx2_extend(aq_avx2_extent *extent, __m256 value) {
     const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
     extent->low = _mm256_min_ps(value, extent->low);
-    extent->minus = _mm256_min_ps(_mm256_xor_ps(value, _mm256_set1_ps(-0.0f)), extent->minus);
+    extent->high = _mm256_max_ps(value, extent->high);
     extent->absmax = _mm256_max_epu32(
         extent->absmax, _mm256_and_si256(_mm256_castps_si256(value), magnitude));
 }
 
-AQ_AVX2_INLINE static inline uint32_t aq_avx2_most(__m256i value) {
-    __m128i part = _mm_max_epu32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
-    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
-    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
-    return (uint32_t)_mm_cvtsi128_si32(part);
-}
-
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t group,
                                        aq_simd_range *out) {
-    AQ_SIMD_EXACT_BODY
     size_t begin, length, i;
     for (begin = 0; begin < count; begin += length, out++) {
         aq_avx2_extent extent;
-        extent.low = _mm256_set1_ps(x[begin]);
-        extent.minus = _mm256_xor_ps(extent.low, _mm256_set1_ps(-0.0f));
+        extent.low = extent.high = _mm256_set1_ps(x[begin]);
         extent.absmax = _mm256_setzero_si256();
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 8 <= length; i += 8) {
@@ -41,8 +32,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t grou
             aq_avx2_extend(&extent, _mm256_set1_ps(x[begin + i]));
         }
         out->low = aq_avx2_least(extent.low);
-        out->high = 0.0f - aq_avx2_least(extent.minus);
-        out->absmax = aq_avx2_most(extent.absmax);
+        out->high = aq_avx2_greatest(extent.high);
+        out->absmax = aq_avx2_greatest_bits(extent.absmax);
     }
 }
 
@@ -66,23 +57,16 @@ AQ_AVX2_INLINE static inline void aq_avx2_products_fold(const aq_avx2_products *
                                                         const aq_avx2_products *high,
                                                         aq_simd_sums *out) {
     AQ_SIMD_EXACT_BODY
-    aq_avx2_pair dot, first, second, error;
     float folded[4];
-    dot.low = low->dot;
-    dot.high = high->dot;
-    first.low = low->first;
-    first.high = high->first;
-    second.low = low->second;
-    second.high = high->second;
-    error.low = low->error;
-    error.high = high->error;
-    _mm_storeu_ps(folded, aq_avx2_fold4(dot, first, second, error));
+    _mm_storeu_ps(folded, aq_avx2_fold4(_mm256_add_ps(low->dot, high->dot),
+                                        _mm256_add_ps(low->first, high->first),
+                                        _mm256_add_ps(low->second, high->second),
+                                        _mm256_add_ps(low->error, high->error)));
     out->dot = folded[0];
     out->first = folded[1];
     out->second = folded[2];
     out->error = folded[3];
-    out->max_error = 0.0f - aq_avx2_least(_mm256_xor_ps(_mm256_max_ps(low->most, high->most),
-                                                        _mm256_set1_ps(-0.0f)));
+    out->max_error = aq_avx2_greatest(_mm256_max_ps(low->most, high->most));
 }
 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,

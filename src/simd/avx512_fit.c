@@ -12,13 +12,11 @@ typedef struct aq_avx512_grid {
 
 AQ_AVX512_INLINE static inline aq_avx512_grid aq_avx512_grid_of(const aq_x86_batch *batch,
                                                                 size_t index) {
-    AQ_SIMD_EXACT_BODY
-    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
     aq_avx512_grid grid;
     grid.base = _mm512_set1_ps(batch->base[index]);
     grid.inverse = _mm512_set1_ps(batch->inverse[index]);
-    grid.low = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->low[index]), magic));
-    grid.high = _mm512_castps_si512(_mm512_add_ps(_mm512_set1_ps(batch->high[index]), magic));
+    grid.low = _mm512_castps_si512(_mm512_set1_ps(batch->low[index]));
+    grid.high = _mm512_castps_si512(_mm512_set1_ps(batch->high[index]));
     return grid;
 }
 
@@ -29,73 +27,89 @@ AQ_AVX512_INLINE static inline __m512i aq_avx512_code(const aq_avx512_grid *grid
     return _mm512_min_epi32(_mm512_max_epi32(code, grid->low), grid->high);
 }
 
-/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
 typedef struct aq_avx512_sums {
-    __m512i code;
-    __m512 code2, cross;
+    __m512 code, code2, cross;
 } aq_avx512_sums;
 
-AQ_AVX512_INLINE static inline void aq_avx512_count(aq_avx512_sums *sums, __m512i code, __m512 x) {
-    AQ_SIMD_EXACT_BODY
-    __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(code), _mm512_set1_ps(AQ_X86_MAGIC));
-    sums->code = _mm512_add_epi32(sums->code, code);
-    sums->code2 = _mm512_add_ps(sums->code2, _mm512_mul_ps(c, c));
-    sums->cross = _mm512_add_ps(sums->cross, _mm512_mul_ps(c, x));
-}
-
-AQ_AVX512_INLINE static inline void aq_avx512_codes_plain(aq_x86_batch *batch, size_t length) {
-    size_t index, i;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length;
-        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
-        aq_avx512_sums sums;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        sums.code = _mm512_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
-        sums.code2 = sums.cross = _mm512_setzero_ps();
-        for (i = 0; i < length; i += 16) {
-            __m512 value = _mm512_loadu_ps(x + i);
-            aq_avx512_count(&sums, aq_avx512_code(&grid, value), value);
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(_mm512_cvtepi32_ps(sums.code),
-                                                          sums.code2, sums.cross, sums.cross));
-    }
-}
-
-AQ_AVX512 static void aq_avx512_codes_weighted(aq_x86_batch *batch) {
+/* Sums of codes alone are integers below 2^24, which any order gives exactly. */
+AQ_AVX512_INLINE static inline aq_avx512_sums aq_avx512_count(const aq_x86_batch *batch,
+                                                              size_t index, size_t length) {
     AQ_SIMD_EXACT_BODY
     const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
-    size_t index, i, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length, *weights = batch->weights + index * length;
-        aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
-        __m512 code = _mm512_setzero_ps(), code2 = code, cross = code;
-        if (!(batch->active >> index & 1u)) {
-            continue;
-        }
-        for (i = 0; i < length; i += 16) {
-            __m512 value = _mm512_loadu_ps(x + i);
-            __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(aq_avx512_code(&grid, value)), magic);
-            __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + i), c);
-            code = _mm512_add_ps(code, product);
-            code2 = _mm512_add_ps(code2, _mm512_mul_ps(product, c));
-            cross = _mm512_add_ps(cross, _mm512_mul_ps(product, value));
-        }
-        _mm_storeu_ps(batch->sums[index], aq_avx512_fold4(code, code2, cross, cross));
+    const float *x = batch->x + index * length;
+    aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+    __m512i codes = _mm512_set1_epi32((int)(0u - (uint32_t)(length / 16) * AQ_X86_MAGIC_BITS));
+    aq_avx512_sums sums;
+    size_t i;
+    sums.code2 = sums.cross = _mm512_setzero_ps();
+    for (i = 0; i < length; i += 16) {
+        __m512 value = _mm512_loadu_ps(x + i);
+        __m512i code = aq_avx512_code(&grid, value);
+        __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(code), magic);
+        codes = _mm512_add_epi32(codes, code);
+        sums.code2 = _mm512_add_ps(sums.code2, _mm512_mul_ps(c, c));
+        sums.cross = _mm512_add_ps(sums.cross, _mm512_mul_ps(c, value));
+    }
+    sums.code = _mm512_cvtepi32_ps(codes);
+    return sums;
+}
+
+AQ_AVX512_INLINE static inline aq_avx512_sums aq_avx512_weigh(const aq_x86_batch *batch,
+                                                              size_t index, size_t length) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    const float *x = batch->x + index * length, *weights = batch->weights + index * length;
+    aq_avx512_grid grid = aq_avx512_grid_of(batch, index);
+    aq_avx512_sums sums;
+    size_t i;
+    sums.code = sums.code2 = sums.cross = _mm512_setzero_ps();
+    for (i = 0; i < length; i += 16) {
+        __m512 value = _mm512_loadu_ps(x + i);
+        __m512 c = _mm512_sub_ps(_mm512_castsi512_ps(aq_avx512_code(&grid, value)), magic);
+        __m512 product = _mm512_mul_ps(_mm512_loadu_ps(weights + i), c);
+        sums.code = _mm512_add_ps(sums.code, product);
+        sums.code2 = _mm512_add_ps(sums.code2, _mm512_mul_ps(product, c));
+        sums.cross = _mm512_add_ps(sums.cross, _mm512_mul_ps(product, value));
+    }
+    return sums;
+}
+
+AQ_AVX512_INLINE static inline aq_avx512_sums aq_avx512_group(const aq_x86_batch *batch,
+                                                              size_t index, size_t length,
+                                                              bool weighted) {
+    aq_avx512_sums none;
+    if (batch->active >> index & 1u) {
+        return weighted ? aq_avx512_weigh(batch, index, length)
+                        : aq_avx512_count(batch, index, length);
+    }
+    none.code = none.code2 = none.cross = _mm512_setzero_ps();
+    return none;
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_groups(aq_x86_batch *batch, size_t length,
+                                                     bool weighted) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        aq_avx512_sums a = aq_avx512_group(batch, quad, length, weighted);
+        aq_avx512_sums b = aq_avx512_group(batch, quad + 1, length, weighted);
+        aq_avx512_sums c = aq_avx512_group(batch, quad + 2, length, weighted);
+        aq_avx512_sums d = aq_avx512_group(batch, quad + 3, length, weighted);
+        _mm_storeu_ps(batch->code + quad, aq_avx512_fold4(a.code, b.code, c.code, d.code));
+        _mm_storeu_ps(batch->code2 + quad, aq_avx512_fold4(a.code2, b.code2, c.code2, d.code2));
+        _mm_storeu_ps(batch->cross + quad, aq_avx512_fold4(a.cross, b.cross, c.cross, d.cross));
     }
 }
 
 AQ_AVX512 static void aq_avx512_codes(aq_x86_batch *batch) {
     if (batch->weights) {
-        aq_avx512_codes_weighted(batch);
+        aq_avx512_groups(batch, batch->length, true);
     } else {
         switch (batch->length) {
-        case 32: aq_avx512_codes_plain(batch, 32); break;
-        case 64: aq_avx512_codes_plain(batch, 64); break;
-        case 128: aq_avx512_codes_plain(batch, 128); break;
-        case 256: aq_avx512_codes_plain(batch, 256); break;
-        default: aq_avx512_codes_plain(batch, batch->length); break;
+        case 32: aq_avx512_groups(batch, 32, false); break;
+        case 64: aq_avx512_groups(batch, 64, false); break;
+        case 128: aq_avx512_groups(batch, 128, false); break;
+        case 256: aq_avx512_groups(batch, 256, false); break;
+        default: aq_avx512_groups(batch, batch->length, false); break;
         }
     }
 }
@@ -147,8 +161,8 @@ AQ_AVX512 static void aq_avx512_live(const aq_x86_batch *batch, float *sums, flo
             most = _mm512_mask_max_ps(most, live, value, most);
         }
         sums[index] = aq_avx512_fold(sum);
-        lowest = _mm512_reduce_min_ps(least);
-        highest = _mm512_reduce_max_ps(most);
+        lowest = aq_avx512_least(least);
+        highest = aq_avx512_greatest(most);
         if (highest > lowest) {
             low[index] = lowest;
             high[index] = highest;

@@ -4,26 +4,41 @@
 #if defined(AQ_HAVE_AVX512)
 AQ_X86_BEGIN
 
+/* The range so far; absmax: of the bits. */
+typedef struct aq_avx512_extent {
+    __m512 low, high;
+    __m512i absmax;
+} aq_avx512_extent;
+
+AQ_AVX512_INLINE static inline void aq_avx512_extend(aq_avx512_extent *extent, __m512 value) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    extent->low = _mm512_min_ps(value, extent->low);
+    extent->high = _mm512_max_ps(value, extent->high);
+    extent->absmax = _mm512_max_epu32(
+        extent->absmax, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+}
+
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_range(const float *x, size_t count, size_t group,
                                            aq_simd_range *out) {
-    AQ_SIMD_EXACT_BODY
-    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
     size_t begin, length, i;
     for (begin = 0; begin < count; begin += length, out++) {
-        __m512 low = _mm512_set1_ps(x[begin]), high = low;
-        __m512i absmax = _mm512_setzero_si512();
+        aq_avx512_extent extent;
+        extent.low = extent.high = _mm512_set1_ps(x[begin]);
+        extent.absmax = _mm512_setzero_si512();
         length = count - begin < group ? count - begin : group;
-        for (i = 0; i < length; i += 16) {
-            __mmask16 lanes = aq_avx512_lanes(length - i);
-            __m512 value = _mm512_mask_loadu_ps(low, lanes, x + begin + i);
-            low = _mm512_min_ps(value, low);
-            high = _mm512_max_ps(value, high);
-            absmax = _mm512_max_epu32(
-                absmax, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+        for (i = 0; i + 16 <= length; i += 16) {
+            aq_avx512_extend(&extent, _mm512_loadu_ps(x + begin + i));
         }
-        out->low = _mm512_reduce_min_ps(low);
-        out->high = _mm512_reduce_max_ps(high);
-        out->absmax = _mm512_reduce_max_epu32(absmax);
+        if (i < length) {
+            aq_avx512_extend(&extent, _mm512_mask_loadu_ps(_mm512_set1_ps(x[begin]),
+                                                           aq_avx512_lanes(length - i),
+                                                           x + begin + i));
+        }
+        out->low = aq_avx512_least(extent.low);
+        out->high = aq_avx512_greatest(extent.high);
+        out->absmax = aq_avx2_greatest_bits(
+            _mm256_max_epu32(_mm512_castsi512_si256(extent.absmax),
+                             _mm512_extracti64x4_epi64(extent.absmax, 1)));
     }
 }
 
@@ -60,7 +75,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
     out->first = folded[1];
     out->second = folded[2];
     out->error = folded[3];
-    out->max_error = _mm512_reduce_max_ps(sums.most);
+    out->max_error = aq_avx512_greatest(sums.most);
 }
 
 AQ_X86_END

@@ -10,16 +10,25 @@
 #  define AQ_HAVE_NEON 1
 #  include <arm_neon.h>
 
+/* Stands before the `static inline` of what must keep its lanes in registers. */
+#  if defined(__clang__)
+#    define AQ_NEON_INLINE __attribute__((always_inline))
+#  elif defined(__GNUC__)
+#    define AQ_NEON_INLINE __attribute__((optimize("fp-contract=off"), always_inline))
+#  else
+#    define AQ_NEON_INLINE
+#  endif
+
 typedef struct aq_neon_lanes {
     float32x4_t q[4];
 } aq_neon_lanes;
 
-static inline void aq_neon_clear(aq_neon_lanes *lanes) {
+AQ_NEON_INLINE static inline void aq_neon_clear(aq_neon_lanes *lanes) {
     lanes->q[0] = lanes->q[1] = lanes->q[2] = lanes->q[3] = vdupq_n_f32(0.0f);
 }
 
 /* The sum, in the order of aq_scalar_fold. */
-AQ_SIMD_EXACT static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
+AQ_NEON_INLINE static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
     AQ_SIMD_EXACT_BODY
     float32x4_t four = vaddq_f32(vaddq_f32(lanes->q[0], lanes->q[2]),
                                  vaddq_f32(lanes->q[1], lanes->q[3]));

@@ -10,8 +10,8 @@ typedef struct aq_neon_coder {
     uint32x4_t zero;
 } aq_neon_coder;
 
-AQ_SIMD_EXACT static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *coder,
-                                                         const float *x) {
+AQ_NEON_INLINE static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *coder,
+                                                          const float *x) {
     AQ_SIMD_EXACT_BODY
     float32x4_t value = vmulq_f32(vsubq_f32(vld1q_f32(x), coder->min), coder->inverse);
     value = vminq_f32(vmaxq_f32(value, coder->low), coder->high);
@@ -20,7 +20,7 @@ AQ_SIMD_EXACT static inline uint16x4_t aq_neon_code_four(const aq_neon_coder *co
 }
 
 /* Sixteen codes, one byte each. */
-AQ_SIMD_EXACT static inline uint8x16_t aq_neon_code(const aq_neon_coder *coder, const float *x) {
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_code(const aq_neon_coder *coder, const float *x) {
     uint16x8_t first = vcombine_u16(aq_neon_code_four(coder, x), aq_neon_code_four(coder, x + 4));
     uint16x8_t last = vcombine_u16(aq_neon_code_four(coder, x + 8),
                                    aq_neon_code_four(coder, x + 12));
@@ -110,16 +110,16 @@ typedef struct aq_neon_decoder {
     bool symmetric;
 } aq_neon_decoder;
 
-AQ_SIMD_EXACT static inline void aq_neon_decode_four(const aq_neon_decoder *decoder,
-                                                     uint16x4_t codes, float *out) {
+AQ_NEON_INLINE static inline void aq_neon_decode_four(const aq_neon_decoder *decoder,
+                                                      uint16x4_t codes, float *out) {
     AQ_SIMD_EXACT_BODY
     int32x4_t code = vsubq_s32(vreinterpretq_s32_u32(vmovl_u16(codes)), decoder->zero);
     float32x4_t value = vmulq_f32(vcvtq_f32_s32(code), decoder->scale);
     vst1q_f32(out, decoder->symmetric ? value : vaddq_f32(value, decoder->min));
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_decode_step(const aq_neon_decoder *decoder,
-                                                     uint8x16_t codes, float *out) {
+AQ_NEON_INLINE static inline void aq_neon_decode_step(const aq_neon_decoder *decoder,
+                                                      uint8x16_t codes, float *out) {
     uint16x8_t first = vmovl_u8(vget_low_u8(codes)), last = vmovl_u8(vget_high_u8(codes));
     aq_neon_decode_four(decoder, vget_low_u16(first), out);
     aq_neon_decode_four(decoder, vget_high_u16(first), out + 4);

@@ -33,7 +33,8 @@ static inline void aq_neon_partial(const float *x, size_t count, float *block) {
     memcpy(block, x, count * sizeof *block);
 }
 
-AQ_SIMD_EXACT static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pass, float32x4_t y) {
+AQ_NEON_INLINE static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pass,
+                                                          float32x4_t y) {
     AQ_SIMD_EXACT_BODY
     float32x4_t c = vmulq_f32(vsubq_f32(y, pass->base), pass->inverse);
     float32x4_t magic = vdupq_n_f32(AQ_NEON_MAGIC);
@@ -41,44 +42,54 @@ AQ_SIMD_EXACT static inline float32x4_t aq_neon_fit_code(const aq_neon_pass *pas
     return vsubq_f32(vaddq_f32(c, magic), magic);
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_fit_add(aq_neon_pass *pass, size_t q, float32x4_t wc,
-                                                 float32x4_t c, float32x4_t y) {
+AQ_NEON_INLINE static inline void aq_neon_fit_add(aq_neon_pass *pass, size_t q, float32x4_t wc,
+                                                  float32x4_t c, float32x4_t y) {
     AQ_SIMD_EXACT_BODY
     pass->code.q[q] = vaddq_f32(pass->code.q[q], wc);
     pass->code2.q[q] = vaddq_f32(pass->code2.q[q], vmulq_f32(wc, c));
     pass->cross.q[q] = vaddq_f32(pass->cross.q[q], vmulq_f32(wc, y));
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_fit_four(aq_neon_pass *pass, size_t q, const float *y) {
-    float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
-    aq_neon_fit_add(pass, q, c, c, value);
-}
-
-AQ_SIMD_EXACT static inline void aq_neon_fit_four_weighted(aq_neon_pass *pass, size_t q,
-                                                           const float *y, const float *weights) {
+AQ_NEON_INLINE static inline void aq_neon_fit_four(aq_neon_pass *pass, size_t q, const float *y,
+                                                   const float *weights) {
     AQ_SIMD_EXACT_BODY
     float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
-    aq_neon_fit_add(pass, q, vmulq_f32(vld1q_f32(weights + 4 * q), c), c, value);
+    aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weights + 4 * q), c) : c, c, value);
 }
 
-/* The last `count` values, fewer than 16; behind them every code is made 0, which adds nothing. */
-AQ_SIMD_EXACT static void aq_neon_fit_rest(aq_neon_pass *pass, const float *y,
-                                           const float *weights, size_t count) {
+AQ_NEON_INLINE static inline void aq_neon_fit_step(aq_neon_pass *pass, const float *y,
+                                                   const float *weights) {
+    aq_neon_fit_four(pass, 0, y, weights);
+    aq_neon_fit_four(pass, 1, y, weights);
+    aq_neon_fit_four(pass, 2, y, weights);
+    aq_neon_fit_four(pass, 3, y, weights);
+}
+
+/* As aq_neon_fit_four; where `mask` has no bits every code is made 0, which adds nothing. */
+AQ_NEON_INLINE static inline void aq_neon_fit_masked(aq_neon_pass *pass, size_t q, const float *y,
+                                                     const float *weights, const uint32_t *mask) {
     AQ_SIMD_EXACT_BODY
+    float32x4_t value = vld1q_f32(y + 4 * q), c = aq_neon_fit_code(pass, value);
+    c = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(c), vld1q_u32(mask + 4 * q)));
+    aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weights + 4 * q), c) : c, c, value);
+}
+
+/* The last `count` values, fewer than 16. */
+AQ_NEON_INLINE static inline void aq_neon_fit_rest(aq_neon_pass *pass, const float *y,
+                                                   const float *weights, size_t count) {
     static const uint32_t masks[2 * AQ_SIMD_LANES] = {
         ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    const uint32_t *mask = masks + AQ_SIMD_LANES - count;
     float values[AQ_SIMD_LANES], weighing[AQ_SIMD_LANES];
-    size_t q;
     aq_neon_partial(y, count, values);
     if (weights) {
         aq_neon_partial(weights, count, weighing);
+        weights = weighing;
     }
-    for (q = 0; q < 4; q++) {
-        float32x4_t value = vld1q_f32(values + 4 * q), c = aq_neon_fit_code(pass, value);
-        uint32x4_t mask = vld1q_u32(masks + AQ_SIMD_LANES - count + 4 * q);
-        c = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(c), mask));
-        aq_neon_fit_add(pass, q, weights ? vmulq_f32(vld1q_f32(weighing + 4 * q), c) : c, c, value);
-    }
+    aq_neon_fit_masked(pass, 0, values, weights, mask);
+    aq_neon_fit_masked(pass, 1, values, weights, mask);
+    aq_neon_fit_masked(pass, 2, values, weights, mask);
+    aq_neon_fit_masked(pass, 3, values, weights, mask);
 }
 
 AQ_SIMD_EXACT static void aq_neon_fit_pass(const aq_neon_group *group, float base, float inverse,
@@ -95,17 +106,11 @@ AQ_SIMD_EXACT static void aq_neon_fit_pass(const aq_neon_group *group, float bas
     aq_neon_clear(&pass.cross);
     if (weights) {
         for (; i + AQ_SIMD_LANES <= group->count; i += AQ_SIMD_LANES) {
-            aq_neon_fit_four_weighted(&pass, 0, y + i, weights + i);
-            aq_neon_fit_four_weighted(&pass, 1, y + i, weights + i);
-            aq_neon_fit_four_weighted(&pass, 2, y + i, weights + i);
-            aq_neon_fit_four_weighted(&pass, 3, y + i, weights + i);
+            aq_neon_fit_step(&pass, y + i, weights + i);
         }
     } else {
         for (; i + AQ_SIMD_LANES <= group->count; i += AQ_SIMD_LANES) {
-            aq_neon_fit_four(&pass, 0, y + i);
-            aq_neon_fit_four(&pass, 1, y + i);
-            aq_neon_fit_four(&pass, 2, y + i);
-            aq_neon_fit_four(&pass, 3, y + i);
+            aq_neon_fit_step(&pass, y + i, NULL);
         }
     }
     if (i < group->count) {

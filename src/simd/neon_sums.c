@@ -45,8 +45,8 @@ typedef struct aq_neon_compare_sums {
     float32x4_t most;
 } aq_neon_compare_sums;
 
-AQ_SIMD_EXACT static inline void aq_neon_compare_four(aq_neon_compare_sums *sums, size_t q,
-                                                      float32x4_t a, float32x4_t b) {
+AQ_NEON_INLINE static inline void aq_neon_compare_four(aq_neon_compare_sums *sums, size_t q,
+                                                       float32x4_t a, float32x4_t b) {
     AQ_SIMD_EXACT_BODY
     float32x4_t difference = vsubq_f32(a, b);
     sums->dot.q[q] = vaddq_f32(sums->dot.q[q], vmulq_f32(a, b));
@@ -56,8 +56,8 @@ AQ_SIMD_EXACT static inline void aq_neon_compare_four(aq_neon_compare_sums *sums
     sums->most = vmaxnmq_f32(sums->most, vabsq_f32(difference));
 }
 
-AQ_SIMD_EXACT static inline void aq_neon_compare_step(aq_neon_compare_sums *sums, const float *a,
-                                                      const float *b) {
+AQ_NEON_INLINE static inline void aq_neon_compare_step(aq_neon_compare_sums *sums, const float *a,
+                                                       const float *b) {
     aq_neon_compare_four(sums, 0, vld1q_f32(a), vld1q_f32(b));
     aq_neon_compare_four(sums, 1, vld1q_f32(a + 4), vld1q_f32(b + 4));
     aq_neon_compare_four(sums, 2, vld1q_f32(a + 8), vld1q_f32(b + 8));

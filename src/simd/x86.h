@@ -5,11 +5,14 @@
 
 #include "simd.h"
 
+/* Compilers that have the intrinsics and attributes. */
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ARROWQUANT_NO_SIMD) && \
-    (defined(__GNUC__) || defined(_MSC_VER))
-#  define AQ_HAVE_AVX2 1
-#  if !defined(ARROWQUANT_NO_AVX512)
-#    define AQ_HAVE_AVX512 1
+    !defined(__TINYC__)
+#  if defined(_MSC_VER) || (defined(__clang__) ? __clang_major__ >= 7 : __GNUC__ >= 7)
+#    define AQ_HAVE_AVX2 1
+#    if !defined(ARROWQUANT_NO_AVX512)
+#      define AQ_HAVE_AVX512 1
+#    endif
 #  endif
 #endif
 
@@ -70,13 +73,16 @@ typedef struct aq_x86_batch {
     const float *x, *weights; /* weights: or NULL */
     size_t length, groups;
     uint32_t active;          /* bit g: group g is wanted */
-    float base[AQ_X86_GROUPS], inverse[AQ_X86_GROUPS], low[AQ_X86_GROUPS], high[AQ_X86_GROUPS];
-    float sums[AQ_X86_GROUPS][4]; /* with codes c: Σ w·c, Σ w·c², Σ w·c·x, not used */
+    float base[AQ_X86_GROUPS], inverse[AQ_X86_GROUPS];
+    float low[AQ_X86_GROUPS], high[AQ_X86_GROUPS]; /* both plus AQ_X86_MAGIC */
+    float code[AQ_X86_GROUPS];  /* with codes c: Σ w·c */
+    float code2[AQ_X86_GROUPS]; /* Σ w·c² */
+    float cross[AQ_X86_GROUPS]; /* Σ w·c·x */
 } aq_x86_batch;
 
 /* The passes that each ISA has of its own. */
 typedef struct aq_x86_passes {
-    /* c = round((x − base)·inverse) within low … high: the sums of the active groups. */
+    /* c = round((x − base)·inverse) within low … high: the sums of the active groups, and zeros. */
     void (*codes)(aq_x86_batch *batch);
     /* y = x − centre, unless y is NULL; the sums Σ w·(x − centre). */
     void (*centre)(const aq_x86_batch *batch, const float *centre, float *y, float *sums);
@@ -142,11 +148,24 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
-/* The least of eight floats. */
+/* The least and the greatest of eight floats, the greatest of eight unsigned integers. */
 AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
     __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     part = _mm_min_ps(part, _mm_movehl_ps(part, part));
     return _mm_cvtss_f32(_mm_min_ss(part, _mm_movehdup_ps(part)));
+}
+
+AQ_AVX2_INLINE static inline float aq_avx2_greatest(__m256 value) {
+    __m128 part = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    part = _mm_max_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_max_ss(part, _mm_movehdup_ps(part)));
+}
+
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_greatest_bits(__m256i value) {
+    __m128i part = _mm_max_epu32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
+    part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
+    return (uint32_t)_mm_cvtsi128_si32(part);
 }
 
 /* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */
@@ -162,16 +181,13 @@ AQ_AVX2_INLINE static inline float aq_avx2_fold(aq_avx2_pair sum) {
     return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
 }
 
-/* Four sums at once. */
-AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b, aq_avx2_pair c,
-                                                  aq_avx2_pair d) {
+/* Four sums at once, of which lane i + 8 has been added to lane i. */
+AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(__m256 a, __m256 b, __m256 c, __m256 d) {
     AQ_SIMD_EXACT_BODY
-    __m256 a8 = _mm256_add_ps(a.low, a.high), b8 = _mm256_add_ps(b.low, b.high);
-    __m256 c8 = _mm256_add_ps(c.low, c.high), d8 = _mm256_add_ps(d.low, d.high);
-    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20),
-                              _mm256_permute2f128_ps(a8, b8, 0x31));
-    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c8, d8, 0x20),
-                              _mm256_permute2f128_ps(c8, d8, 0x31));
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
+                              _mm256_permute2f128_ps(a, b, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20),
+                              _mm256_permute2f128_ps(c, d, 0x31));
     __m256 all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
     all = _mm256_add_ps(_mm256_shuffle_ps(all, all, 0x88), _mm256_shuffle_ps(all, all, 0xDD));
     return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
@@ -182,6 +198,16 @@ AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(aq_avx2_pair a, aq_avx2_pair b
 /* Which lanes of the next vector are in use when so many values, at least 1, are left. */
 AQ_AVX512_INLINE static inline __mmask16 aq_avx512_lanes(size_t left) {
     return left < 16 ? (__mmask16)((1u << left) - 1u) : (__mmask16)0xFFFFu;
+}
+
+AQ_AVX512_INLINE static inline float aq_avx512_least(__m512 value) {
+    return aq_avx2_least(_mm256_min_ps(_mm512_castps512_ps256(value),
+                                       _mm512_extractf32x8_ps(value, 1)));
+}
+
+AQ_AVX512_INLINE static inline float aq_avx512_greatest(__m512 value) {
+    return aq_avx2_greatest(_mm256_max_ps(_mm512_castps512_ps256(value),
+                                          _mm512_extractf32x8_ps(value, 1)));
 }
 
 /* Four sums of 16 lanes each, as aq_scalar_fold. */

@@ -16,6 +16,7 @@ typedef struct aq_x86_search {
     float middle[AQ_X86_GROUPS]; /* less the centre */
     float centre[AQ_X86_GROUPS], weight[AQ_X86_GROUPS], sum[AQ_X86_GROUPS];
     float scale[AQ_X86_GROUPS], min[AQ_X86_GROUPS]; /* the grids to try */
+    float zero[AQ_X86_GROUPS];                      /* their codes nearest to the mean */
     float best_scale[AQ_X86_GROUPS], best_min[AQ_X86_GROUPS], best_code[AQ_X86_GROUPS];
     double best_gain[AQ_X86_GROUPS];
 } aq_x86_search;
@@ -32,24 +33,6 @@ AQ_AVX2_INLINE static inline __m128 aq_x86_round(__m128 value, __m128 high) {
 AQ_AVX2_INLINE static inline __m128 aq_x86_narrow(__m256d mask) {
     return _mm_shuffle_ps(_mm_castpd_ps(_mm256_castpd256_pd128(mask)),
                           _mm_castpd_ps(_mm256_extractf128_pd(mask, 1)), 0x88);
-}
-
-/* What the solution of one quad rests on: the sums of a pass, as columns. */
-typedef struct aq_x86_columns {
-    __m256d code, code2, cross;
-} aq_x86_columns;
-
-AQ_AVX2_INLINE static inline aq_x86_columns aq_x86_transpose(const aq_x86_batch *batch,
-                                                             size_t quad) {
-    __m128 a = _mm_loadu_ps(batch->sums[quad]), b = _mm_loadu_ps(batch->sums[quad + 1]);
-    __m128 c = _mm_loadu_ps(batch->sums[quad + 2]), d = _mm_loadu_ps(batch->sums[quad + 3]);
-    __m128 first = _mm_unpacklo_ps(a, b), second = _mm_unpacklo_ps(c, d);
-    aq_x86_columns columns;
-    columns.code = _mm256_cvtps_pd(_mm_movelh_ps(first, second));
-    columns.code2 = _mm256_cvtps_pd(_mm_movehl_ps(second, first));
-    columns.cross = _mm256_cvtps_pd(
-        _mm_movelh_ps(_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d)));
-    return columns;
 }
 
 /* Keeps a solution that gains more than the best so far; its mask. */
@@ -71,39 +54,44 @@ AQ_AVX2_INLINE static inline uint32_t aq_x86_keep(aq_x86_search *search, size_t 
 /* The codes' grid of aq_fit_solve: its zero lies on the code nearest to the mean. */
 AQ_AVX2_INLINE static inline void aq_x86_prepare(aq_x86_search *search, size_t quad) {
     AQ_SIMD_EXACT_BODY
+    const __m128 magic = _mm_set1_ps(AQ_X86_MAGIC);
     aq_x86_batch *batch = &search->batch;
     __m128 scale = _mm_loadu_ps(search->scale + quad), min = _mm_loadu_ps(search->min + quad);
     __m128 inverse = _mm_div_ps(_mm_set1_ps(1.0f), scale), top = _mm_set1_ps(search->top);
     __m128 zero = aq_x86_round(_mm_mul_ps(_mm_sub_ps(_mm_setzero_ps(), min), inverse), top);
     _mm_storeu_ps(batch->base + quad, _mm_add_ps(min, _mm_mul_ps(zero, scale)));
     _mm_storeu_ps(batch->inverse + quad, inverse);
-    _mm_storeu_ps(batch->low + quad, _mm_sub_ps(_mm_setzero_ps(), zero));
-    _mm_storeu_ps(batch->high + quad, _mm_sub_ps(top, zero));
+    _mm_storeu_ps(batch->low + quad, _mm_sub_ps(magic, zero));
+    _mm_storeu_ps(batch->high + quad, _mm_add_ps(_mm_sub_ps(top, zero), magic));
+    _mm_storeu_ps(search->zero + quad, zero);
+}
+
+/* Four floats as doubles. */
+AQ_AVX2_INLINE static inline __m256d aq_x86_quad(const float *values, size_t quad) {
+    return _mm256_cvtps_pd(_mm_loadu_ps(values + quad));
 }
 
 /* The rest of aq_fit_solve, after the pass. */
 AQ_AVX2_INLINE static inline uint32_t aq_x86_solve(aq_x86_search *search, size_t quad) {
     AQ_SIMD_EXACT_BODY
-    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
-    __m256d weight = _mm256_cvtps_pd(_mm_loadu_ps(search->weight + quad));
-    __m256d sum = _mm256_cvtps_pd(_mm_loadu_ps(search->sum + quad));
-    __m256d square = _mm256_mul_pd(weight, sums.code2);
-    __m256d determinant = _mm256_sub_pd(square, _mm256_mul_pd(sums.code, sums.code));
-    __m256d slope = _mm256_sub_pd(_mm256_mul_pd(weight, sums.cross),
-                                  _mm256_mul_pd(sums.code, sum));
+    const __m256d none = _mm256_setzero_pd();
+    __m256d weight = aq_x86_quad(search->weight, quad), sum = aq_x86_quad(search->sum, quad);
+    __m256d code = aq_x86_quad(search->batch.code, quad);
+    __m256d square = _mm256_mul_pd(weight, aq_x86_quad(search->batch.code2, quad));
+    __m256d cross = _mm256_mul_pd(weight, aq_x86_quad(search->batch.cross, quad));
+    __m256d determinant = _mm256_sub_pd(square, _mm256_mul_pd(code, code));
+    __m256d slope = _mm256_sub_pd(cross, _mm256_mul_pd(code, sum));
     __m256d least = _mm256_mul_pd(square, _mm256_set1_pd(1e-6));
     __m256d good = _mm256_and_pd(_mm256_cmp_pd(determinant, least, _CMP_GT_OQ),
-                                 _mm256_cmp_pd(slope, _mm256_setzero_pd(), _CMP_GT_OQ));
+                                 _mm256_cmp_pd(slope, none, _CMP_GT_OQ));
     __m256d ratio = _mm256_div_pd(slope, determinant);
     __m256d gain = _mm256_and_pd(_mm256_mul_pd(slope, ratio), good);
     __m128 scale = _mm_blendv_ps(_mm_loadu_ps(search->scale + quad), _mm256_cvtpd_ps(ratio),
                                  aq_x86_narrow(good));
-    __m256d code = _mm256_add_pd(_mm256_div_pd(sums.code, weight),
-                                 _mm256_cvtps_pd(_mm_sub_ps(_mm_setzero_ps(),
-                                                            _mm_loadu_ps(search->batch.low + quad))));
+    __m256d middle = _mm256_add_pd(_mm256_div_pd(code, weight), aq_x86_quad(search->zero, quad));
     __m256d min = _mm256_sub_pd(_mm256_div_pd(sum, weight),
-                                _mm256_mul_pd(_mm256_cvtps_pd(scale), code));
-    return aq_x86_keep(search, quad, scale, _mm256_cvtpd_ps(min), _mm256_cvtpd_ps(code), gain);
+                                _mm256_mul_pd(_mm256_cvtps_pd(scale), middle));
+    return aq_x86_keep(search, quad, scale, _mm256_cvtpd_ps(min), _mm256_cvtpd_ps(middle), gain);
 }
 
 /* As aq_fit_solve_symmetric, before and after the pass. */
@@ -111,20 +99,21 @@ AQ_AVX2_INLINE static inline void aq_x86_prepare_symmetric(aq_x86_search *search
     __m128 scale = _mm_loadu_ps(search->scale + quad);
     _mm_storeu_ps(search->batch.base + quad, _mm_setzero_ps());
     _mm_storeu_ps(search->batch.inverse + quad, _mm_div_ps(_mm_set1_ps(1.0f), scale));
-    _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(0.0f - search->half));
-    _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(search->half - 1.0f));
+    _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(AQ_X86_MAGIC - search->half));
+    _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(AQ_X86_MAGIC + search->half - 1.0f));
 }
 
 AQ_AVX2_INLINE static inline uint32_t aq_x86_solve_symmetric(aq_x86_search *search, size_t quad) {
     AQ_SIMD_EXACT_BODY
     const __m256d none = _mm256_setzero_pd();
-    aq_x86_columns sums = aq_x86_transpose(&search->batch, quad);
+    __m256d slope = aq_x86_quad(search->batch.cross, quad);
+    __m256d square = aq_x86_quad(search->batch.code2, quad);
     __m128 tried = _mm_loadu_ps(search->scale + quad);
-    __m256d sign = _mm256_mul_pd(sums.cross, _mm256_cvtps_pd(tried));
-    __m256d good = _mm256_and_pd(_mm256_cmp_pd(sums.code2, none, _CMP_GT_OQ),
+    __m256d sign = _mm256_mul_pd(slope, _mm256_cvtps_pd(tried));
+    __m256d good = _mm256_and_pd(_mm256_cmp_pd(square, none, _CMP_GT_OQ),
                                  _mm256_cmp_pd(sign, none, _CMP_GT_OQ));
-    __m256d ratio = _mm256_div_pd(sums.cross, sums.code2);
-    __m256d gain = _mm256_and_pd(_mm256_mul_pd(sums.cross, ratio), good);
+    __m256d ratio = _mm256_div_pd(slope, square);
+    __m256d gain = _mm256_and_pd(_mm256_mul_pd(slope, ratio), good);
     __m128 scale = _mm_blendv_ps(tried, _mm256_cvtpd_ps(ratio), aq_x86_narrow(good));
     return aq_x86_keep(search, quad, scale, _mm_setzero_ps(), _mm_setzero_ps(), gain);
 }

@@ -10,6 +10,7 @@ import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPO / "build"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # pytest has a worker a core
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 LIBS = ["-lpthread", "-lm"]
 

@@ -5,7 +5,8 @@
 
 /*
  * WHAT IT IS
- *     The kernels of ArrowQuant alone: fits, codes and decodes rows of weights at 2, 4 or 8 bits.
+ *     The kernels of ArrowQuant alone: fits, codes and decodes rows of weights at 2, 4 or 8 bits,
+ *     and multiplies codes with 8-bit integers.
  *     Rows in memory only; no allocation, no errors beyond a bool, no threads, no files.
  *     arrowquant.h has all of that, and gives the same bits.
  *
@@ -104,6 +105,26 @@ typedef struct aq_simd_figures {
 ARROWQUANT_SIMD_API void aq_simd_compare_rows(const struct aq_kernels *kernels, const float *a,
                                               const float *b, size_t count,
                                               aq_simd_figures *figures);
+
+/* Dot products of 8-bit integers, exact: what quantized inference is made of. */
+
+/* Σ a·b; count ≤ 65536. */
+ARROWQUANT_SIMD_API int32_t aq_simd_dot(const struct aq_kernels *kernels, const int8_t *a,
+                                        const int8_t *b, size_t count);
+/* Σ q·x of every group of every row, q the codes as stored (0 … 2^bits − 1): out[rows][groups].
+ * Rows of packed codes begin row_bytes apart; x[cols] serves all of them. With x ≈ x_scale·x, a
+ * group's part of the product is x_scale·(scale·Σ q·x + min·Σ x), symmetric
+ * x_scale·scale·(Σ q·x − 2^(bits−1)·Σ x). */
+ARROWQUANT_SIMD_API void aq_simd_dot_rows(const struct aq_kernels *kernels, const void *codes,
+                                          size_t row_bytes, size_t rows, unsigned bits,
+                                          const int8_t *x, size_t cols, size_t group_size,
+                                          int32_t *out);
+/* Σ x of every group. */
+ARROWQUANT_SIMD_API void aq_simd_sum_groups(const int8_t *x, size_t cols, size_t group_size,
+                                            int32_t *out);
+/* Packed codes, one byte each: for many x, unpack once and call aq_simd_dot_rows with 8 bits. */
+ARROWQUANT_SIMD_API void aq_simd_unpack_row(const struct aq_kernels *kernels, const void *codes,
+                                            size_t cols, unsigned bits, uint8_t *out);
 
 /* Exact, from any address; a NaN comes out quiet. F8 E4M3 is the variant without infinities. */
 ARROWQUANT_SIMD_API void aq_simd_widen_f16(const struct aq_kernels *kernels, const void *in,
@@ -241,6 +262,15 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
+    /* Exact: Σ a·b. count ≤ 65536 */
+    int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
+    /* Exact: Σ code·x of each group of each row, codes as they are stored: 0 … 2^bits − 1. Rows of
+     * `count` packed codes lie row_bytes apart; x has `count` values. out[rows][groups] */
+    void (*dot_codes)(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
+                      const int8_t *x, size_t count, size_t group, int32_t *out);
+    /* Packed codes, one byte each: for many x, unpack once and call dot_codes with 8 bits. */
+    void (*unpack)(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 };
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
@@ -285,6 +315,10 @@ AQ_SIMD_LIB int32_t aq_simd_round(float value, int32_t low, int32_t high);
 /* The sum of 16 lanes, which it overwrites, in the order that every ISA follows. */
 AQ_SIMD_LIB float aq_scalar_fold(float *lane);
 
+/* Σ x of each group: what dot_codes' callers need for a min, and for the zero of symmetric codes
+ * (scalar_dots.c). */
+AQ_SIMD_LIB void aq_scalar_group_sums(const int8_t *x, size_t count, size_t group, int32_t *out);
+
 /* ---- the scalar table's functions */
 
 AQ_SIMD_LIB void aq_scalar_f16_to_f32(const void *in, float *out, size_t count);
@@ -306,6 +340,11 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                     uint32_t bits, const int8_t *x, size_t count, size_t group,
+                                     int32_t *out);
+AQ_SIMD_LIB void aq_scalar_unpack(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 
 #ifdef __cplusplus
 }
@@ -1064,7 +1103,7 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     }
 }
 
-static void aq_scalar_unpack(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
+static void aq_scalar_split(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
     size_t i;
     if (bits == 8) {
         memcpy(codes, in, count);
@@ -1094,7 +1133,7 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
     for (begin = 0; begin < count; begin += group, grids++) {
         size_t length = count - begin < group ? count - begin : group;
         float scale = grids->scale, min = grids->min;
-        aq_scalar_unpack(in, length, bits, unpacked);
+        aq_scalar_split(in, length, bits, unpacked);
         in += (length * bits + 7u) / 8u;
         if (symmetric) {
             for (i = 0; i < length; i++) {
@@ -1111,6 +1150,59 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
 #undef AQ_CODES_MAGIC
 
 /* ---- end src/simd/scalar_codes.c ---- */
+
+/* ---- begin src/simd/scalar_dots.c ---- */
+
+/* Scalar kernels: exact dot products of 8-bit integers, and of packed codes with them. */
+
+AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count) {
+    int32_t sum = 0;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        sum += (int32_t)a[i] * (int32_t)b[i];
+    }
+    return sum;
+}
+
+AQ_SIMD_LIB void aq_scalar_unpack(const void *codes, size_t count, uint32_t bits, uint8_t *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    size_t i, each = 8u / bits; /* codes a byte */
+    for (i = 0; i < count; i++) {
+        out[i] = (uint8_t)((in[i / each] >> i % each * bits) & ((1u << bits) - 1u));
+    }
+}
+
+AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                     uint32_t bits, const int8_t *x, size_t count, size_t group,
+                                     int32_t *out) {
+    const uint8_t *row = (const uint8_t *)codes;
+    uint8_t unpacked[AQ_SIMD_GROUP_MAX];
+    size_t begin, length, i;
+    for (; rows > 0; rows--, row += row_bytes) {
+        for (begin = 0; begin < count; begin += length, out++) {
+            int32_t sum = 0;
+            length = count - begin < group ? count - begin : group;
+            aq_scalar_unpack(row + begin * bits / 8, length, bits, unpacked);
+            for (i = 0; i < length; i++) {
+                sum += (int32_t)unpacked[i] * (int32_t)x[begin + i];
+            }
+            *out = sum;
+        }
+    }
+}
+
+AQ_SIMD_LIB void aq_scalar_group_sums(const int8_t *x, size_t count, size_t group, int32_t *out) {
+    size_t begin, i;
+    for (begin = 0; begin < count; begin += group, out++) {
+        size_t end = count - begin < group ? count : begin + group;
+        *out = 0;
+        for (i = begin; i < end; i++) {
+            *out += (int32_t)x[i];
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_dots.c ---- */
 
 /* ---- begin src/simd/neon.h ---- */
 
@@ -1148,6 +1240,42 @@ AQ_NEON_INLINE static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
+/* Byte i becomes bytes 2i and 2i + 1, its lower and its upper bits. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_split(uint8x8_t low, uint8x8_t high) {
+    return vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
+}
+
+/* Sixteen codes from 2·bits bytes. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_unpack16(const uint8_t *in, uint32_t bits) {
+    uint8x8_t packed;
+    uint32_t word;
+    if (bits == 8) {
+        return vld1q_u8(in);
+    }
+    if (bits == 4) {
+        packed = vld1_u8(in);
+        return aq_neon_split(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
+    }
+    memcpy(&word, in, sizeof word);
+    packed = vreinterpret_u8_u32(vdup_n_u32(word));
+    packed = vzip1_u8(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
+    return aq_neon_split(vand_u8(packed, vdup_n_u8(3)), vshr_n_u8(packed, 2));
+}
+
+/* sdot comes with ARMv8.2's extension, which is asked for at run time. */
+#  if defined(__GNUC__) && (defined(__clang__) ? __clang_major__ >= 7 : __GNUC__ >= 8) && \
+      (defined(__ARM_FEATURE_DOTPROD) || defined(__linux__))
+#    define AQ_HAVE_DOTPROD 1
+#    if defined(__clang__)
+#      define AQ_DOTPROD __attribute__((target("dotprod")))
+#      define AQ_DOTPROD_INLINE __attribute__((target("dotprod"), always_inline))
+#    else
+#      define AQ_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#      define AQ_DOTPROD_INLINE \
+          __attribute__((target("arch=armv8.2-a+dotprod"), always_inline))
+#    endif
+#  endif
+
 #  ifdef __cplusplus
 extern "C" {
 #  endif
@@ -1170,6 +1298,16 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
+AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
+                                   const int8_t *x, size_t count, size_t group, int32_t *out);
+AQ_SIMD_LIB void aq_neon_unpack(const void *codes, size_t count, uint32_t bits, uint8_t *out);
+#  if defined(AQ_HAVE_DOTPROD)
+AQ_DOTPROD AQ_SIMD_LIB int32_t aq_dotprod_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_DOTPROD AQ_SIMD_LIB void aq_dotprod_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                                 uint32_t bits, const int8_t *x, size_t count,
+                                                 size_t group, int32_t *out);
+#  endif
 
 #  ifdef __cplusplus
 }
@@ -1835,28 +1973,6 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
     }
 }
 
-/* Byte i becomes bytes 2i and 2i + 1, its lower and its upper bits. */
-static inline uint8x16_t aq_neon_split(uint8x8_t low, uint8x8_t high) {
-    return vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
-}
-
-/* Sixteen codes from 2·bits bytes. */
-static inline uint8x16_t aq_neon_unpack(const uint8_t *in, uint32_t bits) {
-    uint8x8_t packed;
-    uint32_t word;
-    if (bits == 8) {
-        return vld1q_u8(in);
-    }
-    if (bits == 4) {
-        packed = vld1_u8(in);
-        return aq_neon_split(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
-    }
-    memcpy(&word, in, sizeof word);
-    packed = vreinterpret_u8_u32(vdup_n_u32(word));
-    packed = vzip1_u8(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
-    return aq_neon_split(vand_u8(packed, vdup_n_u8(3)), vshr_n_u8(packed, 2));
-}
-
 typedef struct aq_neon_decoder {
     float32x4_t scale, min;
     int32x4_t zero;
@@ -1884,13 +2000,13 @@ AQ_SIMD_EXACT static void aq_neon_decode_group(const aq_neon_decoder *decoder, c
                                                size_t count, uint32_t bits, float *out) {
     size_t i;
     for (i = 0; i + 16 <= count; i += 16, in += 2 * bits) {
-        aq_neon_decode_step(decoder, aq_neon_unpack(in, bits), out + i);
+        aq_neon_decode_step(decoder, aq_neon_unpack16(in, bits), out + i);
     }
     if (i < count) {
         uint8_t codes[16] = {0};
         float rest[16];
         memcpy(codes, in, ((count - i) * bits + 7) / 8);
-        aq_neon_decode_step(decoder, aq_neon_unpack(codes, bits), rest);
+        aq_neon_decode_step(decoder, aq_neon_unpack16(codes, bits), rest);
         memcpy(out + i, rest, (count - i) * sizeof *out);
     }
 }
@@ -1917,6 +2033,157 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 
 /* ---- end src/simd/neon_codes.c ---- */
 
+/* ---- begin src/simd/neon_dots.c ---- */
+
+/* NEON kernels: exact dot products of 8-bit integers, and of packed codes with them, 16 at a time.
+ * Each once with the instructions that every AArch64 has, once with the dot-product extension. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* Four sums of the products of 16 pairs. */
+static inline int32x4_t aq_neon_dot_signed(int32x4_t sum, int8x16_t a, int8x16_t b) {
+    sum = vpadalq_s16(sum, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    return vpadalq_s16(sum, vmull_s8(vget_high_s8(a), vget_high_s8(b)));
+}
+
+static inline int32x4_t aq_neon_dot_half(int32x4_t sum, uint8x8_t codes, int8x8_t x) {
+    int16x8_t a = vreinterpretq_s16_u16(vmovl_u8(codes)), b = vmovl_s8(x);
+    sum = vmlal_s16(sum, vget_low_s16(a), vget_low_s16(b));
+    return vmlal_s16(sum, vget_high_s16(a), vget_high_s16(b));
+}
+
+static inline int32x4_t aq_neon_dot_step(int32x4_t sum, uint8x16_t codes, int8x16_t x,
+                                         uint32_t bits) {
+    if (bits < 8) { /* small enough for signed bytes */
+        return aq_neon_dot_signed(sum, vreinterpretq_s8_u8(codes), x);
+    }
+    sum = aq_neon_dot_half(sum, vget_low_u8(codes), vget_low_s8(x));
+    return aq_neon_dot_half(sum, vget_high_u8(codes), vget_high_s8(x));
+}
+
+AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count) {
+    int32x4_t sum = vdupq_n_s32(0);
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        sum = aq_neon_dot_signed(sum, vld1q_s8(a + i), vld1q_s8(b + i));
+    }
+    return vaddvq_s32(sum) + aq_scalar_dot(a + i, b + i, count - i);
+}
+
+/* The last values of a row, fewer than 16, and zeros behind them. */
+typedef struct aq_neon_rest {
+    uint8_t packed[16];
+    int8_t x[16];
+} aq_neon_rest;
+
+static inline void aq_neon_rest_fill(aq_neon_rest *rest, const uint8_t *codes, uint32_t bits,
+                                     const int8_t *x, size_t count) {
+    memset(rest, 0, sizeof *rest);
+    memcpy(rest->packed, codes, (count * bits + 7) / 8);
+    memcpy(rest->x, x, count);
+}
+
+static int32_t aq_neon_dot_group(const uint8_t *codes, uint32_t bits, const int8_t *x,
+                                 size_t count) {
+    int32x4_t sum = vdupq_n_s32(0);
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16, codes += 2 * bits) {
+        sum = aq_neon_dot_step(sum, aq_neon_unpack16(codes, bits), vld1q_s8(x + i), bits);
+    }
+    if (i < count) {
+        aq_neon_rest rest;
+        aq_neon_rest_fill(&rest, codes, bits, x + i, count - i);
+        sum = aq_neon_dot_step(sum, aq_neon_unpack16(rest.packed, bits), vld1q_s8(rest.x), bits);
+    }
+    return vaddvq_s32(sum);
+}
+
+AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
+                                   const int8_t *x, size_t count, size_t group, int32_t *out) {
+    const uint8_t *row = (const uint8_t *)codes;
+    size_t begin, length;
+    for (; rows > 0; rows--, row += row_bytes) {
+        for (begin = 0; begin < count; begin += length, out++) {
+            length = count - begin < group ? count - begin : group;
+            *out = aq_neon_dot_group(row + begin * bits / 8, bits, x + begin, length);
+        }
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_unpack(const void *codes, size_t count, uint32_t bits, uint8_t *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16, in += 2 * bits) {
+        vst1q_u8(out + i, aq_neon_unpack16(in, bits));
+    }
+    aq_scalar_unpack(in, count - i, bits, out + i);
+}
+
+#  if defined(AQ_HAVE_DOTPROD)
+
+/* The intrinsic exists only where the whole file is compiled for the extension. */
+AQ_DOTPROD_INLINE static inline int32x4_t aq_dotprod_add(int32x4_t sum, int8x16_t a, int8x16_t b) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
+    return sum;
+}
+
+AQ_DOTPROD AQ_SIMD_LIB int32_t aq_dotprod_dot(const int8_t *a, const int8_t *b, size_t count) {
+    int32x4_t sum = vdupq_n_s32(0);
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        sum = aq_dotprod_add(sum, vld1q_s8(a + i), vld1q_s8(b + i));
+    }
+    return vaddvq_s32(sum) + aq_scalar_dot(a + i, b + i, count - i);
+}
+
+/* Codes of 8 bits less 128 are signed; what that takes off, 128·Σ x, is summed apart. */
+AQ_DOTPROD_INLINE static inline void aq_dotprod_step(int32x4_t *sum, int32x4_t *extra,
+                                                     uint8x16_t codes, int8x16_t x,
+                                                     uint32_t bits) {
+    if (bits == 8) {
+        codes = veorq_u8(codes, vdupq_n_u8(128));
+        *extra = aq_dotprod_add(*extra, vdupq_n_s8(1), x);
+    }
+    *sum = aq_dotprod_add(*sum, vreinterpretq_s8_u8(codes), x);
+}
+
+AQ_DOTPROD_INLINE static inline int32_t aq_dotprod_group(const uint8_t *codes, uint32_t bits,
+                                                         const int8_t *x, size_t count) {
+    int32x4_t sum = vdupq_n_s32(0), extra = sum;
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16, codes += 2 * bits) {
+        aq_dotprod_step(&sum, &extra, aq_neon_unpack16(codes, bits), vld1q_s8(x + i), bits);
+    }
+    if (i < count) {
+        aq_neon_rest rest;
+        aq_neon_rest_fill(&rest, codes, bits, x + i, count - i);
+        aq_dotprod_step(&sum, &extra, aq_neon_unpack16(rest.packed, bits), vld1q_s8(rest.x), bits);
+    }
+    return vaddvq_s32(vaddq_s32(sum, vshlq_n_s32(extra, 7)));
+}
+
+AQ_DOTPROD AQ_SIMD_LIB void aq_dotprod_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                                 uint32_t bits, const int8_t *x, size_t count,
+                                                 size_t group, int32_t *out) {
+    const uint8_t *row = (const uint8_t *)codes;
+    size_t begin, length;
+    for (; rows > 0; rows--, row += row_bytes) {
+        for (begin = 0; begin < count; begin += length, out++) {
+            const uint8_t *at = row + begin * bits / 8;
+            length = count - begin < group ? count - begin : group;
+            *out = bits == 8   ? aq_dotprod_group(at, 8, x + begin, length)
+                   : bits == 4 ? aq_dotprod_group(at, 4, x + begin, length)
+                               : aq_dotprod_group(at, 2, x + begin, length);
+        }
+    }
+}
+
+#  endif
+
+#endif
+
+/* ---- end src/simd/neon_dots.c ---- */
+
 /* ---- begin src/simd/x86.h ---- */
 
 /* What the AVX2 and AVX-512 kernels share. Both tables are compiled whatever the -march, through
@@ -1929,6 +2196,9 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 #    define AQ_HAVE_AVX2 1
 #    if !defined(ARROWQUANT_NO_AVX512)
 #      define AQ_HAVE_AVX512 1
+#      if defined(_MSC_VER) || defined(__clang__) || __GNUC__ >= 8
+#        define AQ_HAVE_VNNI 1
+#      endif
 #    endif
 #  endif
 #endif
@@ -1974,6 +2244,15 @@ AQ_X86_END
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
 #  define AQ_AVX512_INLINE
+#endif
+#if defined(__clang__) || defined(__GNUC__) /* integers only */
+#  define AQ_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
+#  define AQ_VNNI_INLINE                                                                           \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"),            \
+                     always_inline))
+#else
+#  define AQ_VNNI
+#  define AQ_VNNI_INLINE
 #endif
 
 #ifdef __cplusplus
@@ -2038,6 +2317,12 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
+AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                           uint32_t bits, const int8_t *x, size_t count,
+                                           size_t group, int32_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_unpack(const void *codes, size_t count, uint32_t bits,
+                                        uint8_t *out);
 
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count);
@@ -2065,6 +2350,15 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
+#if defined(AQ_HAVE_VNNI)
+AQ_VNNI AQ_SIMD_LIB int32_t aq_vnni_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                           uint32_t bits, const int8_t *x, size_t count,
+                                           size_t group, int32_t *out);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_unpack(const void *codes, size_t count, uint32_t bits,
+                                        uint8_t *out);
+#endif
+
 /* The least and the greatest of eight floats, the greatest of eight unsigned integers. */
 AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
     __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
@@ -2083,6 +2377,30 @@ AQ_AVX2_INLINE static inline uint32_t aq_avx2_greatest_bits(__m256i value) {
     part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
     part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
     return (uint32_t)_mm_cvtsi128_si32(part);
+}
+
+/* 32 codes of 8, 4 or 2 bits from bits · 4 bytes, one byte each. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_unpack32(const uint8_t *in, uint32_t bits) {
+    __m256i codes;
+    if (bits == 8) {
+        return _mm256_loadu_si256((const __m256i *)(const void *)in);
+    }
+    if (bits == 4) {
+        codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)in));
+        codes = _mm256_or_si256(codes, _mm256_slli_epi16(codes, 4));
+        return _mm256_and_si256(codes, _mm256_set1_epi8(15));
+    }
+    codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)in));
+    codes = _mm256_or_si256(codes, _mm256_slli_epi32(codes, 12));
+    codes = _mm256_or_si256(codes, _mm256_slli_epi32(codes, 6));
+    return _mm256_and_si256(codes, _mm256_set1_epi8(3));
+}
+
+/* The sums of four vectors of eight integers. */
+AQ_AVX2_INLINE static inline __m128i aq_avx2_total4(const __m256i *sum) {
+    __m256i ab = _mm256_hadd_epi32(sum[0], sum[1]), cd = _mm256_hadd_epi32(sum[2], sum[3]);
+    __m256i all = _mm256_hadd_epi32(ab, cd);
+    return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
 /* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */
@@ -3054,6 +3372,125 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 
 /* ---- end src/simd/avx2_codes.c ---- */
 
+/* ---- begin src/simd/avx2_dots.c ---- */
+
+/* AVX2 kernels: exact dot products of 8-bit integers, and of packed codes with them, 32 at a time.
+ * vpmaddubsw saturates: it serves codes of 2 and 4 bits only, all others are widened first. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Adds the products of 32 pairs, of which `wide` are 16 bits each. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_dot_wide(__m256i sum, __m256i a, __m256i b,
+                                                      __m256i wide_a, __m256i wide_b) {
+    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(a, b)),
+                            _mm256_madd_epi16(wide_a, wide_b));
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_signed16(const int8_t *in) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)in));
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_unsigned16(const uint8_t *in) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)in));
+}
+
+AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count) {
+    __m256i sum[4];
+    size_t i;
+    sum[0] = sum[1] = sum[2] = sum[3] = _mm256_setzero_si256();
+    for (i = 0; i + 32 <= count; i += 32) {
+        sum[0] = aq_avx2_dot_wide(sum[0], aq_avx2_signed16(a + i), aq_avx2_signed16(b + i),
+                                  aq_avx2_signed16(a + i + 16), aq_avx2_signed16(b + i + 16));
+    }
+    return _mm_cvtsi128_si32(aq_avx2_total4(sum)) + aq_scalar_dot(a + i, b + i, count - i);
+}
+
+/* One group, its length a multiple of 32, as eight partial sums. At 4 bits eight steps of 16-bit
+ * sums reach 8·2·15·128 < 2^15 at most. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_dot_group(const uint8_t *codes, uint32_t bits,
+                                                       const int8_t *x, size_t length) {
+    __m256i sum = _mm256_setzero_si256();
+    size_t i;
+    if (bits == 8) {
+        for (i = 0; i < length; i += 32) {
+            sum = aq_avx2_dot_wide(sum, aq_avx2_unsigned16(codes + i), aq_avx2_signed16(x + i),
+                                   aq_avx2_unsigned16(codes + i + 16),
+                                   aq_avx2_signed16(x + i + 16));
+        }
+        return sum;
+    }
+    for (i = 0; i < length; i += 32) {
+        __m256i values = _mm256_loadu_si256((const __m256i *)(const void *)(x + i));
+        __m256i unpacked = aq_avx2_unpack32(codes + i * bits / 8, bits);
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(unpacked, values));
+    }
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+}
+
+/* A short group, filled up with zeros. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_dot_rest(const uint8_t *codes, uint32_t bits,
+                                                      const int8_t *x, size_t count) {
+    uint8_t packed[AQ_SIMD_GROUP_MAX];
+    int8_t values[AQ_SIMD_GROUP_MAX];
+    size_t length = (count + 31) / 32 * 32;
+    memset(packed + length * bits / 8 - 4 * bits, 0, 4 * bits);
+    memset(values + length - 32, 0, 32);
+    memcpy(packed, codes, (count * bits + 7) / 8);
+    memcpy(values, x, count);
+    return aq_avx2_dot_group(packed, bits, values, length);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_dot_row(const uint8_t *codes, uint32_t bits,
+                                                  const int8_t *x, size_t count, size_t group,
+                                                  int32_t *out) {
+    const size_t bytes = group * bits / 8;
+    __m256i sum[4];
+    size_t begin = 0, i;
+    for (; count - begin >= 4 * group; begin += 4 * group, codes += 4 * bytes, out += 4) {
+        for (i = 0; i < 4; i++) {
+            sum[i] = aq_avx2_dot_group(codes + i * bytes, bits, x + begin + i * group, group);
+        }
+        _mm_storeu_si128((__m128i *)(void *)out, aq_avx2_total4(sum));
+    }
+    sum[1] = sum[2] = sum[3] = _mm256_setzero_si256();
+    for (; begin < count; begin += group, codes += bytes, out++) {
+        size_t length = count - begin < group ? count - begin : group;
+        sum[0] = length % 32 ? aq_avx2_dot_rest(codes, bits, x + begin, length)
+                             : aq_avx2_dot_group(codes, bits, x + begin, length);
+        *out = _mm_cvtsi128_si32(aq_avx2_total4(sum));
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                           uint32_t bits, const int8_t *x, size_t count,
+                                           size_t group, int32_t *out) {
+    const uint8_t *row = (const uint8_t *)codes;
+    const size_t groups = (count + group - 1) / group;
+    for (; rows > 0; rows--, row += row_bytes, out += groups) {
+        switch (bits) {
+        case 2: aq_avx2_dot_row(row, 2, x, count, group, out); break;
+        case 4: aq_avx2_dot_row(row, 4, x, count, group, out); break;
+        default: aq_avx2_dot_row(row, 8, x, count, group, out); break;
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_unpack(const void *codes, size_t count, uint32_t bits,
+                                        uint8_t *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    size_t i;
+    for (i = 0; i + 32 <= count; i += 32, in += 4 * bits) {
+        __m256i unpacked = bits == 8   ? aq_avx2_unpack32(in, 8)
+                           : bits == 4 ? aq_avx2_unpack32(in, 4) : aq_avx2_unpack32(in, 2);
+        _mm256_storeu_si256((__m256i *)(void *)(out + i), unpacked);
+    }
+    aq_scalar_unpack(in, count - i, bits, out + i);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_dots.c ---- */
+
 /* ---- begin src/simd/avx512_convert.c ---- */
 
 /* AVX-512 kernels: F16, BF16 and F8 to and from F32. */
@@ -3652,12 +4089,148 @@ AQ_X86_END
 
 /* ---- end src/simd/avx512_codes.c ---- */
 
+/* ---- begin src/simd/avx512_dots.c ---- */
+
+/* AVX-512 kernels: exact dot products of 8-bit integers, and of packed codes with them, by VNNI:
+ * vpdpbusd adds four products of an unsigned and a signed byte to 32 bits, and does not saturate. A
+ * machine without it has the AVX2 kernels. */
+
+#if defined(AQ_HAVE_VNNI)
+AQ_X86_BEGIN
+
+/* As eight sums. */
+AQ_VNNI_INLINE static inline __m256i aq_vnni_half(__m512i sum) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+}
+
+/* a + 128 is unsigned; what that adds, 128·Σ b, is summed apart and taken off again, all of it
+ * modulo 2^32. */
+AQ_VNNI AQ_SIMD_LIB int32_t aq_vnni_dot(const int8_t *a, const int8_t *b, size_t count) {
+    const __m512i half = _mm512_set1_epi8(-128);
+    __m512i sum = _mm512_setzero_si512(), extra = _mm512_setzero_si512();
+    __m256i totals[4];
+    size_t i;
+    for (i = 0; i < count; i += 64) {
+        __mmask64 lanes = count - i < 64 ? (UINT64_C(1) << (count - i)) - 1u : ~UINT64_C(0);
+        __m512i second = _mm512_maskz_loadu_epi8(lanes, b + i);
+        __m512i first = _mm512_xor_si512(_mm512_maskz_loadu_epi8(lanes, a + i), half);
+        sum = _mm512_dpbusd_epi32(sum, first, second);
+        extra = _mm512_dpbusd_epi32(extra, half, second);
+    }
+    totals[0] = aq_vnni_half(_mm512_sub_epi32(sum, extra));
+    totals[1] = totals[2] = totals[3] = _mm256_setzero_si256();
+    return _mm_cvtsi128_si32(aq_avx2_total4(totals));
+}
+
+/* 64 codes from bits · 8 bytes, one byte each. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_unpack64(const uint8_t *in, uint32_t bits) {
+    __m512i codes;
+    if (bits == 8) {
+        return _mm512_loadu_si512((const void *)in);
+    }
+    if (bits == 4) {
+        codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)in));
+        codes = _mm512_or_si512(codes, _mm512_slli_epi16(codes, 4));
+        return _mm512_and_si512(codes, _mm512_set1_epi8(15));
+    }
+    codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)in));
+    codes = _mm512_or_si512(codes, _mm512_slli_epi32(codes, 12));
+    codes = _mm512_or_si512(codes, _mm512_slli_epi32(codes, 6));
+    return _mm512_and_si512(codes, _mm512_set1_epi8(3));
+}
+
+/* One group, its length a multiple of 32, as eight partial sums. */
+AQ_VNNI_INLINE static inline __m256i aq_vnni_dot_group(const uint8_t *codes, uint32_t bits,
+                                                       const int8_t *x, size_t length) {
+    __m512i sum = _mm512_setzero_si512();
+    __m256i total;
+    size_t i;
+    for (i = 0; i + 64 <= length; i += 64) {
+        sum = _mm512_dpbusd_epi32(sum, aq_vnni_unpack64(codes + i * bits / 8, bits),
+                                  _mm512_loadu_si512((const void *)(x + i)));
+    }
+    total = length < 64 ? _mm256_setzero_si256() : aq_vnni_half(sum);
+    if (i < length) {
+        total = _mm256_dpbusd_epi32(total, aq_avx2_unpack32(codes + i * bits / 8, bits),
+                                    _mm256_loadu_si256((const __m256i *)(const void *)(x + i)));
+    }
+    return total;
+}
+
+/* A short group, filled up with zeros. */
+AQ_VNNI_INLINE static inline __m256i aq_vnni_dot_rest(const uint8_t *codes, uint32_t bits,
+                                                      const int8_t *x, size_t count) {
+    uint8_t packed[AQ_SIMD_GROUP_MAX];
+    int8_t values[AQ_SIMD_GROUP_MAX];
+    size_t length = (count + 31) / 32 * 32;
+    memset(packed + length * bits / 8 - 4 * bits, 0, 4 * bits);
+    memset(values + length - 32, 0, 32);
+    memcpy(packed, codes, (count * bits + 7) / 8);
+    memcpy(values, x, count);
+    return aq_vnni_dot_group(packed, bits, values, length);
+}
+
+AQ_VNNI_INLINE static inline void aq_vnni_dot_row(const uint8_t *codes, uint32_t bits,
+                                                  const int8_t *x, size_t count, size_t group,
+                                                  int32_t *out) {
+    const size_t bytes = group * bits / 8;
+    __m256i sum[4];
+    size_t begin = 0, i;
+    for (; count - begin >= 4 * group; begin += 4 * group, codes += 4 * bytes, out += 4) {
+        for (i = 0; i < 4; i++) {
+            sum[i] = aq_vnni_dot_group(codes + i * bytes, bits, x + begin + i * group, group);
+        }
+        _mm_storeu_si128((__m128i *)(void *)out, aq_avx2_total4(sum));
+    }
+    sum[1] = sum[2] = sum[3] = _mm256_setzero_si256();
+    for (; begin < count; begin += group, codes += bytes, out++) {
+        size_t length = count - begin < group ? count - begin : group;
+        sum[0] = length % 32 ? aq_vnni_dot_rest(codes, bits, x + begin, length)
+                             : aq_vnni_dot_group(codes, bits, x + begin, length);
+        *out = _mm_cvtsi128_si32(aq_avx2_total4(sum));
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                           uint32_t bits, const int8_t *x, size_t count,
+                                           size_t group, int32_t *out) {
+    const uint8_t *row = (const uint8_t *)codes;
+    const size_t groups = (count + group - 1) / group;
+    for (; rows > 0; rows--, row += row_bytes, out += groups) {
+        switch (bits) {
+        case 2: aq_vnni_dot_row(row, 2, x, count, group, out); break;
+        case 4: aq_vnni_dot_row(row, 4, x, count, group, out); break;
+        default: aq_vnni_dot_row(row, 8, x, count, group, out); break;
+        }
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_unpack(const void *codes, size_t count, uint32_t bits,
+                                        uint8_t *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    size_t i;
+    for (i = 0; i + 64 <= count; i += 64, in += 8 * bits) {
+        __m512i unpacked = bits == 8   ? aq_vnni_unpack64(in, 8)
+                           : bits == 4 ? aq_vnni_unpack64(in, 4) : aq_vnni_unpack64(in, 2);
+        _mm512_storeu_si512((void *)(out + i), unpacked);
+    }
+    aq_scalar_unpack(in, count - i, bits, out + i);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_VNNI */
+
+/* ---- end src/simd/avx512_dots.c ---- */
+
 /* ---- begin src/simd/dispatch.c ---- */
 
 /* The table of each ISA, and the choice of one. */
 
 #if defined(AQ_HAVE_AVX2) && defined(_MSC_VER)
 #  include <intrin.h>
+#endif
+#if defined(AQ_HAVE_DOTPROD) && !defined(__ARM_FEATURE_DOTPROD)
+#  include <sys/auxv.h>
 #endif
 
 static const struct aq_kernels aq_scalar_kernels = {
@@ -3675,6 +4248,10 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
     NULL,
+    "scalar",
+    aq_scalar_dot,
+    aq_scalar_dot_codes,
+    aq_scalar_unpack,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -3693,50 +4270,55 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_decode,
     aq_avx2_compare,
     aq_avx2_stream,
+    "avx2",
+    aq_avx2_dot,
+    aq_avx2_dot_codes,
+    aq_avx2_unpack,
 };
 #endif
 
+/* Tables of one ISA that differ in their dots alone: `dots` says what these use. */
 #if defined(AQ_HAVE_AVX512)
-static const struct aq_kernels aq_avx512_kernels = {
-    "avx512",
-    aq_avx512_f16_to_f32,
-    aq_avx512_bf16_to_f32,
-    aq_avx512_f8_e4m3_to_f32,
-    aq_avx512_f8_e5m2_to_f32,
-    aq_avx512_f32_to_f16,
-    aq_avx512_f32_to_bf16,
-    aq_avx512_range,
-    aq_avx512_fit_affine,
-    aq_avx512_fit_symmetric,
-    aq_avx512_encode,
-    aq_avx512_decode,
-    aq_avx512_compare,
-    aq_avx512_stream,
-};
+#  define AQ_AVX512_TABLE(dots, dot, dot_codes, unpack)                                            \
+      {                                                                                            \
+          "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
+              aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
+              aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
+              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, dots, dot, dot_codes, unpack  \
+      }
+static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
+                                                                   aq_avx2_dot_codes,
+                                                                   aq_avx2_unpack);
+#  if defined(AQ_HAVE_VNNI)
+static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni_dot,
+                                                                 aq_vnni_dot_codes,
+                                                                 aq_vnni_unpack);
+#  endif
+#  undef AQ_AVX512_TABLE
 #endif
 
 #if defined(AQ_HAVE_NEON)
-static const struct aq_kernels aq_neon_kernels = {
-    "neon",
-    aq_neon_f16_to_f32,
-    aq_neon_bf16_to_f32,
-    aq_neon_f8_e4m3_to_f32,
-    aq_neon_f8_e5m2_to_f32,
-    aq_neon_f32_to_f16,
-    aq_neon_f32_to_bf16,
-    aq_neon_range,
-    aq_neon_fit_affine,
-    aq_neon_fit_symmetric,
-    aq_neon_encode,
-    aq_neon_decode,
-    aq_neon_compare,
-    NULL,
-};
+#  define AQ_NEON_TABLE(dots, dot, dot_codes)                                                      \
+      {                                                                                            \
+          "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
+              aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
+              aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
+              aq_neon_compare, NULL, dots, dot, dot_codes, aq_neon_unpack                          \
+      }
+static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
+                                                               aq_neon_dot_codes);
+#  if defined(AQ_HAVE_DOTPROD)
+static const struct aq_kernels aq_dotprod_kernels = AQ_NEON_TABLE("dotprod", aq_dotprod_dot,
+                                                                  aq_dotprod_dot_codes);
+#  endif
+#  undef AQ_NEON_TABLE
 #endif
 
 /* What a table needs of the machine. */
 #define AQ_CPU_AVX2 1u
 #define AQ_CPU_AVX512 2u
+#define AQ_CPU_VNNI 4u
+#define AQ_CPU_DOTPROD 8u
 
 typedef struct aq_simd_choice {
     const struct aq_kernels *kernels;
@@ -3791,8 +4373,19 @@ static uint32_t aq_cpu_features(void) {
     }
     if ((saved & 0xE6u) == 0xE6u && (reg[1] & wide) == wide && features) {
         features |= AQ_CPU_AVX512;
+        features |= reg[2] & 1u << 11 ? AQ_CPU_VNNI : 0u;
     }
     return features;
+}
+
+#elif defined(AQ_HAVE_DOTPROD)
+
+static uint32_t aq_cpu_features(void) {
+#  if defined(__ARM_FEATURE_DOTPROD)
+    return AQ_CPU_DOTPROD;
+#  else
+    return getauxval(AT_HWCAP) & 1ul << 20 ? AQ_CPU_DOTPROD : 0u; /* HWCAP_ASIMDDP */
+#  endif
 }
 
 #else
@@ -3805,11 +4398,17 @@ static uint32_t aq_cpu_features(void) {
 
 /* The best first. */
 static const aq_simd_choice aq_simd_choices[] = {
+#if defined(AQ_HAVE_VNNI)
+    {&aq_vnni_kernels, AQ_CPU_AVX512 | AQ_CPU_VNNI},
+#endif
 #if defined(AQ_HAVE_AVX512)
     {&aq_avx512_kernels, AQ_CPU_AVX512},
 #endif
 #if defined(AQ_HAVE_AVX2)
     {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
+#if defined(AQ_HAVE_DOTPROD)
+    {&aq_dotprod_kernels, AQ_CPU_DOTPROD},
 #endif
 #if defined(AQ_HAVE_NEON)
     {&aq_neon_kernels, 0},
@@ -3833,6 +4432,8 @@ AQ_SIMD_LIB const struct aq_kernels *aq_simd_kernels(const char *name) {
 
 #undef AQ_CPU_AVX2
 #undef AQ_CPU_AVX512
+#undef AQ_CPU_VNNI
+#undef AQ_CPU_DOTPROD
 
 /* ---- end src/simd/dispatch.c ---- */
 
@@ -3961,6 +4562,28 @@ ARROWQUANT_SIMD_API void aq_simd_compare_rows(const struct aq_kernels *kernels, 
         }
     }
     aq_simd_mode_leave(mode);
+}
+
+ARROWQUANT_SIMD_API int32_t aq_simd_dot(const struct aq_kernels *kernels, const int8_t *a,
+                                        const int8_t *b, size_t count) {
+    return aq_simd_best(kernels)->dot(a, b, count);
+}
+
+ARROWQUANT_SIMD_API void aq_simd_dot_rows(const struct aq_kernels *kernels, const void *codes,
+                                          size_t row_bytes, size_t rows, unsigned bits,
+                                          const int8_t *x, size_t cols, size_t group_size,
+                                          int32_t *out) {
+    aq_simd_best(kernels)->dot_codes(codes, row_bytes, rows, bits, x, cols, group_size, out);
+}
+
+ARROWQUANT_SIMD_API void aq_simd_sum_groups(const int8_t *x, size_t cols, size_t group_size,
+                                            int32_t *out) {
+    aq_scalar_group_sums(x, cols, group_size, out);
+}
+
+ARROWQUANT_SIMD_API void aq_simd_unpack_row(const struct aq_kernels *kernels, const void *codes,
+                                            size_t cols, unsigned bits, uint8_t *out) {
+    aq_simd_best(kernels)->unpack(codes, cols, bits, out);
 }
 
 ARROWQUANT_SIMD_API void aq_simd_widen_f16(const struct aq_kernels *kernels, const void *in,

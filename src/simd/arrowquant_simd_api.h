@@ -1,6 +1,7 @@
 /*
  * WHAT IT IS
- *     The kernels of ArrowQuant alone: fits, codes and decodes rows of weights at 2, 4 or 8 bits.
+ *     The kernels of ArrowQuant alone: fits, codes and decodes rows of weights at 2, 4 or 8 bits,
+ *     and multiplies codes with 8-bit integers.
  *     Rows in memory only; no allocation, no errors beyond a bool, no threads, no files.
  *     arrowquant.h has all of that, and gives the same bits.
  *
@@ -101,6 +102,26 @@ typedef struct aq_simd_figures {
 ARROWQUANT_SIMD_API void aq_simd_compare_rows(const struct aq_kernels *kernels, const float *a,
                                               const float *b, size_t count,
                                               aq_simd_figures *figures);
+
+/* Dot products of 8-bit integers, exact: what quantized inference is made of. */
+
+/* Σ a·b; count ≤ 65536. */
+ARROWQUANT_SIMD_API int32_t aq_simd_dot(const struct aq_kernels *kernels, const int8_t *a,
+                                        const int8_t *b, size_t count);
+/* Σ q·x of every group of every row, q the codes as stored (0 … 2^bits − 1): out[rows][groups].
+ * Rows of packed codes begin row_bytes apart; x[cols] serves all of them. With x ≈ x_scale·x, a
+ * group's part of the product is x_scale·(scale·Σ q·x + min·Σ x), symmetric
+ * x_scale·scale·(Σ q·x − 2^(bits−1)·Σ x). */
+ARROWQUANT_SIMD_API void aq_simd_dot_rows(const struct aq_kernels *kernels, const void *codes,
+                                          size_t row_bytes, size_t rows, unsigned bits,
+                                          const int8_t *x, size_t cols, size_t group_size,
+                                          int32_t *out);
+/* Σ x of every group. */
+ARROWQUANT_SIMD_API void aq_simd_sum_groups(const int8_t *x, size_t cols, size_t group_size,
+                                            int32_t *out);
+/* Packed codes, one byte each: for many x, unpack once and call aq_simd_dot_rows with 8 bits. */
+ARROWQUANT_SIMD_API void aq_simd_unpack_row(const struct aq_kernels *kernels, const void *codes,
+                                            size_t cols, unsigned bits, uint8_t *out);
 
 /* Exact, from any address; a NaN comes out quiet. F8 E4M3 is the variant without infinities. */
 ARROWQUANT_SIMD_API void aq_simd_widen_f16(const struct aq_kernels *kernels, const void *in,

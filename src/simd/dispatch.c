@@ -6,6 +6,9 @@
 #if defined(AQ_HAVE_AVX2) && defined(_MSC_VER)
 #  include <intrin.h>
 #endif
+#if defined(AQ_HAVE_DOTPROD) && !defined(__ARM_FEATURE_DOTPROD)
+#  include <sys/auxv.h>
+#endif
 
 static const struct aq_kernels aq_scalar_kernels = {
     "scalar",
@@ -22,6 +25,10 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
     NULL,
+    "scalar",
+    aq_scalar_dot,
+    aq_scalar_dot_codes,
+    aq_scalar_unpack,
 };
 
 #if defined(AQ_HAVE_AVX2)
@@ -40,50 +47,55 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_decode,
     aq_avx2_compare,
     aq_avx2_stream,
+    "avx2",
+    aq_avx2_dot,
+    aq_avx2_dot_codes,
+    aq_avx2_unpack,
 };
 #endif
 
+/* Tables of one ISA that differ in their dots alone: `dots` says what these use. */
 #if defined(AQ_HAVE_AVX512)
-static const struct aq_kernels aq_avx512_kernels = {
-    "avx512",
-    aq_avx512_f16_to_f32,
-    aq_avx512_bf16_to_f32,
-    aq_avx512_f8_e4m3_to_f32,
-    aq_avx512_f8_e5m2_to_f32,
-    aq_avx512_f32_to_f16,
-    aq_avx512_f32_to_bf16,
-    aq_avx512_range,
-    aq_avx512_fit_affine,
-    aq_avx512_fit_symmetric,
-    aq_avx512_encode,
-    aq_avx512_decode,
-    aq_avx512_compare,
-    aq_avx512_stream,
-};
+#  define AQ_AVX512_TABLE(dots, dot, dot_codes, unpack)                                            \
+      {                                                                                            \
+          "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
+              aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
+              aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
+              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, dots, dot, dot_codes, unpack  \
+      }
+static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
+                                                                   aq_avx2_dot_codes,
+                                                                   aq_avx2_unpack);
+#  if defined(AQ_HAVE_VNNI)
+static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni_dot,
+                                                                 aq_vnni_dot_codes,
+                                                                 aq_vnni_unpack);
+#  endif
+#  undef AQ_AVX512_TABLE
 #endif
 
 #if defined(AQ_HAVE_NEON)
-static const struct aq_kernels aq_neon_kernels = {
-    "neon",
-    aq_neon_f16_to_f32,
-    aq_neon_bf16_to_f32,
-    aq_neon_f8_e4m3_to_f32,
-    aq_neon_f8_e5m2_to_f32,
-    aq_neon_f32_to_f16,
-    aq_neon_f32_to_bf16,
-    aq_neon_range,
-    aq_neon_fit_affine,
-    aq_neon_fit_symmetric,
-    aq_neon_encode,
-    aq_neon_decode,
-    aq_neon_compare,
-    NULL,
-};
+#  define AQ_NEON_TABLE(dots, dot, dot_codes)                                                      \
+      {                                                                                            \
+          "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
+              aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
+              aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
+              aq_neon_compare, NULL, dots, dot, dot_codes, aq_neon_unpack                          \
+      }
+static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
+                                                               aq_neon_dot_codes);
+#  if defined(AQ_HAVE_DOTPROD)
+static const struct aq_kernels aq_dotprod_kernels = AQ_NEON_TABLE("dotprod", aq_dotprod_dot,
+                                                                  aq_dotprod_dot_codes);
+#  endif
+#  undef AQ_NEON_TABLE
 #endif
 
 /* What a table needs of the machine. */
 #define AQ_CPU_AVX2 1u
 #define AQ_CPU_AVX512 2u
+#define AQ_CPU_VNNI 4u
+#define AQ_CPU_DOTPROD 8u
 
 typedef struct aq_simd_choice {
     const struct aq_kernels *kernels;
@@ -138,8 +150,19 @@ static uint32_t aq_cpu_features(void) {
     }
     if ((saved & 0xE6u) == 0xE6u && (reg[1] & wide) == wide && features) {
         features |= AQ_CPU_AVX512;
+        features |= reg[2] & 1u << 11 ? AQ_CPU_VNNI : 0u;
     }
     return features;
+}
+
+#elif defined(AQ_HAVE_DOTPROD)
+
+static uint32_t aq_cpu_features(void) {
+#  if defined(__ARM_FEATURE_DOTPROD)
+    return AQ_CPU_DOTPROD;
+#  else
+    return getauxval(AT_HWCAP) & 1ul << 20 ? AQ_CPU_DOTPROD : 0u; /* HWCAP_ASIMDDP */
+#  endif
 }
 
 #else
@@ -152,11 +175,17 @@ static uint32_t aq_cpu_features(void) {
 
 /* The best first. */
 static const aq_simd_choice aq_simd_choices[] = {
+#if defined(AQ_HAVE_VNNI)
+    {&aq_vnni_kernels, AQ_CPU_AVX512 | AQ_CPU_VNNI},
+#endif
 #if defined(AQ_HAVE_AVX512)
     {&aq_avx512_kernels, AQ_CPU_AVX512},
 #endif
 #if defined(AQ_HAVE_AVX2)
     {&aq_avx2_kernels, AQ_CPU_AVX2},
+#endif
+#if defined(AQ_HAVE_DOTPROD)
+    {&aq_dotprod_kernels, AQ_CPU_DOTPROD},
 #endif
 #if defined(AQ_HAVE_NEON)
     {&aq_neon_kernels, 0},
@@ -180,3 +209,5 @@ AQ_SIMD_LIB const struct aq_kernels *aq_simd_kernels(const char *name) {
 
 #undef AQ_CPU_AVX2
 #undef AQ_CPU_AVX512
+#undef AQ_CPU_VNNI
+#undef AQ_CPU_DOTPROD

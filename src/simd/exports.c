@@ -123,6 +123,28 @@ ARROWQUANT_SIMD_API void aq_simd_compare_rows(const struct aq_kernels *kernels, 
     aq_simd_mode_leave(mode);
 }
 
+ARROWQUANT_SIMD_API int32_t aq_simd_dot(const struct aq_kernels *kernels, const int8_t *a,
+                                        const int8_t *b, size_t count) {
+    return aq_simd_best(kernels)->dot(a, b, count);
+}
+
+ARROWQUANT_SIMD_API void aq_simd_dot_rows(const struct aq_kernels *kernels, const void *codes,
+                                          size_t row_bytes, size_t rows, unsigned bits,
+                                          const int8_t *x, size_t cols, size_t group_size,
+                                          int32_t *out) {
+    aq_simd_best(kernels)->dot_codes(codes, row_bytes, rows, bits, x, cols, group_size, out);
+}
+
+ARROWQUANT_SIMD_API void aq_simd_sum_groups(const int8_t *x, size_t cols, size_t group_size,
+                                            int32_t *out) {
+    aq_scalar_group_sums(x, cols, group_size, out);
+}
+
+ARROWQUANT_SIMD_API void aq_simd_unpack_row(const struct aq_kernels *kernels, const void *codes,
+                                            size_t cols, unsigned bits, uint8_t *out) {
+    aq_simd_best(kernels)->unpack(codes, cols, bits, out);
+}
+
 ARROWQUANT_SIMD_API void aq_simd_widen_f16(const struct aq_kernels *kernels, const void *in,
                                            float *out, size_t count) {
     aq_simd_mode mode = aq_simd_mode_enter();

@@ -36,6 +36,42 @@ AQ_NEON_INLINE static inline float aq_neon_fold(const aq_neon_lanes *lanes) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
+/* Byte i becomes bytes 2i and 2i + 1, its lower and its upper bits. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_split(uint8x8_t low, uint8x8_t high) {
+    return vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
+}
+
+/* Sixteen codes from 2·bits bytes. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_unpack16(const uint8_t *in, uint32_t bits) {
+    uint8x8_t packed;
+    uint32_t word;
+    if (bits == 8) {
+        return vld1q_u8(in);
+    }
+    if (bits == 4) {
+        packed = vld1_u8(in);
+        return aq_neon_split(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
+    }
+    memcpy(&word, in, sizeof word);
+    packed = vreinterpret_u8_u32(vdup_n_u32(word));
+    packed = vzip1_u8(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
+    return aq_neon_split(vand_u8(packed, vdup_n_u8(3)), vshr_n_u8(packed, 2));
+}
+
+/* sdot comes with ARMv8.2's extension, which is asked for at run time. */
+#  if defined(__GNUC__) && (defined(__clang__) ? __clang_major__ >= 7 : __GNUC__ >= 8) && \
+      (defined(__ARM_FEATURE_DOTPROD) || defined(__linux__))
+#    define AQ_HAVE_DOTPROD 1
+#    if defined(__clang__)
+#      define AQ_DOTPROD __attribute__((target("dotprod")))
+#      define AQ_DOTPROD_INLINE __attribute__((target("dotprod"), always_inline))
+#    else
+#      define AQ_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#      define AQ_DOTPROD_INLINE \
+          __attribute__((target("arch=armv8.2-a+dotprod"), always_inline))
+#    endif
+#  endif
+
 #  ifdef __cplusplus
 extern "C" {
 #  endif
@@ -58,6 +94,16 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
+AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
+                                   const int8_t *x, size_t count, size_t group, int32_t *out);
+AQ_SIMD_LIB void aq_neon_unpack(const void *codes, size_t count, uint32_t bits, uint8_t *out);
+#  if defined(AQ_HAVE_DOTPROD)
+AQ_DOTPROD AQ_SIMD_LIB int32_t aq_dotprod_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_DOTPROD AQ_SIMD_LIB void aq_dotprod_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                                 uint32_t bits, const int8_t *x, size_t count,
+                                                 size_t group, int32_t *out);
+#  endif
 
 #  ifdef __cplusplus
 }

@@ -82,28 +82,6 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
     }
 }
 
-/* Byte i becomes bytes 2i and 2i + 1, its lower and its upper bits. */
-static inline uint8x16_t aq_neon_split(uint8x8_t low, uint8x8_t high) {
-    return vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
-}
-
-/* Sixteen codes from 2·bits bytes. */
-static inline uint8x16_t aq_neon_unpack(const uint8_t *in, uint32_t bits) {
-    uint8x8_t packed;
-    uint32_t word;
-    if (bits == 8) {
-        return vld1q_u8(in);
-    }
-    if (bits == 4) {
-        packed = vld1_u8(in);
-        return aq_neon_split(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
-    }
-    memcpy(&word, in, sizeof word);
-    packed = vreinterpret_u8_u32(vdup_n_u32(word));
-    packed = vzip1_u8(vand_u8(packed, vdup_n_u8(15)), vshr_n_u8(packed, 4));
-    return aq_neon_split(vand_u8(packed, vdup_n_u8(3)), vshr_n_u8(packed, 2));
-}
-
 typedef struct aq_neon_decoder {
     float32x4_t scale, min;
     int32x4_t zero;
@@ -131,13 +109,13 @@ AQ_SIMD_EXACT static void aq_neon_decode_group(const aq_neon_decoder *decoder, c
                                                size_t count, uint32_t bits, float *out) {
     size_t i;
     for (i = 0; i + 16 <= count; i += 16, in += 2 * bits) {
-        aq_neon_decode_step(decoder, aq_neon_unpack(in, bits), out + i);
+        aq_neon_decode_step(decoder, aq_neon_unpack16(in, bits), out + i);
     }
     if (i < count) {
         uint8_t codes[16] = {0};
         float rest[16];
         memcpy(codes, in, ((count - i) * bits + 7) / 8);
-        aq_neon_decode_step(decoder, aq_neon_unpack(codes, bits), rest);
+        aq_neon_decode_step(decoder, aq_neon_unpack16(codes, bits), rest);
         memcpy(out + i, rest, (count - i) * sizeof *out);
     }
 }

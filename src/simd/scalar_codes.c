@@ -54,7 +54,7 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     }
 }
 
-static void aq_scalar_unpack(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
+static void aq_scalar_split(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
     size_t i;
     if (bits == 8) {
         memcpy(codes, in, count);
@@ -84,7 +84,7 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
     for (begin = 0; begin < count; begin += group, grids++) {
         size_t length = count - begin < group ? count - begin : group;
         float scale = grids->scale, min = grids->min;
-        aq_scalar_unpack(in, length, bits, unpacked);
+        aq_scalar_split(in, length, bits, unpacked);
         in += (length * bits + 7u) / 8u;
         if (symmetric) {
             for (i = 0; i < length; i++) {

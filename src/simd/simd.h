@@ -110,6 +110,15 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
+    /* Exact: Σ a·b. count ≤ 65536 */
+    int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
+    /* Exact: Σ code·x of each group of each row, codes as they are stored: 0 … 2^bits − 1. Rows of
+     * `count` packed codes lie row_bytes apart; x has `count` values. out[rows][groups] */
+    void (*dot_codes)(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
+                      const int8_t *x, size_t count, size_t group, int32_t *out);
+    /* Packed codes, one byte each: for many x, unpack once and call dot_codes with 8 bits. */
+    void (*unpack)(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 };
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
@@ -154,6 +163,10 @@ AQ_SIMD_LIB int32_t aq_simd_round(float value, int32_t low, int32_t high);
 /* The sum of 16 lanes, which it overwrites, in the order that every ISA follows. */
 AQ_SIMD_LIB float aq_scalar_fold(float *lane);
 
+/* Σ x of each group: what dot_codes' callers need for a min, and for the zero of symmetric codes
+ * (scalar_dots.c). */
+AQ_SIMD_LIB void aq_scalar_group_sums(const int8_t *x, size_t count, size_t group, int32_t *out);
+
 /* ---- the scalar table's functions */
 
 AQ_SIMD_LIB void aq_scalar_f16_to_f32(const void *in, float *out, size_t count);
@@ -175,6 +188,11 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                     uint32_t bits, const int8_t *x, size_t count, size_t group,
+                                     int32_t *out);
+AQ_SIMD_LIB void aq_scalar_unpack(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 
 #ifdef __cplusplus
 }

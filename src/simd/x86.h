@@ -12,6 +12,9 @@
 #    define AQ_HAVE_AVX2 1
 #    if !defined(ARROWQUANT_NO_AVX512)
 #      define AQ_HAVE_AVX512 1
+#      if defined(_MSC_VER) || defined(__clang__) || __GNUC__ >= 8
+#        define AQ_HAVE_VNNI 1
+#      endif
 #    endif
 #  endif
 #endif
@@ -57,6 +60,15 @@ AQ_X86_END
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
 #  define AQ_AVX512_INLINE
+#endif
+#if defined(__clang__) || defined(__GNUC__) /* integers only */
+#  define AQ_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
+#  define AQ_VNNI_INLINE                                                                           \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"),            \
+                     always_inline))
+#else
+#  define AQ_VNNI
+#  define AQ_VNNI_INLINE
 #endif
 
 #ifdef __cplusplus
@@ -121,6 +133,12 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
+AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                           uint32_t bits, const int8_t *x, size_t count,
+                                           size_t group, int32_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_unpack(const void *codes, size_t count, uint32_t bits,
+                                        uint8_t *out);
 
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_f16_to_f32(const void *in, float *out, size_t count);
@@ -148,6 +166,15 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 #endif
 
+#if defined(AQ_HAVE_VNNI)
+AQ_VNNI AQ_SIMD_LIB int32_t aq_vnni_dot(const int8_t *a, const int8_t *b, size_t count);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_dot_codes(const void *codes, size_t row_bytes, size_t rows,
+                                           uint32_t bits, const int8_t *x, size_t count,
+                                           size_t group, int32_t *out);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_unpack(const void *codes, size_t count, uint32_t bits,
+                                        uint8_t *out);
+#endif
+
 /* The least and the greatest of eight floats, the greatest of eight unsigned integers. */
 AQ_AVX2_INLINE static inline float aq_avx2_least(__m256 value) {
     __m128 part = _mm_min_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
@@ -166,6 +193,30 @@ AQ_AVX2_INLINE static inline uint32_t aq_avx2_greatest_bits(__m256i value) {
     part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0xEE));
     part = _mm_max_epu32(part, _mm_shuffle_epi32(part, 0x55));
     return (uint32_t)_mm_cvtsi128_si32(part);
+}
+
+/* 32 codes of 8, 4 or 2 bits from bits · 4 bytes, one byte each. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_unpack32(const uint8_t *in, uint32_t bits) {
+    __m256i codes;
+    if (bits == 8) {
+        return _mm256_loadu_si256((const __m256i *)(const void *)in);
+    }
+    if (bits == 4) {
+        codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)in));
+        codes = _mm256_or_si256(codes, _mm256_slli_epi16(codes, 4));
+        return _mm256_and_si256(codes, _mm256_set1_epi8(15));
+    }
+    codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)in));
+    codes = _mm256_or_si256(codes, _mm256_slli_epi32(codes, 12));
+    codes = _mm256_or_si256(codes, _mm256_slli_epi32(codes, 6));
+    return _mm256_and_si256(codes, _mm256_set1_epi8(3));
+}
+
+/* The sums of four vectors of eight integers. */
+AQ_AVX2_INLINE static inline __m128i aq_avx2_total4(const __m256i *sum) {
+    __m256i ab = _mm256_hadd_epi32(sum[0], sum[1]), cd = _mm256_hadd_epi32(sum[2], sum[3]);
+    __m256i all = _mm256_hadd_epi32(ab, cd);
+    return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
 /* The 16 lanes of a sum, and their fold: as aq_scalar_fold. */

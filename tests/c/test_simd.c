@@ -296,13 +296,88 @@ static void check_conversions(const shape *s, const exact *x, unsigned long roun
     free(back.block);
 }
 
+/* Bytes in a block of their own, at any address. */
+static uint8_t *exact_bytes(void **block, size_t count, int kind, uint64_t *state) {
+    size_t i, shift = random_below(state, 16);
+    uint8_t *at = (uint8_t *)malloc(shift + count + (shift + count == 0)) + shift;
+    *block = at - shift;
+    for (i = 0; i < count; i++) { /* any, or all the largest of a sign: where sums overflow first */
+        at[i] = kind == 0 ? (uint8_t)(test_random(state) >> 32)
+                : kind == 1 ? (uint8_t)0xFF : kind == 2 ? (uint8_t)0x80 : (uint8_t)0x7F;
+    }
+    return at;
+}
+
+/* One code of a row, by another way than the kernels. */
+static int64_t code_at(const uint8_t *row, uint32_t bits, size_t i) {
+    size_t bit = i * bits;
+    return (int64_t)((unsigned)row[bit / 8] >> (bit % 8) & ((1u << bits) - 1u));
+}
+
+static void check_dots(const shape *s, unsigned long round, uint64_t *state) {
+    size_t row_bytes = (s->count * s->bits + 7) / 8 + random_below(state, 3);
+    size_t rows = 1 + random_below(state, 3), i, r, t;
+    void *blocks[4];
+    uint8_t *codes = exact_bytes(&blocks[0], (rows - 1) * row_bytes + (s->count * s->bits + 7) / 8,
+                                 round % 3 ? 0 : 1 + (int)random_below(state, 3), state);
+    int8_t *x = (int8_t *)exact_bytes(&blocks[1], s->count,
+                                      round % 3 ? 0 : 2 + (int)random_below(state, 2), state);
+    int8_t *y = (int8_t *)exact_bytes(&blocks[2], s->count, round % 2 ? 0 : 2, state);
+    uint8_t *unpacked = exact_bytes(&blocks[3], s->count, 0, state);
+    int32_t got[3 * 32];
+    for (t = 0; t <= table_count; t++) {
+        const struct aq_kernels *table = t ? tables[t - 1] : aq_simd_kernels("scalar");
+        int64_t sum = 0;
+        int equal = 1;
+        table->dot_codes(codes, row_bytes, rows, s->bits, x, s->count, s->group, got);
+        for (r = 0; r < rows; r++) {
+            for (i = 0; i < s->count; i++) {
+                sum += code_at(codes + r * row_bytes, s->bits, i) * (int64_t)x[i];
+                if (i % s->group == s->group - 1 || i == s->count - 1) {
+                    equal = equal && (int64_t)got[r * s->groups + i / s->group] == sum;
+                    sum = 0;
+                }
+            }
+        }
+        CHECK(agree(equal, table, "dot_codes", s, round));
+        table->unpack(codes, s->count, s->bits, unpacked);
+        for (i = 0; i < s->count; i++) {
+            equal = equal && (int64_t)unpacked[i] == code_at(codes, s->bits, i);
+            sum += (int64_t)x[i] * (int64_t)y[i];
+        }
+        CHECK(agree(equal, table, "unpack", s, round));
+        CHECK(agree((int64_t)table->dot(x, y, s->count) == sum, table, "dot", s, round));
+    }
+    for (i = 0; i < 4; i++) {
+        free(blocks[i]);
+    }
+}
+
+/* The longest of both signs. */
+TEST(longest_dots) {
+    static int8_t a[65536], b[65536];
+    size_t i, t;
+    for (i = 0; i < 65536; i++) {
+        a[i] = -128;
+        b[i] = -128;
+    }
+    for (t = 0; t <= table_count; t++) {
+        const struct aq_kernels *table = t ? tables[t - 1] : aq_simd_kernels("scalar");
+        CHECK(table->dot(a, b, 65536) == 128 * 128 * 65536);
+        CHECK(table->dot(a, b, 0) == 0);
+        a[65535] = 127;
+        CHECK(table->dot(a, b, 65536) == 128 * 128 * 65535 - 127 * 128);
+        a[65535] = -128;
+    }
+}
+
 /* Calls one check on rows until each table has had its groups. */
 static void every_row(int what) {
     uint64_t state = first_seed * 8 + (uint64_t)what;
     unsigned long groups, round = 0;
     static float values[MOST], plain[MOST];
     aq_simd_mode mode = aq_simd_mode_enter();
-    for (groups = 0; groups < group_goal && !test_broken && table_count; round++) {
+    for (groups = 0; groups < group_goal && !test_broken && (table_count || what == 5); round++) {
         shape s = random_shape(round, &state);
         exact x, weights = {NULL, NULL};
         fill_row(values, s.count, s.group, what == 1, &state);
@@ -324,6 +399,7 @@ static void every_row(int what) {
             break;
         case 2: check_codes(&s, &x, round, &state); break;
         case 3: check_compare(&s, &x, round, &state); break;
+        case 5: check_dots(&s, round, &state); break;
         default: check_conversions(&s, &x, round, &state); break;
         }
         free(x.block);
@@ -337,6 +413,7 @@ TEST(fits) { every_row(1); }
 TEST(codes) { every_row(2); }
 TEST(sums) { every_row(3); }
 TEST(conversions) { every_row(4); }
+TEST(dots) { every_row(5); }
 
 /* Every 16-bit float; every upper half of an F32 with lower halves around the places where rounding
  * changes. */
@@ -581,6 +658,11 @@ TEST(tables_are_apart) {
             CHECK(all[i]->f8_e5m2_to_f32 != all[j]->f8_e5m2_to_f32);
             CHECK(all[i]->f32_to_f16 != all[j]->f32_to_f16);
             CHECK(all[i]->f32_to_bf16 != all[j]->f32_to_bf16);
+            if (strcmp(all[i]->dots, all[j]->dots) != 0) {
+                CHECK(all[i]->dot != all[j]->dot);
+                CHECK(all[i]->dot_codes != all[j]->dot_codes);
+                CHECK(all[i]->unpack != all[j]->unpack);
+            }
         }
     }
 }
@@ -611,6 +693,10 @@ TEST(contexts) {
     CHECK(!!aq_simd_kernels("avx512") ==
           (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")));
+    if (aq_simd_kernels("avx512")) {
+        CHECK_STR(aq_simd_kernels("avx512")->dots,
+                  __builtin_cpu_supports("avx512vnni") ? "vnni" : "avx2");
+    }
     CHECK_STR(aq_simd_kernels(NULL)->name, aq_simd_kernels("avx512") ? "avx512"
                                            : aq_simd_kernels("avx2") ? "avx2" : "scalar");
 #endif
@@ -634,6 +720,8 @@ int main(int argc, char **argv) {
     RUN(codes);
     RUN(sums);
     RUN(conversions);
+    RUN(dots);
+    RUN(longest_dots);
     RUN(every_half);
     RUN(whole_path);
     RUN(kernels_that_run);

@@ -106,9 +106,55 @@ TEST(tables) {
     CHECK(value == 57344.0f);
 }
 
+/* A quantized product by integers is the product with the decoded row. */
+TEST(dots) {
+    static const unsigned bits[3] = {2, 4, 8};
+    float row[COLS], back[COLS];
+    uint8_t codes[COLS + 4], unpacked[COLS];
+    int8_t x[COLS], ones[COLS];
+    aq_simd_group groups[8];
+    int32_t products[8], sums[8], whole = 0;
+    int b, symmetric;
+    size_t i, g;
+    make_row(row, 4);
+    for (i = 0; i < COLS; i++) {
+        x[i] = (int8_t)((int)(i * 37 % 256) - 128);
+        ones[i] = 1;
+        whole += (int32_t)x[i];
+    }
+    aq_simd_sum_groups(x, COLS, 64, sums);
+    CHECK(aq_simd_dot(NULL, x, ones, COLS) == whole);
+    for (b = 0; b < 3; b++) {
+        for (symmetric = 0; symmetric < 2; symmetric++) {
+            double direct = 0.0, by_integers = 0.0, size = 0.0;
+            double zero = symmetric ? (double)(1u << (bits[b] - 1u)) : 0.0;
+            CHECK(aq_simd_fit_row(NULL, row, NULL, COLS, 64, bits[b], symmetric != 0, groups));
+            aq_simd_encode_row(NULL, row, COLS, 64, bits[b], symmetric != 0, groups, codes);
+            aq_simd_decode_row(NULL, codes, COLS, 64, bits[b], symmetric != 0, groups, back);
+            aq_simd_dot_rows(NULL, codes, 0, 1, bits[b], x, COLS, 64, products);
+            aq_simd_unpack_row(NULL, codes, COLS, bits[b], unpacked);
+            for (i = 0; i < COLS; i++) {
+                const aq_simd_group *group = &groups[i / 64];
+                double value = (double)group->scale * ((double)unpacked[i] - zero) +
+                               (double)group->min;
+                CHECK(fabs(value - (double)back[i]) <= 1e-6);
+                direct += (double)back[i] * (double)x[i];
+                size += fabs((double)back[i] * (double)x[i]);
+            }
+            for (g = 0; g < 8; g++) {
+                by_integers += (double)groups[g].scale *
+                                   ((double)products[g] - zero * (double)sums[g]) +
+                               (double)groups[g].min * (double)sums[g];
+            }
+            CHECK(fabs(by_integers - direct) <= 1e-6 * size);
+        }
+    }
+}
+
 int main(void) {
     RUN(same_as_the_library);
     RUN(what_it_does_not_take);
     RUN(tables);
+    RUN(dots);
     return test_end();
 }

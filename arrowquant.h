@@ -342,6 +342,14 @@ typedef enum aq_interpolation {
     AQ_INTERPOLATION_SIGMOID
 } aq_interpolation;
 
+/* What a run writes. */
+typedef enum aq_output_format {
+    AQ_OUTPUT_NATIVE,             /* safetensors with our codes, docs/FORMAT.md */
+    AQ_OUTPUT_GGUF,
+    AQ_OUTPUT_COMPRESSED_TENSORS,
+    AQ_OUTPUT_ARROW
+} aq_output_format;
+
 /* Bits of the layers whose name matches `pattern` (a whole tensor name, or a glob with * ? [ ]);
  * 16 keeps them. The first match wins. */
 typedef struct aq_layer_bits {
@@ -370,6 +378,7 @@ typedef struct aq_config {
     bool overwrite;
     bool resume; /* take up what an interrupted run to the same output had finished */
     aq_modality modality;
+    aq_output_format output_format; /* YAML: format */
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
 
@@ -403,6 +412,7 @@ ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile);
 ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out, aq_error *err);
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
+ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
  * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
@@ -471,7 +481,8 @@ typedef enum aq_reason {
     AQ_REASON_LAYER_BITS,       /* bits given by layer_bits */
     AQ_REASON_RAISED,           /* more bits than asked: below min_accuracy or min_sqnr_db */
     AQ_REASON_KEPT_BY_GATE,     /* kept: below the gates even at 8 bits */
-    AQ_REASON_SCALE_TENSOR      /* consumed: the scale of an FP8 weight, folded into it */
+    AQ_REASON_SCALE_TENSOR,     /* consumed: the scale of an FP8 weight, folded into it */
+    AQ_REASON_FORMAT            /* kept: the output format has no code that fits its shape */
 } aq_reason;
 
 ARROWQUANT_API const char *aq_reason_text(aq_reason reason);
@@ -490,18 +501,28 @@ typedef struct aq_plan_tensor {
     aq_quant_spec spec;         /* when bits < 16 */
     aq_reason reason;
     const char *detail;         /* which rule or pattern decided, or "" */
-    uint64_t output_offset, output_bytes; /* in the output shard's data, predicted before the run */
+    const char *output_name;    /* in the output file: its own, unless the format has other names */
+    aq_dtype output_dtype;      /* of a kept tensor in the output: its own, unless the format says */
+    uint64_t output_offset, output_bytes; /* in the output file's data, predicted before the run */
     aq_quality quality;         /* after the run, when bits < 16 */
     bool f32_params, wide_params; /* after the run: the parameters were stored wider than asked */
 } aq_plan_tensor;
 
-/* One safetensors file, read and written under the same relative path. */
+/* One safetensors file of the input. */
 typedef struct aq_plan_shard {
     const char *path;     /* relative to the model folder */
     const char *metadata; /* of the input, JSON object text or NULL */
     uint64_t file_bytes;  /* of the input */
     size_t first_tensor, tensor_count;
 } aq_plan_shard;
+
+/* One file of the output: what becomes of the tensors of consecutive shards. In the native format
+ * each shard has one of the same path. */
+typedef struct aq_plan_output {
+    const char *path;     /* relative to the output folder */
+    size_t first_shard, shard_count;
+    size_t first_tensor, tensor_count;
+} aq_plan_output;
 
 /* What a run will do. Made by aq_plan_create, read by anyone, changed by nobody else. */
 typedef struct aq_plan {
@@ -512,6 +533,8 @@ typedef struct aq_plan {
     size_t tensor_count;
     aq_plan_shard *shards;
     size_t shard_count;
+    aq_plan_output *outputs;
+    size_t output_count;
     const char *const *notes; /* what a user should know: data-free defaults, skipped files, … */
     size_t note_count;
     uint64_t input_bytes;            /* of the quantized components' weight files */
@@ -9621,6 +9644,9 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       "folders of a pipeline to quantize; none: the denoiser")                                     \
     X(variant, NAME, variant, "variant", 0, 0, 0, 0, 0, "", AQ_ERR_CONFIGURATION,                  \
       "variant of the weight files to read, such as fp16")                                         \
+    X(output_format, OUTPUT_FORMAT, output_format, "format", 0, 3, AQ_OUTPUT_NATIVE,               \
+      AQ_OUTPUT_NATIVE, AQ_OUTPUT_NATIVE, "", AQ_ERR_CONFIGURATION,                                \
+      "what the output is: our own safetensors, or what other programs load")                      \
     X(num_threads, INT, num_threads, "num_threads", 0, 1024, 0, 0, 0, "ARROW_QUANT_NUM_THREADS",   \
       AQ_ERR_CONFIGURATION, "threads; 0: all cores")                                               \
     X(enable_streaming, BOOL, enable_streaming, "enable_streaming", 0, 1, 1, 0, 0,                 \
@@ -9675,6 +9701,7 @@ typedef enum aq_field_kind {
     AQ_KIND_PROFILE,
     AQ_KIND_MODALITY,
     AQ_KIND_INTERPOLATION,
+    AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */
@@ -9772,6 +9799,8 @@ static const aq_field aq_field_table[AQ_FIELD_COUNT] = {
 static const char *const aq_profile_names[] = {"edge", "local", "cloud"};
 static const char *const aq_modality_names[] = {"unknown", "text", "code", "image", "audio"};
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
+static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
+                                                     "arrow"};
 
 /* ------------------------------------------------------------------ names */
 
@@ -9779,6 +9808,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_PROFILE && value < 3) return aq_profile_names[value];
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
+    if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     return NULL;
 }
 
@@ -9789,6 +9819,11 @@ ARROWQUANT_API const char *aq_profile_name(aq_profile profile) {
 
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality) {
     const char *name = aq_field_value_name(AQ_KIND_MODALITY, (unsigned)modality);
+    return name ? name : "unknown";
+}
+
+ARROWQUANT_API const char *aq_output_format_name(aq_output_format format) {
+    const char *name = aq_field_value_name(AQ_KIND_OUTPUT_FORMAT, (unsigned)format);
     return name ? name : "unknown";
 }
 
@@ -9871,6 +9906,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_PROFILE: return (double)*(const aq_profile *)member;
     case AQ_KIND_MODALITY: return (double)*(const aq_modality *)member;
     case AQ_KIND_INTERPOLATION: return (double)*(const aq_interpolation *)member;
+    case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -9889,6 +9925,9 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_MODALITY: *(aq_modality *)member = (aq_modality)(unsigned)number; break;
     case AQ_KIND_INTERPOLATION:
         *(aq_interpolation *)member = (aq_interpolation)(unsigned)number;
+        break;
+    case AQ_KIND_OUTPUT_FORMAT:
+        *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;
     default: break;
     }
@@ -14615,6 +14654,112 @@ AQ_LIB void aq_fp8_apply(const aq_fp8_scale *scale, float *rows, uint64_t first_
 
 /* ---- end src/model/fp8.h ---- */
 
+/* ---- begin src/model/container.h ---- */
+
+/* What an output format decides: which code a tensor gets, which stored parts come of it, what the
+ * header says and what lies beside the weights. The pipeline does the rest for all of them: reading,
+ * quantizing in blocks, placing, writing, checksums, gates, journal, commit. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct aq_run;
+
+#define AQ_PARTS_MAX 8u
+#define AQ_PART_RANK 4u
+
+/* Where the bytes of a part come from. */
+typedef enum aq_part_source {
+    AQ_PART_CODES,  /* aq_quantize's three buffers, row by row, as they are */
+    AQ_PART_PARAMS,
+    AQ_PART_EXTRA,
+    AQ_PART_MADE,   /* from `make`, row by row */
+    AQ_PART_CLOSED  /* from `close`, when all rows are done: small */
+} aq_part_source;
+
+/* One stored piece of a quantized tensor. Parts lie one behind the other in the order given. */
+typedef struct aq_part {
+    aq_part_source source;
+    const char *suffix;   /* after the tensor's output name */
+    aq_dtype dtype;       /* what it says in the header, if the format has such */
+    uint32_t rank;
+    uint64_t shape[AQ_PART_RANK];
+    uint64_t row_bytes;   /* MADE: of each row. CLOSED: what `make` leaves of each row for `close` */
+    uint64_t bytes;       /* in the file; not known before (0) only when nothing else follows */
+} aq_part;
+
+/* Rows of a tensor that have just been quantized. */
+typedef struct aq_part_rows {
+    const aq_plan_tensor *tensor;
+    const aq_quant_spec *spec;
+    const aq_quant_layout *layout;
+    uint64_t first, count;
+    const unsigned char *codes, *params, *extra;
+} aq_part_rows;
+
+/* Every function may be NULL where a line says so. They are called from the calling thread, but for
+ * `make`, which any worker calls. */
+typedef struct aq_container {
+    aq_output_format format;
+    const char *extension; /* of an output that is one file: ".safetensors" */
+    /* An output path with that extension is one file, even if the input is a folder. */
+    bool single_file;
+    uint32_t alignment;    /* a power of two: each tensor begins so, zeros stand between; 1: none */
+    /* NULL, or refuses what this format cannot do, before the input is looked at */
+    aq_status (*check)(aq_plan *plan, aq_error *err);
+    /* NULL: a file of the same path for each shard. Else fills plan->outputs. */
+    aq_status (*outputs)(aq_plan *plan, aq_error *err);
+    /* NULL, or output names, architecture and the like, when tensors and bits are known */
+    aq_status (*prepare)(aq_plan *plan, aq_error *err);
+    /* The spec for `tensor` at `bits`. spec->bits may differ: 16 says that no code fits the tensor.
+     * Then, or when another code than usual is taken, *detail says why (arena); else unchanged. */
+    aq_status (*spec)(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
+                      aq_quant_spec *spec, const char **detail, aq_error *err);
+    /* NULL: every dtype stays. Else the dtype of a tensor that is not quantized. */
+    aq_status (*keep)(aq_plan *plan, const aq_plan_tensor *tensor, aq_dtype *dtype, aq_error *err);
+    /* NULL: none. The dtype to store a kept tensor in when a value is beyond the range of `dtype`. */
+    aq_dtype (*wider)(aq_dtype dtype);
+    /* The parts of a quantized tensor, at most AQ_PARTS_MAX; depends on spec and shape alone. */
+    aq_status (*parts)(const aq_plan *plan, const aq_plan_tensor *tensor, const aq_quant_spec *spec,
+                       const aq_quant_layout *layout, aq_part *parts, size_t *count,
+                       aq_error *err);
+    /* NULL without MADE parts and CLOSED parts with row_bytes: fills rows->count × row_bytes of part
+     * `index`. */
+    void (*make)(const aq_part_rows *rows, size_t index, unsigned char *out);
+    /* NULL without CLOSED parts: `rows` is what `make` left of all rows (NULL if row_bytes is 0),
+     * `out` takes part->bytes. */
+    aq_status (*close)(struct aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
+                       size_t index, const unsigned char *rows, unsigned char *out, aq_error *err);
+    /* The order in which an output's tensors are written: indices into plan->tensors. */
+    aq_status (*order)(aq_plan *plan, size_t output, size_t *order, aq_error *err);
+    /* Where the data of an output begins: room for the header, whatever becomes of the tensors. */
+    aq_status (*data_start)(aq_plan *plan, size_t output, uint64_t *bytes, aq_error *err);
+    /* Header or footer, when all tensors are written; the file ends at *end, which starts as the end
+     * of the data. */
+    aq_status (*finish)(struct aq_run *run, size_t output, uint64_t *end, aq_error *err);
+    /* What lies beside a component's weights: config.json, index. */
+    aq_status (*beside)(struct aq_run *run, const aq_component *component, aq_error *err);
+} aq_container;
+
+/* NULL: this build does not have it. */
+AQ_LIB const aq_container *aq_container_of(aq_output_format format);
+/* model/container_native.c; others may use what suits them */
+AQ_LIB const aq_container *aq_container_native(void);
+/* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
+AQ_LIB aq_status aq_beside_config(struct aq_run *run, const aq_component *component,
+                                  const char *value, aq_error *err);
+/* Writes the component's index, if it has one, over all that was stored. */
+AQ_LIB aq_status aq_beside_index(struct aq_run *run, const aq_component *component, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/container.h ---- */
+
 /* ---- begin src/model/plan.h ---- */
 
 /* What stands behind an aq_plan, shared by the files that make, execute and commit it. */
@@ -14635,6 +14780,8 @@ typedef struct aq_notes {
 struct aq_plan_state {
     aq_arena arena;
     aq_context *context;
+    const aq_container *container;
+    void *container_state;               /* what the container's prepare left (arena), or NULL */
     aq_folder folder;
     aq_component **shard_component;      /* of each shard of the plan */
     const aq_st_file **shard_file;
@@ -14662,12 +14809,18 @@ AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
 AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);
 
-/* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
- * that its header needs whatever becomes of them */
-AQ_LIB aq_status aq_shard_order(aq_plan *plan, size_t shard, size_t **order, aq_error *err);
-AQ_LIB aq_status aq_shard_header_bound(aq_plan *plan, size_t shard, uint64_t *capacity,
-                                       aq_error *err);
-AQ_LIB void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *out);
+/* model/container.c. What becomes of a tensor at its bits: spec and bytes, or kept when the container
+ * has no code for it. */
+AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* The tensor is kept: its dtype and bytes in the output. */
+AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* Outputs, offsets, the predicted size. */
+AQ_LIB aq_status aq_plan_lay_out(aq_plan *plan, aq_error *err);
+/* Indices of an output's tensors in the order they are written (arena). */
+AQ_LIB aq_status aq_output_order(aq_plan *plan, size_t output, size_t **order, aq_error *err);
+AQ_LIB uint64_t aq_container_align(const aq_container *container, uint64_t offset);
+/* model/container_native.c: tensors by aq_st_write_rank, in input order within a rank */
+AQ_LIB aq_status aq_native_order(aq_plan *plan, size_t output, size_t *order, aq_error *err);
 
 /* model/result.c */
 AQ_LIB aq_status aq_plan_report(const aq_plan *plan, char **text, size_t *size, aq_error *err);
@@ -14711,13 +14864,14 @@ typedef struct aq_stored {
     uint32_t crc32;
 } aq_stored;
 
-/* One output shard while it is written. */
+/* One output file while it is written. */
 typedef struct aq_shard_writer {
     aq_file file;
-    uint64_t data_start; /* 8 + the header's capacity */
+    uint64_t data_start; /* of the header's room */
     uint64_t cursor;     /* data bytes written so far */
+    uint64_t file_bytes; /* of the file when it is done */
     aq_stored *stored;
-    size_t stored_count, stored_capacity, stored_first; /* first: of this shard */
+    size_t stored_count, stored_capacity, stored_first; /* first: of this file */
 } aq_shard_writer;
 
 typedef struct aq_run {
@@ -14733,9 +14887,10 @@ typedef struct aq_run {
     unsigned char *buffer;   /* workers × buffer_size, grows */
     size_t buffer_size, buffer_bytes;
     aq_file input;
+    uint32_t input_shard;    /* whose file is open */
     aq_shard_writer out;
-    size_t *shard_ends;      /* [s]: number of stored tensors after shard s */
-    size_t finished;         /* shards that are done, from the first on */
+    size_t *output_ends;     /* [i]: number of stored tensors after output i */
+    size_t finished;         /* outputs that are done, from the first on */
     aq_builder journal;      /* its text so far */
 } aq_run;
 
@@ -14745,19 +14900,30 @@ AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint6
 AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix, aq_dtype dtype,
                                uint32_t rank, const uint64_t *shape, uint64_t bytes, uint32_t crc,
                                aq_error *err);
+/* model/run_copy.c: a kept tensor as it is, or as tensor->output_dtype; `scale` is that of an FP8
+ * weight to be folded in, or has no values */
+AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err);
+AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                   aq_error *err);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
-/* model/run_shard.c: one output file, and what lies beside the weights */
-AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err);
-/* Folders first; then, after the shards, config.json and index of each component, and the files
+/* model/run_output.c: "folder/relative" of the input or the output, in the plan's arena */
+AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, char **path,
+                             aq_error *err);
+/* One output file, and what lies beside the weights. */
+AQ_LIB aq_status aq_run_output(aq_run *run, size_t output, aq_error *err);
+/* model/container_native.c: the header over what was stored in this file, in the room before
+ * data_start; `metadata` is the JSON text of an object, or NULL */
+AQ_LIB aq_status aq_finish_safetensors(aq_run *run, const char *metadata, aq_error *err);
+/* Folders first; then, after the outputs, config.json and index of each component, and the files
  * that are carried over. */
 AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
 /* model/journal.c: begins the journal, and in a folder that was taken up fills run->finished and
- * all that the finished shards left; adds a shard; removes the journal before the commit */
+ * all that the finished outputs left; adds an output; removes the journal before the commit */
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
-AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err);
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err);
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);
 
 #ifdef __cplusplus
@@ -15931,16 +16097,16 @@ static aq_status aq_find_scale(aq_plan *plan, aq_plan_tensor *weight, aq_error *
     return AQ_OK;
 }
 
-/* The scale of a quantized weight is folded in; that of a kept one stays beside it, never quantized
- * itself, whatever shape it has. */
-static aq_status aq_settle_scale(const aq_plan *plan, const aq_plan_tensor *weight,
+/* The scale of a weight that is quantized or stored in another dtype is folded in; that of one kept
+ * as it is stays beside it, never quantized itself, whatever shape it has. */
+static aq_status aq_settle_scale(aq_plan *plan, const aq_plan_tensor *weight,
                                  aq_plan_tensor *scale, aq_error *err) {
     aq_fp8_scale shape;
-    scale->bits = 16;
-    if (weight->bits == 16) {
+    aq_status status = aq_plan_keep(plan, scale, err);
+    if (status != AQ_OK) return status;
+    if (weight->bits == 16 && weight->output_dtype == weight->dtype) {
         scale->reason = AQ_REASON_SENSITIVE;
         scale->detail = "scale of a kept FP8 weight";
-        scale->output_bytes = scale->bytes;
         return AQ_OK;
     }
     if (!aq_dtype_is_float(scale->dtype))
@@ -15972,31 +16138,78 @@ AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err) {
 
 /* ---- end src/model/plan_fp8.c ---- */
 
-/* ---- begin src/model/layout.c ---- */
+/* ---- begin src/model/container_native.c ---- */
 
-/* How a shard will lie on disk, before anything is measured: the order of its tensors, and a bound
- * on its header, whose space is reserved first and filled last. */
+/* The native format: a safetensors file for each shard, a layer's codes and parameters as tensors of
+ * their own, and our words in __metadata__. The header's space is reserved first, for the worst case,
+ * and filled last. docs/FORMAT.md is the specification. */
 
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_WRITE_RANKS 5u
 
-AQ_LIB aq_status aq_shard_order(aq_plan *plan, size_t shard, size_t **order, aq_error *err) {
-    const aq_plan_shard *input = &plan->shards[shard];
-    size_t bytes = (input->tensor_count + 1) * sizeof(size_t), count = 0;
-    *order = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
-    if (!*order) return aq_fail_memory(err, bytes);
+static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
+                                aq_quant_spec *spec, const char **detail, aq_error *err) {
+    (void)tensor;
+    (void)detail;
+    (void)err;
+    *spec = aq_plan_spec(&plan->config, bits);
+    return AQ_OK;
+}
+
+/* Codes, row parameters, parameters. */
+static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
+                                       const aq_quant_spec *spec, const aq_quant_layout *layout,
+                                       aq_part *parts, size_t *count, aq_error *err) {
+    uint64_t per_group = spec->code == AQ_CODE_SYMMETRIC ? 1 : 2;
+    aq_part *part = parts;
+    (void)plan;
+    (void)err;
+    memset(parts, 0, 3 * sizeof(*parts));
+    part->source = AQ_PART_CODES;
+    part->suffix = AQ_CODES_SUFFIX;
+    part->dtype = AQ_DTYPE_I32;
+    part->rank = 2;
+    part->shape[0] = tensor->rows;
+    part->shape[1] = layout->row_code_bytes / 4;
+    (part++)->bytes = layout->code_bytes;
+    if (spec->params == AQ_PARAM_Q8) {
+        part->source = AQ_PART_EXTRA;
+        part->suffix = AQ_EXTRA_SUFFIX;
+        part->dtype = AQ_DTYPE_F16;
+        part->rank = 2;
+        part->shape[0] = tensor->rows;
+        part->shape[1] = per_group;
+        (part++)->bytes = layout->extra_bytes;
+    }
+    part->source = AQ_PART_PARAMS;
+    part->suffix = AQ_PARAMS_SUFFIX;
+    part->dtype = spec->params == AQ_PARAM_F32 ? AQ_DTYPE_F32 : AQ_DTYPE_F16;
+    if (spec->params == AQ_PARAM_Q8) part->dtype = per_group == 1 ? AQ_DTYPE_I8 : AQ_DTYPE_U8;
+    part->rank = 3;
+    part->shape[0] = tensor->rows;
+    part->shape[1] = layout->groups;
+    part->shape[2] = per_group;
+    (part++)->bytes = layout->param_bytes;
+    *count = (size_t)(part - parts);
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_native_order(aq_plan *plan, size_t output, size_t *order, aq_error *err) {
+    const aq_plan_output *file = &plan->outputs[output];
+    size_t count = 0;
+    (void)err;
     for (uint32_t rank = 0; rank < AQ_WRITE_RANKS; rank++) {
-        for (size_t i = 0; i < input->tensor_count; i++) {
-            const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
-            if (aq_st_write_rank(tensor->dtype, tensor->bits < 16) == rank)
-                (*order)[count++] = input->first_tensor + i;
+        for (size_t i = 0; i < file->tensor_count; i++) {
+            const aq_plan_tensor *tensor = &plan->tensors[file->first_tensor + i];
+            if (aq_st_write_rank(tensor->output_dtype, tensor->bits < 16) == rank)
+                order[count++] = file->first_tensor + i;
         }
     }
     return AQ_OK;
 }
 
-AQ_LIB void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *out) {
+static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *out) {
     memset(out, 0, sizeof(*out));
     out->name = tensor->name;
     out->code = aq_code_name(tensor->spec.code);
@@ -16033,8 +16246,8 @@ static aq_status aq_bound_add(aq_bound *bound, const aq_plan_tensor *tensor, con
     return AQ_OK;
 }
 
-AQ_LIB aq_status aq_shard_header_bound(aq_plan *plan, size_t shard, uint64_t *capacity,
-                                       aq_error *err) {
+static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *start,
+                                      aq_error *err) {
     static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX, "" };
     const aq_plan_shard *input = &plan->shards[shard];
     const aq_context *context = plan->state->context;
@@ -16066,17 +16279,284 @@ AQ_LIB aq_status aq_shard_header_bound(aq_plan *plan, size_t shard, uint64_t *ca
     if (status == AQ_OK) {
         native.checksums = bound.checksums;
         native.checksum_count = bound.count;
-        *capacity = aq_st_header_bound(bound.outputs, bound.count,
-                                       aq_native_bound(&native, input->metadata));
+        *start = 8 + aq_st_header_bound(bound.outputs, bound.count,
+                                        aq_native_bound(&native, input->metadata));
     }
     aq_arena_free(&arena);
     return status;
 }
 
+/* Our metadata about what has been written to this shard. */
+static aq_status aq_native_file_metadata(aq_run *run, size_t shard, char **text, size_t *size,
+                                   aq_error *err) {
+    const aq_plan *plan = run->plan;
+    const aq_plan_shard *input = &plan->shards[shard];
+    const aq_shard_writer *out = &run->out;
+    size_t count = out->stored_count - out->stored_first;
+    aq_arena arena;
+    aq_native native;
+    aq_arena_init(&arena, run->context);
+    memset(&native, 0, sizeof(native));
+    native.tensors = (aq_native_tensor *)aq_arena_alloc(
+        &arena, (input->tensor_count + 1) * sizeof(aq_native_tensor));
+    native.checksums =
+        (aq_native_checksum *)aq_arena_alloc(&arena, (count + 1) * sizeof(aq_native_checksum));
+    aq_status status = AQ_OK;
+    if (!native.tensors || !native.checksums) {
+        status = aq_fail_memory(err, (count + 1) * sizeof(aq_native_checksum));
+    } else {
+        for (size_t i = 0; i < input->tensor_count; i++) {
+            const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
+            if (tensor->bits < 16) aq_native_describe(tensor, &native.tensors[native.tensor_count++]);
+        }
+        for (size_t i = 0; i < count; i++) {
+            native.checksums[i].name = out->stored[out->stored_first + i].output.name;
+            native.checksums[i].crc32 = out->stored[out->stored_first + i].crc32;
+        }
+        native.checksum_count = count;
+        status = aq_native_write(run->context, &native, input->metadata, text, size, err);
+    }
+    aq_arena_free(&arena);
+    return status;
+}
+
+AQ_LIB aq_status aq_finish_safetensors(aq_run *run, const char *metadata, aq_error *err) {
+    const aq_shard_writer *out = &run->out;
+    size_t count = out->stored_count - out->stored_first;
+    aq_status status;
+    size_t bytes = (count + 1) * sizeof(aq_st_output);
+    aq_st_output *outputs = (aq_st_output *)aq_alloc(run->context, bytes);
+    if (!outputs) {
+        status = aq_fail_memory(err, bytes);
+    } else {
+        for (size_t i = 0; i < count; i++) outputs[i] = out->stored[out->stored_first + i].output;
+        status = aq_st_write_header(run->context, &out->file, out->data_start - 8, outputs, count,
+                                    metadata, err);
+        aq_free(run->context, outputs, bytes);
+    }
+    return status;
+}
+
+static aq_status aq_native_finish(aq_run *run, size_t output, uint64_t *end, aq_error *err) {
+    char *metadata = NULL;
+    size_t size = 0;
+    (void)end;
+    aq_status status = aq_native_file_metadata(run, output, &metadata, &size, err);
+    if (status != AQ_OK) return status;
+    status = aq_finish_safetensors(run, metadata, err);
+    aq_free(run->context, metadata, size + 1);
+    return status;
+}
+
+/* ---- beside the weights */
+
+static aq_status aq_native_beside(aq_run *run, const aq_component *component,
+                                              aq_error *err) {
+    const aq_config *config = &run->plan->config;
+    aq_builder value;
+    char *json;
+    size_t size;
+    aq_builder_init(&value, run->context);
+    aq_append_format(&value, "{\"quant_method\": \"arrowquant\", \"format_version\": %u, "
+                     "\"bits\": %u, \"group_size\": %u, \"code\": \"%s\", \"parameter_bits\": %u, "
+                     "\"modality\": \"%s\", \"min_accuracy\": ", (unsigned)AQ_NATIVE_VERSION,
+                     config->bit_width, config->group_size,
+                     aq_code_name(config->symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE),
+                     config->parameter_bits, aq_modality_name(run->plan->modality));
+    aq_append_json_double(&value, config->min_accuracy);
+    aq_append_string(&value, ", \"min_sqnr_db\": ");
+    aq_append_json_double(&value, config->min_sqnr_db);
+    aq_append_string(&value, "}");
+    aq_status status = aq_builder_finish(&value, &json, &size, err);
+    if (status != AQ_OK) return status;
+    status = aq_beside_config(run, component, json, err);
+    aq_free(run->context, json, size + 1);
+    return status == AQ_OK ? aq_beside_index(run, component, err) : status;
+}
+
+static const aq_container aq_native_container = {
+    AQ_OUTPUT_NATIVE, ".safetensors", false, 1, NULL, NULL, NULL, aq_native_spec, NULL, NULL,
+    aq_native_layer_parts, NULL, NULL, aq_native_order, aq_native_data_start, aq_native_finish,
+    aq_native_beside
+};
+
+AQ_LIB const aq_container *aq_container_native(void) {
+    return &aq_native_container;
+}
+
 #undef AQ_WRITE_RANKS
 #endif /* ARROWQUANT_NO_STDIO */
 
-/* ---- end src/model/layout.c ---- */
+/* ---- end src/model/container_native.c ---- */
+
+/* ---- begin src/model/container.c ---- */
+
+/* The containers, and how one lays out an output: which file each tensor goes into, in which order,
+ * where it lies and how large it becomes. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
+    switch (format) {
+    case AQ_OUTPUT_NATIVE: return aq_container_native();
+    case AQ_OUTPUT_GGUF:
+    case AQ_OUTPUT_COMPRESSED_TENSORS:
+    case AQ_OUTPUT_ARROW: break;
+    }
+    return NULL;
+}
+
+/* ---- tensors */
+
+/* Stored bytes of a tensor under this spec. */
+static aq_status aq_stored_bytes(const aq_plan *plan, const aq_plan_tensor *tensor,
+                                 const aq_quant_spec *spec, uint64_t *bytes, aq_error *err) {
+    aq_part parts[AQ_PARTS_MAX];
+    aq_quant_layout layout;
+    size_t count = 0;
+    aq_status status = aq_quantized_size(spec, tensor->rows, tensor->cols, &layout, err);
+    if (status == AQ_OK)
+        status = plan->state->container->parts(plan, tensor, spec, &layout, parts, &count, err);
+    *bytes = 0;
+    for (size_t i = 0; status == AQ_OK && i < count; i++) *bytes += parts[i].bytes;
+    return status;
+}
+
+AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err) {
+    const aq_container *container = plan->state->container;
+    aq_status status = AQ_OK;
+    tensor->bits = 16;
+    tensor->output_dtype = tensor->dtype;
+    if (container->keep) status = container->keep(plan, tensor, &tensor->output_dtype, err);
+    if (status != AQ_OK) return status;
+    if (!aq_mul_u64(tensor->bytes / aq_dtype_size(tensor->dtype),
+                    aq_dtype_size(tensor->output_dtype), &tensor->output_bytes))
+        return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0, "tensor %s: too large for %s",
+                              tensor->name, aq_dtype_name(tensor->output_dtype));
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err) {
+    const char *detail = tensor->detail;
+    aq_quant_spec spec;
+    aq_status status =
+        plan->state->container->spec(plan, tensor, tensor->bits, &spec, &detail, err);
+    if (status != AQ_OK) return status;
+    tensor->detail = detail;
+    if (spec.bits == 16) {
+        tensor->reason = AQ_REASON_FORMAT;
+        return aq_plan_keep(plan, tensor, err);
+    }
+    tensor->bits = spec.bits;
+    tensor->spec = spec;
+    return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
+}
+
+/* ---- outputs */
+
+static aq_status aq_plan_same_outputs(aq_plan *plan, aq_error *err) {
+    size_t bytes = (plan->shard_count + 1) * sizeof(aq_plan_output);
+    plan->outputs = (aq_plan_output *)aq_arena_alloc(&plan->state->arena, bytes);
+    if (!plan->outputs) return aq_fail_memory(err, bytes);
+    plan->output_count = plan->shard_count;
+    for (size_t i = 0; i < plan->shard_count; i++) {
+        aq_plan_output *output = &plan->outputs[i];
+        output->path = plan->shards[i].path;
+        output->first_shard = i;
+        output->shard_count = 1;
+        output->first_tensor = plan->shards[i].first_tensor;
+        output->tensor_count = plan->shards[i].tensor_count;
+    }
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_output_order(aq_plan *plan, size_t output, size_t **order, aq_error *err) {
+    size_t bytes = (plan->outputs[output].tensor_count + 1) * sizeof(size_t);
+    *order = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
+    if (!*order) return aq_fail_memory(err, bytes);
+    return plan->state->container->order(plan, output, *order, err);
+}
+
+AQ_LIB uint64_t aq_container_align(const aq_container *container, uint64_t offset) {
+    uint64_t mask = container->alignment - 1;
+    return (offset + mask) & ~mask;
+}
+
+/* Where each tensor of an output will lie, and the size of the file. */
+static aq_status aq_plan_lay_out_file(aq_plan *plan, size_t number, aq_error *err) {
+    const aq_container *container = plan->state->container;
+    uint64_t offset = 0, start = 0;
+    size_t *order;
+    aq_status status = aq_output_order(plan, number, &order, err);
+    if (status == AQ_OK) status = container->data_start(plan, number, &start, err);
+    if (status != AQ_OK) return status;
+    for (size_t i = 0; i < plan->outputs[number].tensor_count; i++) {
+        plan->tensors[order[i]].output_offset = offset;
+        offset = aq_container_align(container, offset + plan->tensors[order[i]].output_bytes);
+    }
+    plan->predicted_output_bytes += start + offset;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_plan_lay_out(aq_plan *plan, aq_error *err) {
+    const aq_container *container = plan->state->container;
+    aq_status status =
+        container->outputs ? container->outputs(plan, err) : aq_plan_same_outputs(plan, err);
+    if (status == AQ_OK && container->prepare) status = container->prepare(plan, err);
+    for (size_t i = 0; status == AQ_OK && i < plan->output_count; i++)
+        status = aq_plan_lay_out_file(plan, i, err);
+    return status;
+}
+
+/* ---- beside the weights */
+
+AQ_LIB aq_status aq_beside_config(aq_run *run, const aq_component *component, const char *value,
+                                  aq_error *err) {
+    aq_arena *arena = &run->plan->state->arena;
+    char *from, *to, *text, *edited;
+    size_t size, edited_size;
+    if (!component->config) return AQ_OK;
+    aq_status status = aq_run_path(run, false, component->config, &from, err);
+    if (status == AQ_OK) status = aq_run_path(run, true, component->config, &to, err);
+    if (status == AQ_OK) status = aq_read_text(arena, from, (uint64_t)64 << 20, &text, &size, err);
+    if (status != AQ_OK) return status;
+    edited = text;
+    edited_size = size;
+    if (value)
+        status = aq_config_json_set(arena, text, size, from, "quantization_config", value, &edited,
+                                    &edited_size, err);
+    return status == AQ_OK ? aq_write_text(to, edited, edited_size, err) : status;
+}
+
+/* The index names what was stored; which file holds it follows from the order of writing. */
+AQ_LIB aq_status aq_beside_index(aq_run *run, const aq_component *component, aq_error *err) {
+    const aq_plan *plan = run->plan;
+    size_t bytes = (run->out.stored_count + 1) * sizeof(aq_st_index_output), count = 0, stored = 0;
+    uint64_t total = 0;
+    char *path;
+    if (!component->index) return AQ_OK;
+    aq_status status = aq_run_path(run, true, component->index, &path, err);
+    if (status != AQ_OK) return status;
+    aq_st_index_output *entries = (aq_st_index_output *)aq_alloc(run->context, bytes);
+    if (!entries) return aq_fail_memory(err, bytes);
+    for (size_t i = 0; i < plan->output_count; i++) {
+        for (; stored < run->output_ends[i]; stored++) {
+            const aq_st_output *output = &run->out.stored[stored].output;
+            if (plan->state->shard_component[plan->outputs[i].first_shard] != component) continue;
+            entries[count].tensor = output->name;
+            entries[count++].shard = aq_path_base(plan->outputs[i].path);
+            total += output->end - output->begin;
+        }
+    }
+    status = aq_st_write_index(run->context, path, entries, count, total,
+                               component->index_data.metadata, err);
+    aq_free(run->context, entries, bytes);
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/container.c ---- */
 
 /* ---- begin src/model/plan_checks.c ---- */
 
@@ -16230,6 +16710,8 @@ static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t
     out->bytes = in->bytes;
     out->scale = AQ_NO_TENSOR;
     out->detail = "";
+    out->output_name = in->name;
+    out->output_dtype = in->dtype;
 }
 
 static aq_status aq_plan_shards(aq_plan *plan, aq_error *err) {
@@ -16279,38 +16761,19 @@ static aq_status aq_plan_decide(aq_plan *plan, aq_plan_tensor *tensor, aq_error 
     tensor->bits = decision.bits;
     tensor->reason = decision.reason;
     tensor->detail = decision.detail;
-    tensor->output_bytes = tensor->bytes;
-    if (tensor->bits == 16) return AQ_OK;
-
-    aq_quant_layout layout;
-    tensor->spec = aq_plan_spec(&plan->config, tensor->bits);
-    aq_status status = aq_quantized_size(&tensor->spec, tensor->rows, tensor->cols, &layout, err);
-    if (status != AQ_OK) return status;
-    uint64_t bytes = layout.code_bytes + layout.param_bytes + layout.extra_bytes;
-    if (bytes >= tensor->bytes) {
-        tensor->bits = 16;
+    aq_plan_tensor kept = *tensor;
+    aq_status status = aq_plan_keep(plan, &kept, err);
+    if (status != AQ_OK || tensor->bits == 16) {
+        *tensor = kept;
+        return status;
+    }
+    status = aq_plan_store(plan, tensor, err);
+    if (status == AQ_OK && tensor->bits < 16 && tensor->output_bytes >= kept.output_bytes) {
+        *tensor = kept;
         tensor->reason = AQ_REASON_NO_GAIN;
         tensor->detail = "";
-    } else {
-        tensor->output_bytes = bytes;
     }
-    return AQ_OK;
-}
-
-/* Where each tensor of a shard will lie, and the size of the file. */
-static aq_status aq_plan_lay_out(aq_plan *plan, size_t number, aq_error *err) {
-    const aq_plan_shard *shard = &plan->shards[number];
-    uint64_t offset = 0, header;
-    size_t *order;
-    aq_status status = aq_shard_order(plan, number, &order, err);
-    if (status == AQ_OK) status = aq_shard_header_bound(plan, number, &header, err);
-    if (status != AQ_OK) return status;
-    for (size_t i = 0; i < shard->tensor_count; i++) {
-        plan->tensors[order[i]].output_offset = offset;
-        offset += plan->tensors[order[i]].output_bytes;
-    }
-    plan->predicted_output_bytes += 8 + header + offset;
-    return AQ_OK;
+    return status;
 }
 
 static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
@@ -16318,9 +16781,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
-    for (size_t s = 0; status == AQ_OK && s < plan->shard_count; s++)
-        status = aq_plan_lay_out(plan, s, err);
-    return status;
+    return status == AQ_OK ? aq_plan_lay_out(plan, err) : status;
 }
 
 /* ---- notes */
@@ -16390,6 +16851,12 @@ static aq_status aq_plan_fill(aq_plan *plan, const char *model_path, const aq_co
     aq_status status = aq_config_validate(config, err);
     if (status == AQ_OK) status = aq_config_copy(&state->arena, config, &plan->config, err);
     if (status == AQ_OK) status = aq_plan_check_config(plan, err);
+    if (status != AQ_OK) return status;
+    state->container = aq_container_of(plan->config.output_format);
+    if (!state->container)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "format: this version does not write %s; use native",
+                       aq_output_format_name(plan->config.output_format));
+    if (state->container->check) status = state->container->check(plan, err);
     if (status != AQ_OK) return status;
     plan->model_path = aq_arena_string(&state->arena, model_path);
     if (!plan->model_path) return aq_fail_memory(err, 0);
@@ -16473,9 +16940,10 @@ ARROWQUANT_API aq_status aq_plan_to_json(aq_context *context, const aq_plan *pla
     aq_builder_init(&json, context);
     aq_append_string(&json, "{\"arrowquant_plan\":1,\"model_path\":");
     aq_append_json_string(&json, plan->model_path, strlen(plan->model_path));
-    aq_append_format(&json, ",\"modality\":\"%s\",\"bit_width\":%u,\"group_size\":%u,"
-                     "\"input_bytes\":%llu,\"predicted_output_bytes\":%llu,\"tensors\":[",
-                     aq_modality_name(plan->modality), plan->config.bit_width,
+    aq_append_format(&json, ",\"modality\":\"%s\",\"format\":\"%s\",\"bit_width\":%u,"
+                     "\"group_size\":%u,\"input_bytes\":%llu,\"predicted_output_bytes\":%llu,\"tensors\":[",
+                     aq_modality_name(plan->modality),
+                     aq_output_format_name(plan->config.output_format), plan->config.bit_width,
                      plan->config.group_size, (unsigned long long)plan->input_bytes,
                      (unsigned long long)plan->predicted_output_bytes);
     for (size_t i = 0; i < plan->tensor_count; i++) {
@@ -16868,17 +17336,18 @@ static void aq_journal_stored(aq_builder *line, const aq_stored *stored) {
                      (unsigned long long)(output->end - output->begin));
 }
 
-AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err) {
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
     const aq_plan *plan = run->plan;
+    const aq_plan_output *file = &plan->outputs[output];
     const aq_shard_writer *out = &run->out;
     aq_builder *journal = &run->journal;
     char *path;
-    if (plan->shard_count < 2) return AQ_OK; /* nothing could be taken up */
-    aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", shard,
-                     (unsigned long long)(out->data_start + out->cursor));
-    for (size_t i = 0; i < plan->shards[shard].tensor_count; i++) {
+    if (plan->output_count < 2) return AQ_OK; /* nothing could be taken up */
+    aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", output,
+                     (unsigned long long)out->file_bytes);
+    for (size_t i = 0; i < file->tensor_count; i++) {
         aq_append_string(journal, i ? "," : "");
-        aq_journal_tensor(journal, &plan->tensors[plan->shards[shard].first_tensor + i]);
+        aq_journal_tensor(journal, &plan->tensors[file->first_tensor + i]);
     }
     aq_append_string(journal, "],\"stored\":[");
     for (size_t i = out->stored_first; i < out->stored_count; i++) {
@@ -16913,7 +17382,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
     double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
                        &read.quality.error, &read.quality.max_error };
     if (!aq_journal_number(&node, 16, &bits) ||
-        !aq_journal_number(&node, AQ_REASON_SCALE_TENSOR, &reason) ||
+        !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
         !aq_journal_number(&node, AQ_PARAM_Q8, &params) || !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
@@ -16959,22 +17428,22 @@ static bool aq_journal_read_stored(aq_run *run, const aq_json_node *rows) {
 }
 
 /* One line: the shard's file is there as it was left, and every tensor of the plan is told of. */
-static bool aq_journal_read_shard(aq_run *run, size_t shard, const aq_json_node *line) {
+static bool aq_journal_read_output(aq_run *run, size_t output, const aq_json_node *line) {
     aq_plan *plan = run->plan;
     aq_arena *arena = &plan->state->arena;
-    const aq_plan_shard *input = &plan->shards[shard];
+    const aq_plan_output *written = &plan->outputs[output];
     const aq_json_node *tensors = aq_json_get(line, "tensors");
     uint64_t number, bytes, found = 0;
     aq_file file = AQ_FILE_CLOSED;
-    char *path = aq_path_join(arena, plan->state->staging.folder, input->path);
-    if (!path || !tensors || tensors->count != input->tensor_count ||
-        !aq_json_u64(aq_json_get(line, "shard"), &number) || number != shard ||
+    char *path = aq_path_join(arena, plan->state->staging.folder, written->path);
+    if (!path || !tensors || tensors->count != written->tensor_count ||
+        !aq_json_u64(aq_json_get(line, "shard"), &number) || number != output ||
         !aq_json_u64(aq_json_get(line, "bytes"), &bytes))
         return false;
     if (aq_file_open(&file, path, &found, NULL) != AQ_OK) return false;
     (void)aq_file_close(&file, NULL);
     if (found != bytes) return false;
-    size_t index = input->first_tensor;
+    size_t index = written->first_tensor;
     for (const aq_json_node *row = tensors->first; row; row = row->next) {
         run->meter.done += plan->tensors[index].bytes;
         if (!aq_journal_read_tensor(arena, row, &plan->tensors[index++])) return false;
@@ -16986,7 +17455,7 @@ static bool aq_journal_read_shard(aq_run *run, size_t shard, const aq_json_node 
 /* Lines as long as they can be believed; *end: behind the last of them. */
 static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t first_line) {
     size_t begin = first_line;
-    while (begin < size && run->finished < run->plan->shard_count) {
+    while (begin < size && run->finished < run->plan->output_count) {
         const char *stop = (const char *)memchr(text + begin, '\n', size - begin);
         aq_json_node *line;
         aq_arena arena;
@@ -16995,11 +17464,11 @@ static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t f
         aq_arena_init(&arena, run->context);
         bool good = aq_json_parse(&arena, text + begin, length, AQ_JOURNAL_NAME, AQ_ERR_CORRUPT,
                                   &line, NULL) == AQ_OK &&
-                    aq_journal_read_shard(run, run->finished, line);
+                    aq_journal_read_output(run, run->finished, line);
         aq_arena_free(&arena);
         if (!good) return;
         aq_append(&run->journal, text + begin, length);
-        run->shard_ends[run->finished++] = run->out.stored_count;
+        run->output_ends[run->finished++] = run->out.stored_count;
         begin += length;
     }
 }
@@ -17009,7 +17478,7 @@ AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
     char *path, *text;
     size_t size;
     aq_builder_init(&run->journal, run->context);
-    if (run->plan->shard_count < 2) return AQ_OK;
+    if (run->plan->output_count < 2) return AQ_OK;
     aq_status status = aq_journal_first_line(run, &run->journal, err);
     if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
     if (status == AQ_OK) status = aq_journal_path(run, &path, err);
@@ -17170,34 +17639,15 @@ AQ_LIB aq_status aq_config_json_remove(aq_arena *arena, const char *text, size_t
 
 /* ---- end src/model/config_json.c ---- */
 
-/* ---- begin src/model/run_tensor.c ---- */
+/* ---- begin src/model/run_copy.c ---- */
 
-/* One tensor of a run: read in chunks, quantized on all cores, written where it belongs, measured
- * on the way; stored wider or raised to more bits when it has to be.
- *
- * Every task reads, quantizes and writes its own rows, so reading, computing and writing overlap
- * without queues. A task that meets parameters which do not fit ends the attempt, and the tensor
- * starts again at the same place of the output. */
+/* Kept tensors of a run: copied byte for byte, or converted to the dtype that the output format
+ * wants. And what all tensors need: buffers, and the list of what has been stored. */
 
 #ifndef ARROWQUANT_NO_STDIO
 
-/* Ends an attempt: not an error of the caller's, and never returned to him. */
-#define AQ_TRY_WIDER AQ_STATUS_COUNT
-
-typedef struct aq_tensor_job {
-    aq_run *run;
-    const aq_plan_tensor *tensor;
-    aq_quant_spec spec;
-    aq_quant_layout layout;
-    aq_fp8_scale scale;
-    uint64_t block_rows, chunk_rows;
-    size_t chunk_count;
-    aq_block_outcome *outcomes; /* a block each */
-    size_t block_count;
-    uint32_t (*crcs)[3];        /* a chunk each: codes, params, extra */
-    uint64_t code_offset, param_offset, extra_offset; /* in the output file */
-    size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
-} aq_tensor_job;
+/* Ends an attempt: a value does not fit the dtype. Never returned to the caller. */
+#define AQ_TOO_NARROW AQ_STATUS_COUNT
 
 /* ---- buffers and stored tensors */
 
@@ -17283,7 +17733,7 @@ static aq_status aq_copy_task(void *user, size_t index, uint32_t worker, aq_erro
 }
 
 /* The tensor as it is, byte for byte. */
-static aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err) {
+AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err) {
     aq_copy_job job;
     uint32_t workers, crc = 0;
     job.run = run;
@@ -17304,9 +17754,161 @@ static aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_er
     }
     aq_free(run->context, job.crcs, crc_bytes + 1);
     if (status != AQ_OK) return status;
-    return aq_run_stored(run, tensor->name, "", tensor->dtype, tensor->rank, tensor->shape,
+    return aq_run_stored(run, tensor->output_name, "", tensor->dtype, tensor->rank, tensor->shape,
                          tensor->bytes, crc, err);
 }
+
+/* ---- converting */
+
+typedef struct aq_convert_job {
+    aq_run *run;
+    const aq_plan_tensor *tensor;
+    const aq_fp8_scale *scale;
+    aq_dtype dtype;
+    uint64_t unit, step, count; /* elements that stay together: a row with a scale, else 1; units */
+    size_t in_bytes, f32_bytes; /* buffers of a worker */
+    uint64_t target;
+    uint32_t *crcs;
+} aq_convert_job;
+
+/* The first magnitude that becomes infinite. */
+static float aq_dtype_limit(aq_dtype dtype) {
+    if (dtype == AQ_DTYPE_F16) return 65520.0f;
+    return dtype == AQ_DTYPE_BF16 ? 3.3961775e38f : (float)INFINITY;
+}
+
+/* Whether a finite value would become infinite. */
+static bool aq_overflows(const float *values, size_t count, aq_dtype dtype) {
+    const float limit = aq_dtype_limit(dtype), most = FLT_MAX;
+    for (size_t i = 0; i < count; i++) {
+        float magnitude = values[i] < 0 ? -values[i] : values[i];
+        if (magnitude >= limit && magnitude <= most) return true;
+    }
+    return false;
+}
+
+static aq_status aq_convert_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    aq_convert_job *job = (aq_convert_job *)user;
+    aq_run *run = job->run;
+    const aq_plan_tensor *tensor = job->tensor;
+    size_t in_size = aq_dtype_size(tensor->dtype), out_size = aq_dtype_size(job->dtype);
+    uint64_t first = (uint64_t)index * job->step, left = job->count - first;
+    uint64_t units = left < job->step ? left : job->step;
+    size_t elements = (size_t)(units * job->unit);
+    unsigned char *buffer = run->buffer + worker * run->buffer_size;
+    float *values = (float *)(void *)(buffer + job->in_bytes);
+    unsigned char *out = buffer + job->in_bytes + job->f32_bytes;
+    uint64_t begin = first * job->unit;
+    aq_status status = aq_file_read(&run->input, tensor->offset + begin * in_size, buffer,
+                                    elements * in_size, err);
+    if (status != AQ_OK) return status;
+    aq_little_endian(buffer, elements, in_size);
+    aq_to_f32(run->context, tensor->dtype, buffer, values, elements);
+    if (job->scale->values) aq_fp8_apply(job->scale, values, first, units, tensor->cols);
+    if (aq_overflows(values, elements, job->dtype)) return AQ_TOO_NARROW;
+    aq_from_f32(run->context, job->dtype, values, out, elements);
+    aq_little_endian(out, elements, out_size);
+    job->crcs[index] = aq_crc32(&run->crc, 0, out, elements * out_size);
+    status = aq_file_write(&run->out.file, job->target + begin * out_size, out,
+                           elements * out_size, err);
+    if (status != AQ_OK || worker) return status;
+    return aq_meter_tell(&run->meter, (begin + elements) * in_size, false, err);
+}
+
+static aq_status aq_convert_attempt(aq_convert_job *job, uint32_t *crc, aq_error *err) {
+    aq_run *run = job->run;
+    const aq_plan_tensor *tensor = job->tensor;
+    bool rows = job->scale->values != NULL;
+    size_t in_size = aq_dtype_size(tensor->dtype), out_size = aq_dtype_size(job->dtype);
+    aq_error failure;
+    uint32_t workers = 1;
+    job->unit = rows ? tensor->cols : 1;
+    job->step = rows ? aq_block_rows(tensor->cols) : AQ_BLOCK_WEIGHTS;
+    job->count = rows ? tensor->rows : tensor->bytes / in_size;
+    uint64_t step = job->step * job->unit;
+    job->in_bytes = (size_t)((step * in_size + 63) & ~(uint64_t)63);
+    job->f32_bytes = (size_t)((step * sizeof(float) + 63) & ~(uint64_t)63);
+    uint64_t tasks = job->count / job->step + (job->count % job->step != 0);
+    size_t crc_bytes = (size_t)tasks * sizeof(uint32_t) + 1;
+    aq_status status = aq_run_buffers(run, tensor, (uint64_t)job->in_bytes + job->f32_bytes +
+                                      step * out_size, &workers, err);
+    if (status != AQ_OK) return status;
+    job->crcs = (uint32_t *)aq_alloc(run->context, crc_bytes);
+    if (!job->crcs) return aq_fail_memory(err, crc_bytes);
+    status = aq_parallel_for(run->context, workers, (size_t)tasks, aq_convert_task, job, &failure);
+    if (status != AQ_OK && status != AQ_TOO_NARROW && err) *err = failure;
+    *crc = 0;
+    for (uint64_t i = 0; status == AQ_OK && i < tasks; i++) {
+        uint64_t left = job->count - i * job->step;
+        uint64_t units = left < job->step ? left : job->step;
+        *crc = aq_crc32_join(*crc, job->crcs[i], units * job->unit * out_size);
+    }
+    aq_free(run->context, job->crcs, crc_bytes);
+    return status;
+}
+
+AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                   aq_error *err) {
+    const aq_container *container = run->plan->state->container;
+    aq_convert_job job;
+    uint32_t crc = 0;
+    aq_status status;
+    memset(&job, 0, sizeof(job));
+    job.run = run;
+    job.tensor = tensor;
+    job.scale = scale;
+    job.target = run->out.data_start + run->out.cursor;
+    for (;;) {
+        job.dtype = tensor->output_dtype;
+        status = aq_convert_attempt(&job, &crc, err);
+        if (status != AQ_TOO_NARROW) break;
+        tensor->output_dtype = container->wider(job.dtype);
+        if (!*tensor->detail) tensor->detail = "beyond the range of the usual dtype";
+    }
+    if (status != AQ_OK) return status;
+    tensor->output_bytes =
+        tensor->bytes / aq_dtype_size(tensor->dtype) * aq_dtype_size(tensor->output_dtype);
+    return aq_run_stored(run, tensor->output_name, "", tensor->output_dtype, tensor->rank,
+                         tensor->shape, tensor->output_bytes, crc, err);
+}
+
+#undef AQ_TOO_NARROW
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/run_copy.c ---- */
+
+/* ---- begin src/model/run_tensor.c ---- */
+
+/* One tensor of a run: read in chunks, quantized on all cores, written where it belongs, measured
+ * on the way; stored wider or raised to more bits when it has to be.
+ *
+ * Every task reads, quantizes and writes its own rows, so reading, computing and writing overlap
+ * without queues. A task that meets parameters which do not fit ends the attempt, and the tensor
+ * starts again at the same place of the output. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* Ends an attempt: not an error of the caller's, and never returned to him. */
+#define AQ_TRY_WIDER AQ_STATUS_COUNT
+
+typedef struct aq_tensor_job {
+    aq_run *run;
+    const aq_plan_tensor *tensor;
+    aq_quant_spec spec;
+    aq_quant_layout layout;
+    aq_fp8_scale scale;
+    uint64_t block_rows, chunk_rows;
+    size_t chunk_count;
+    aq_block_outcome *outcomes; /* a block each */
+    size_t block_count;
+    aq_part parts[AQ_PARTS_MAX];
+    size_t part_count;
+    uint64_t part_offset[AQ_PARTS_MAX];     /* in the output file */
+    size_t made_bytes[AQ_PARTS_MAX];        /* in a worker's buffer, MADE parts */
+    unsigned char *side[AQ_PARTS_MAX];      /* CLOSED parts: what their rows leave */
+    uint32_t (*crcs)[AQ_PARTS_MAX];         /* a chunk each */
+    size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
+} aq_tensor_job;
 
 /* ---- quantizing */
 
@@ -17352,17 +17954,69 @@ static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t
     return aq_outcome_status(job, outcome, row, err);
 }
 
-static aq_status aq_write_part(aq_tensor_job *job, uint64_t offset, const unsigned char *data,
-                               uint64_t size, uint32_t *crc, aq_error *err) {
-    *crc = aq_crc32(&job->run->crc, 0, data, (size_t)size);
-    if (!size) return AQ_OK;
-    return aq_file_write(&job->run->out.file, offset, data, (size_t)size, err);
+/* The bytes of a chunk's rows in one part, made if need be; NULL when they stay in memory. */
+static const unsigned char *aq_part_bytes(aq_tensor_job *job, size_t part, unsigned char *buffer,
+                                          const aq_part_rows *rows, uint64_t *size) {
+    const aq_container *container = job->run->plan->state->container;
+    const aq_part *p = &job->parts[part];
+    unsigned char *made = buffer + job->in_bytes + job->f32_bytes + job->code_bytes +
+                          job->param_bytes + job->extra_bytes;
+    switch (p->source) {
+    case AQ_PART_CODES: *size = rows->count * job->layout.row_code_bytes; return rows->codes;
+    case AQ_PART_PARAMS: *size = rows->count * job->layout.row_param_bytes; return rows->params;
+    case AQ_PART_EXTRA: *size = rows->count * job->layout.row_extra_bytes; return rows->extra;
+    case AQ_PART_MADE: break;
+    case AQ_PART_CLOSED:
+        if (p->row_bytes)
+            container->make(rows, part, job->side[part] + (size_t)(rows->first * p->row_bytes));
+        return NULL;
+    }
+    for (size_t i = 0; i < part; i++) made += job->made_bytes[i];
+    container->make(rows, part, made);
+    *size = rows->count * p->row_bytes;
+    return made;
+}
+
+/* Bytes of a row in the file. */
+static uint64_t aq_part_row_bytes(const aq_tensor_job *job, const aq_part *part) {
+    switch (part->source) {
+    case AQ_PART_CODES: return job->layout.row_code_bytes;
+    case AQ_PART_PARAMS: return job->layout.row_param_bytes;
+    case AQ_PART_EXTRA: return job->layout.row_extra_bytes;
+    case AQ_PART_MADE: return part->row_bytes;
+    case AQ_PART_CLOSED: break;
+    }
+    return 0;
+}
+
+/* Writes a chunk of rows that has been quantized. */
+static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *buffer,
+                               uint64_t first, uint64_t count, aq_error *err) {
+    aq_part_rows rows;
+    aq_status status = AQ_OK;
+    rows.tensor = job->tensor;
+    rows.spec = &job->spec;
+    rows.layout = &job->layout;
+    rows.first = first;
+    rows.count = count;
+    rows.codes = buffer + job->in_bytes + job->f32_bytes;
+    rows.params = rows.codes + job->code_bytes;
+    rows.extra = rows.params + job->param_bytes;
+    for (size_t i = 0; status == AQ_OK && i < job->part_count; i++) {
+        uint64_t size = 0, offset = first * aq_part_row_bytes(job, &job->parts[i]);
+        const unsigned char *data = aq_part_bytes(job, i, buffer, &rows, &size);
+        job->crcs[chunk][i] = 0;
+        if (!size) continue;
+        job->crcs[chunk][i] = aq_crc32(&job->run->crc, 0, data, (size_t)size);
+        status = aq_file_write(&job->run->out.file, job->part_offset[i] + offset, data,
+                               (size_t)size, err);
+    }
+    return status;
 }
 
 static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_tensor_job *job = (aq_tensor_job *)user;
     aq_run *run = job->run;
-    const aq_quant_layout *layout = &job->layout;
     uint64_t first = (uint64_t)index * job->chunk_rows;
     uint64_t left = job->tensor->rows - first;
     uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
@@ -17378,17 +18032,7 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
         status = aq_run_rows(job, buffer, first, first + r, count, err);
         if (status != AQ_OK) return status;
     }
-    const unsigned char *codes = buffer + job->in_bytes + job->f32_bytes;
-    const unsigned char *params = codes + job->code_bytes, *extra = params + job->param_bytes;
-    uint32_t *crcs = job->crcs[index];
-    status = aq_write_part(job, job->code_offset + first * layout->row_code_bytes, codes,
-                           rows * layout->row_code_bytes, &crcs[0], err);
-    if (status == AQ_OK)
-        status = aq_write_part(job, job->param_offset + first * layout->row_param_bytes, params,
-                               rows * layout->row_param_bytes, &crcs[1], err);
-    if (status == AQ_OK)
-        status = aq_write_part(job, job->extra_offset + first * layout->row_extra_bytes, extra,
-                               rows * layout->row_extra_bytes, &crcs[2], err);
+    status = aq_write_rows(job, index, buffer, first, rows, err);
     if (status != AQ_OK || worker) return status;
     return aq_meter_tell(&run->meter, (first + rows) * row_bytes, false, err);
 }
@@ -17397,12 +18041,49 @@ static size_t aq_aligned(uint64_t size) {
     return (size_t)((size + 63) & ~(uint64_t)63);
 }
 
+static void aq_job_free_sides(aq_tensor_job *job) {
+    for (size_t i = 0; i < job->part_count; i++) {
+        if (job->side[i])
+            aq_free(job->run->context, job->side[i],
+                    (size_t)(job->parts[i].row_bytes * job->tensor->rows));
+        job->side[i] = NULL;
+    }
+}
+
+/* Where the parts lie, and what they need of a worker's buffer and of memory. */
+static aq_status aq_job_parts(aq_tensor_job *job, uint64_t *made_bytes, aq_error *err) {
+    const aq_plan_tensor *tensor = job->tensor;
+    aq_run *run = job->run;
+    uint64_t offset = run->out.data_start + run->out.cursor;
+    aq_job_free_sides(job);
+    job->part_count = 0;
+    aq_status status = run->plan->state->container->parts(run->plan, tensor, &job->spec, &job->layout,
+                                                          job->parts, &job->part_count, err);
+    *made_bytes = 0;
+    for (size_t i = 0; status == AQ_OK && i < job->part_count; i++) {
+        const aq_part *part = &job->parts[i];
+        job->part_offset[i] = offset;
+        offset += part->bytes;
+        job->made_bytes[i] = 0;
+        if (part->source == AQ_PART_MADE)
+            job->made_bytes[i] = aq_aligned(job->chunk_rows * part->row_bytes);
+        *made_bytes += job->made_bytes[i];
+        if (part->source != AQ_PART_CLOSED || !part->row_bytes) continue;
+        uint64_t bytes = 0;
+        if (aq_mul_u64(part->row_bytes, tensor->rows, &bytes) && bytes <= SIZE_MAX)
+            job->side[i] = (unsigned char *)aq_alloc(run->context, (size_t)bytes);
+        if (!job->side[i]) status = aq_fail_memory(err, (size_t)bytes);
+    }
+    return status;
+}
+
 /* Sizes, offsets and buffers of an attempt with job->spec. */
 static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error *err) {
     const aq_plan_tensor *tensor = job->tensor;
-    aq_run *run = job->run;
+    uint64_t made_bytes = 0;
     aq_status status =
         aq_quantized_size(&job->spec, tensor->rows, tensor->cols, &job->layout, err);
+    if (status == AQ_OK) status = aq_job_parts(job, &made_bytes, err);
     if (status != AQ_OK) return status;
     const aq_quant_layout *layout = &job->layout;
     uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
@@ -17412,11 +18093,15 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
-    job->code_offset = run->out.data_start + run->out.cursor;
-    job->extra_offset = job->code_offset + layout->code_bytes;
-    job->param_offset = job->extra_offset + layout->extra_bytes;
-    return aq_run_buffers(run, tensor, (uint64_t)job->in_bytes + job->f32_bytes + job->code_bytes +
-                          job->param_bytes + job->extra_bytes, workers, err);
+    return aq_run_buffers(job->run, tensor, (uint64_t)job->in_bytes + job->f32_bytes +
+                          job->code_bytes + job->param_bytes + job->extra_bytes + made_bytes,
+                          workers, err);
+}
+
+/* Whether other parameter types can hold what this one cannot. */
+static bool aq_code_widens(const aq_quant_spec *spec) {
+    return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC) &&
+           spec->params != AQ_PARAM_F32;
 }
 
 /* Quantizes with the narrowest parameters that fit, from those asked for upwards. */
@@ -17433,6 +18118,7 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
             if (status != AQ_OK && err) *err = failure;
             break;
         }
+        if (!aq_code_widens(&job->spec)) return AQ_TRY_WIDER;
         job->spec.params = job->spec.params == AQ_PARAM_Q8 ? AQ_PARAM_F16 : AQ_PARAM_F32;
     }
     memset(quality, 0, sizeof(*quality));
@@ -17469,35 +18155,48 @@ static aq_status aq_describe_miss(aq_run *run, aq_plan_tensor *tensor, uint32_t 
     return tensor->detail ? AQ_OK : aq_fail_memory(err, sizeof(text));
 }
 
+/* A part that is written when the rows are done. */
+static aq_status aq_close_part(aq_tensor_job *job, size_t index, uint32_t *crc, aq_error *err) {
+    aq_run *run = job->run;
+    const aq_part *part = &job->parts[index];
+    unsigned char *data = (unsigned char *)aq_alloc(run->context, (size_t)part->bytes + 1);
+    if (!data) return aq_fail_memory(err, (size_t)part->bytes);
+    aq_status status = run->plan->state->container->close(run, job->tensor, part, index,
+                                                          job->side[index], data, err);
+    if (status == AQ_OK && part->bytes) {
+        *crc = aq_crc32(&run->crc, 0, data, (size_t)part->bytes);
+        status = aq_file_write(&run->out.file, job->part_offset[index], data, (size_t)part->bytes,
+                               err);
+    }
+    aq_free(run->context, data, (size_t)part->bytes + 1);
+    return status;
+}
+
 static aq_status aq_store_parts(aq_tensor_job *job, aq_error *err) {
     const aq_plan_tensor *tensor = job->tensor;
-    const aq_quant_layout *layout = &job->layout;
-    bool q8 = job->spec.params == AQ_PARAM_Q8, symmetric = job->spec.code == AQ_CODE_SYMMETRIC;
-    uint64_t per_group = symmetric ? 1 : 2, shape[3];
-    uint32_t crc[3] = { 0, 0, 0 };
-    for (size_t i = 0; i < job->chunk_count; i++) {
-        uint64_t left = tensor->rows - (uint64_t)i * job->chunk_rows;
-        uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
-        crc[0] = aq_crc32_join(crc[0], job->crcs[i][0], rows * layout->row_code_bytes);
-        crc[1] = aq_crc32_join(crc[1], job->crcs[i][1], rows * layout->row_param_bytes);
-        crc[2] = aq_crc32_join(crc[2], job->crcs[i][2], rows * layout->row_extra_bytes);
+    aq_status status = AQ_OK;
+    for (size_t p = 0; status == AQ_OK && p < job->part_count; p++) {
+        const aq_part *part = &job->parts[p];
+        uint64_t row_bytes = aq_part_row_bytes(job, part);
+        uint32_t crc = 0;
+        for (size_t i = 0; i < job->chunk_count; i++) {
+            uint64_t left = tensor->rows - (uint64_t)i * job->chunk_rows;
+            uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
+            crc = aq_crc32_join(crc, job->crcs[i][p], rows * row_bytes);
+        }
+        if (part->source == AQ_PART_CLOSED) status = aq_close_part(job, p, &crc, err);
+        if (status == AQ_OK)
+            status = aq_run_stored(job->run, tensor->output_name, part->suffix, part->dtype,
+                                   part->rank, part->shape, part->bytes, crc, err);
     }
-    shape[0] = tensor->rows;
-    shape[1] = layout->row_code_bytes / 4;
-    aq_status status = aq_run_stored(job->run, tensor->name, AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2,
-                                     shape, layout->code_bytes, crc[0], err);
-    if (status != AQ_OK) return status;
-    shape[1] = per_group;
-    if (q8)
-        status = aq_run_stored(job->run, tensor->name, AQ_EXTRA_SUFFIX, AQ_DTYPE_F16, 2, shape,
-                               layout->extra_bytes, crc[2], err);
-    if (status != AQ_OK) return status;
-    aq_dtype dtype = q8 ? (symmetric ? AQ_DTYPE_I8 : AQ_DTYPE_U8)
-                        : (job->spec.params == AQ_PARAM_F32 ? AQ_DTYPE_F32 : AQ_DTYPE_F16);
-    shape[1] = layout->groups;
-    shape[2] = per_group;
-    return aq_run_stored(job->run, tensor->name, AQ_PARAMS_SUFFIX, dtype, 3, shape,
-                         layout->param_bytes, crc[1], err);
+    return status;
+}
+
+/* The format has no wider parameters, and these do not fit. */
+static aq_status aq_job_give_up(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
+    tensor->reason = AQ_REASON_FORMAT;
+    tensor->detail = "a scale does not fit the format's parameters";
+    return aq_plan_keep(run->plan, tensor, err);
 }
 
 /* At the bits planned; below a gate at more, and at last not at all. */
@@ -17506,9 +18205,10 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
     const aq_config *config = &run->plan->config;
     for (;;) {
         aq_quality quality;
-        job->spec = aq_plan_spec(config, tensor->bits);
+        job->spec = tensor->spec;
         aq_param_type asked = job->spec.params;
         aq_status status = aq_job_attempt(job, &quality, err);
+        if (status == AQ_TRY_WIDER) return aq_job_give_up(run, tensor, err);
         if (status != AQ_OK) return status;
         const char *gate = aq_missed_gate(config, &quality);
         if (!*gate) {
@@ -17516,29 +18216,33 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
             tensor->quality = quality;
             tensor->wide_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F16;
             tensor->f32_params = job->spec.params == AQ_PARAM_F32;
-            tensor->output_bytes =
-                job->layout.code_bytes + job->layout.param_bytes + job->layout.extra_bytes;
+            tensor->output_bytes = 0;
+            for (size_t i = 0; i < job->part_count; i++)
+                tensor->output_bytes += job->parts[i].bytes;
             return aq_store_parts(job, err);
         }
         status = aq_describe_miss(run, tensor, tensor->bits, &quality, gate, err);
         if (status != AQ_OK) return status;
+        const char *detail = tensor->detail;
         tensor->reason = tensor->bits < 8 ? AQ_REASON_RAISED : AQ_REASON_KEPT_BY_GATE;
         tensor->bits *= 2;
-        if (tensor->bits < 16) continue;
-        tensor->output_bytes = tensor->bytes;
-        return AQ_OK;
+        if (tensor->bits == 16) return aq_plan_keep(run->plan, tensor, err);
+        status = aq_plan_store(run->plan, tensor, err);
+        if (status != AQ_OK || tensor->bits == 16) return status;
+        tensor->detail = detail; /* the gate that was missed says more than the code's */
     }
 }
 
-static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count, aq_error *err) {
-    aq_run *run = job->run;
+/* The scale of an FP8 weight, read; *values is to be freed. */
+static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
+                              float **values, size_t *count, aq_error *err) {
     const aq_plan *plan = run->plan;
-    const aq_plan_tensor *scale = &plan->tensors[job->tensor->scale];
+    const aq_plan_tensor *scale = &plan->tensors[weight->scale];
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
-    aq_fp8_shape weight_shape = aq_plan_shape(run->plan, job->tensor);
+    aq_fp8_shape weight_shape = aq_plan_shape(run->plan, weight);
     aq_fp8_shape scale_shape = aq_plan_shape(run->plan, scale);
-    aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, &job->scale, err);
+    aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, out, err);
     if (status != AQ_OK) return status;
     *count = (size_t)(scale->bytes / element);
     void *raw = aq_alloc(run->context, (size_t)scale->bytes);
@@ -17556,7 +18260,7 @@ static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count,
         aq_to_f32(run->context, scale->dtype, raw, *values, *count);
     }
     aq_free(run->context, raw, (size_t)scale->bytes);
-    job->scale.values = *values;
+    out->values = *values;
     return status;
 }
 
@@ -17573,13 +18277,17 @@ static aq_status aq_quantize_tensor(aq_run *run, aq_plan_tensor *tensor, aq_erro
     job.chunk_rows = job.block_rows * run->chunk_blocks;
     if (job.chunk_rows > tensor->rows) job.chunk_rows = tensor->rows;
     job.chunk_count = (size_t)((tensor->rows - 1) / job.chunk_rows + 1);
-    if (tensor->scale != AQ_NO_TENSOR) status = aq_job_scale(&job, &scales, &scale_count, err);
+    if (tensor->scale != AQ_NO_TENSOR) 
+        status = aq_run_scale(run, tensor, &job.scale, &scales, &scale_count, err);
     size_t outcome_bytes = job.block_count * sizeof(aq_block_outcome);
     size_t crc_bytes = job.chunk_count * sizeof(*job.crcs);
     job.outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
-    job.crcs = (uint32_t (*)[3])aq_alloc(run->context, crc_bytes);
+    job.crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context, crc_bytes);
     if (status == AQ_OK && (!job.outcomes || !job.crcs)) status = aq_fail_memory(err, outcome_bytes);
     if (status == AQ_OK) status = aq_job_run(&job, tensor, err);
+    aq_job_free_sides(&job);
+    if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
+        status = aq_convert_tensor(run, tensor, &job.scale, err);
     aq_free(run->context, job.crcs, crc_bytes);
     aq_free(run->context, job.outcomes, outcome_bytes);
     aq_free(run->context, scales, scale_count * sizeof(float));
@@ -17604,6 +18312,21 @@ static aq_status aq_keep_scale(aq_run *run, const aq_plan_tensor *weight, aq_err
     return status;
 }
 
+/* A tensor that was never to be quantized. */
+static aq_status aq_keep_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
+    aq_fp8_scale scale;
+    float *scales = NULL;
+    size_t count = 0;
+    aq_status status = AQ_OK;
+    if (tensor->output_dtype == tensor->dtype) return aq_copy_tensor(run, tensor, err);
+    memset(&scale, 0, sizeof(scale));
+    if (tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &scale, &scales, &count, err);
+    if (status == AQ_OK) status = aq_convert_tensor(run, tensor, &scale, err);
+    aq_free(run->context, scales, count * sizeof(float));
+    return status;
+}
+
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
     aq_status status = AQ_OK;
     run->meter.layer = tensor->name;
@@ -17611,11 +18334,16 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
         run->meter.done += tensor->bytes;
         return AQ_OK;
     }
-    bool planned = tensor->bits < 16;
-    if (planned) status = aq_quantize_tensor(run, tensor, err);
-    if (status == AQ_OK && tensor->bits == 16) status = aq_copy_tensor(run, tensor, err);
-    if (status == AQ_OK && tensor->bits == 16 && planned && tensor->scale != AQ_NO_TENSOR)
-        status = aq_keep_scale(run, tensor, err);
+    if (tensor->bits == 16) {
+        status = aq_keep_tensor(run, tensor, err);
+    } else {
+        status = aq_quantize_tensor(run, tensor, err);
+        if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype == tensor->dtype) {
+            status = aq_copy_tensor(run, tensor, err);
+            if (status == AQ_OK && tensor->scale != AQ_NO_TENSOR)
+                status = aq_keep_scale(run, tensor, err);
+        }
+    }
     if (status != AQ_OK) return status;
     run->meter.done += tensor->bytes;
     return aq_meter_tell(&run->meter, 0, false, err);
@@ -17626,15 +18354,15 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
 
 /* ---- end src/model/run_tensor.c ---- */
 
-/* ---- begin src/model/run_shard.c ---- */
+/* ---- begin src/model/run_output.c ---- */
 
-/* One output file of a run: space for the header, the tensors, at last the header itself. And what
- * lies beside the weights: index, config.json, the other files. */
+/* One output file of a run: space for the header, the tensors, at last what the container writes. And
+ * what lies beside the weights. */
 
 #ifndef ARROWQUANT_NO_STDIO
 
 /* "folder/relative" of the input or the output, in the plan's arena */
-static aq_status aq_run_path(aq_run *run, bool output, const char *relative, char **path,
+AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, char **path,
                              aq_error *err) {
     struct aq_plan_state *state = run->plan->state;
     const char *folder = output ? state->staging.folder : state->folder.root;
@@ -17648,169 +18376,83 @@ static aq_status aq_run_clear(aq_run *run, const char *path, aq_error *err) {
     return aq_remove_tree(run->context, path, err);
 }
 
-/* Our metadata about what has been written to this shard. */
-static aq_status aq_shard_metadata(aq_run *run, size_t shard, char **text, size_t *size,
-                                   aq_error *err) {
-    const aq_plan *plan = run->plan;
-    const aq_plan_shard *input = &plan->shards[shard];
-    const aq_shard_writer *out = &run->out;
-    size_t count = out->stored_count - out->stored_first;
-    aq_arena arena;
-    aq_native native;
-    aq_arena_init(&arena, run->context);
-    memset(&native, 0, sizeof(native));
-    native.tensors = (aq_native_tensor *)aq_arena_alloc(
-        &arena, (input->tensor_count + 1) * sizeof(aq_native_tensor));
-    native.checksums =
-        (aq_native_checksum *)aq_arena_alloc(&arena, (count + 1) * sizeof(aq_native_checksum));
-    aq_status status = AQ_OK;
-    if (!native.tensors || !native.checksums) {
-        status = aq_fail_memory(err, (count + 1) * sizeof(aq_native_checksum));
-    } else {
-        for (size_t i = 0; i < input->tensor_count; i++) {
-            const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
-            if (tensor->bits < 16) aq_native_describe(tensor, &native.tensors[native.tensor_count++]);
-        }
-        for (size_t i = 0; i < count; i++) {
-            native.checksums[i].name = out->stored[out->stored_first + i].output.name;
-            native.checksums[i].crc32 = out->stored[out->stored_first + i].crc32;
-        }
-        native.checksum_count = count;
-        status = aq_native_write(run->context, &native, input->metadata, text, size, err);
-    }
-    aq_arena_free(&arena);
-    return status;
-}
-
-static aq_status aq_shard_finish(aq_run *run, size_t shard, aq_error *err) {
-    const aq_shard_writer *out = &run->out;
-    size_t count = out->stored_count - out->stored_first, size = 0;
-    char *metadata = NULL;
-    aq_status status = aq_shard_metadata(run, shard, &metadata, &size, err);
+/* The input file that a tensor is read from; the one before it is closed. */
+static aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err) {
+    char *path;
+    uint64_t size = 0;
+    if (run->input.handle != -1 && run->input_shard == shard) return AQ_OK;
+    (void)aq_file_close(&run->input, NULL);
+    aq_status status = aq_run_path(run, false, run->plan->shards[shard].path, &path, err);
+    if (status == AQ_OK) status = aq_file_open(&run->input, path, &size, err);
     if (status != AQ_OK) return status;
-    size_t bytes = (count + 1) * sizeof(aq_st_output);
-    aq_st_output *outputs = (aq_st_output *)aq_alloc(run->context, bytes);
-    if (!outputs) {
-        status = aq_fail_memory(err, bytes);
-    } else {
-        for (size_t i = 0; i < count; i++) outputs[i] = out->stored[out->stored_first + i].output;
-        status = aq_st_write_header(run->context, &out->file, out->data_start - 8, outputs, count,
-                                    metadata, err);
-        aq_free(run->context, outputs, bytes);
+    run->input_shard = shard;
+    if (size == run->plan->shards[shard].file_bytes) return AQ_OK;
+    return aq_fail(err, AQ_ERR_CORRUPT, "%s: has changed its size since the plan was made", path);
+}
+
+/* Zeros up to the next multiple of the container's alignment. */
+static aq_status aq_run_align(aq_run *run, aq_error *err) {
+    static const unsigned char zeros[64] = { 0 };
+    aq_shard_writer *out = &run->out;
+    uint64_t end = aq_container_align(run->plan->state->container, out->cursor);
+    aq_status status = AQ_OK;
+    while (status == AQ_OK && out->cursor < end) {
+        uint64_t left = end - out->cursor;
+        size_t size = left < sizeof(zeros) ? (size_t)left : sizeof(zeros);
+        status = aq_file_write(&out->file, out->data_start + out->cursor, zeros, size, err);
+        out->cursor += size;
     }
-    aq_free(run->context, metadata, size + 1);
-    if (status == AQ_OK)
-        status = aq_file_truncate(&out->file, out->data_start + out->cursor, err);
-    if (status == AQ_OK) status = aq_file_sync(&out->file, err);
     return status;
 }
 
-static aq_status aq_shard_tensors(aq_run *run, size_t shard, aq_error *err) {
+static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     aq_plan *plan = run->plan;
-    uint64_t header;
+    const aq_container *container = plan->state->container;
+    uint64_t end = 0;
     size_t *order;
-    aq_status status = aq_shard_header_bound(plan, shard, &header, err);
-    if (status == AQ_OK) status = aq_shard_order(plan, shard, &order, err);
-    run->out.data_start = 8 + header;
+    aq_status status = container->data_start(plan, output, &run->out.data_start, err);
+    if (status == AQ_OK) status = aq_output_order(plan, output, &order, err);
     run->out.cursor = 0;
     run->out.stored_first = run->out.stored_count;
-    for (size_t i = 0; status == AQ_OK && i < plan->shards[shard].tensor_count; i++) {
+    for (size_t i = 0; status == AQ_OK && i < plan->outputs[output].tensor_count; i++) {
         aq_plan_tensor *tensor = &plan->tensors[order[i]];
         tensor->output_offset = run->out.cursor;
-        status = aq_run_tensor(run, tensor, err);
+        status = aq_run_input(run, tensor->shard, err);
+        if (status == AQ_OK) status = aq_run_tensor(run, tensor, err);
+        if (status == AQ_OK) status = aq_run_align(run, err);
     }
-    return status == AQ_OK ? aq_shard_finish(run, shard, err) : status;
+    if (status != AQ_OK) return status;
+    end = run->out.data_start + run->out.cursor;
+    status = container->finish(run, output, &end, err);
+    if (status == AQ_OK) status = aq_file_truncate(&run->out.file, end, err);
+    if (status == AQ_OK) status = aq_file_sync(&run->out.file, err);
+    run->out.file_bytes = end;
+    return status;
 }
 
-AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err) {
-    const char *relative = run->plan->shards[shard].path;
-    char *from, *to;
-    uint64_t size;
+AQ_LIB aq_status aq_run_output(aq_run *run, size_t output, aq_error *err) {
+    char *to;
     run->input.handle = run->out.file.handle = -1;
-    aq_status status = aq_run_path(run, false, relative, &from, err);
-    if (status == AQ_OK) status = aq_run_path(run, true, relative, &to, err);
-    if (status == AQ_OK) status = aq_file_open(&run->input, from, &size, err);
-    if (status == AQ_OK && size != run->plan->shards[shard].file_bytes)
-        status = aq_fail(err, AQ_ERR_CORRUPT, "%s: has changed its size since the plan was made",
-                         from);
+    aq_status status = aq_run_path(run, true, run->plan->outputs[output].path, &to, err);
+    if (status == AQ_OK)
+        status = aq_run_input(run, (uint32_t)run->plan->outputs[output].first_shard, err);
     if (status == AQ_OK) status = aq_run_clear(run, to, err);
     if (status == AQ_OK) status = aq_file_create(&run->out.file, to, err);
-    if (status == AQ_OK) status = aq_shard_tensors(run, shard, err);
+    if (status == AQ_OK) status = aq_output_tensors(run, output, err);
     (void)aq_file_close(&run->input, NULL);
     if (status == AQ_OK) status = aq_file_close(&run->out.file, err);
     else (void)aq_file_close(&run->out.file, NULL);
-    run->plan->state->output_bytes += run->out.data_start + run->out.cursor;
+    run->plan->state->output_bytes += run->out.file_bytes;
     return status;
 }
 
 /* ---- beside the weights */
 
-static aq_status aq_write_quantization_config(aq_run *run, const aq_component *component,
-                                              aq_error *err) {
-    const aq_config *config = &run->plan->config;
-    aq_arena *arena = &run->plan->state->arena;
-    aq_builder value;
-    char *from, *to, *text, *edited, *json;
-    size_t size, edited_size, json_size;
-    aq_builder_init(&value, run->context);
-    aq_append_format(&value, "{\"quant_method\": \"arrowquant\", \"format_version\": %u, "
-                     "\"bits\": %u, \"group_size\": %u, \"code\": \"%s\", \"parameter_bits\": %u, "
-                     "\"modality\": \"%s\", \"min_accuracy\": ", (unsigned)AQ_NATIVE_VERSION,
-                     config->bit_width, config->group_size,
-                     aq_code_name(config->symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE),
-                     config->parameter_bits, aq_modality_name(run->plan->modality));
-    aq_append_json_double(&value, config->min_accuracy);
-    aq_append_string(&value, ", \"min_sqnr_db\": ");
-    aq_append_json_double(&value, config->min_sqnr_db);
-    aq_append_string(&value, "}");
-    aq_status status = aq_builder_finish(&value, &json, &json_size, err);
-    if (status != AQ_OK) return status;
-    status = aq_run_path(run, false, component->config, &from, err);
-    if (status == AQ_OK) status = aq_run_path(run, true, component->config, &to, err);
-    if (status == AQ_OK) status = aq_read_text(arena, from, (uint64_t)64 << 20, &text, &size, err);
-    if (status == AQ_OK)
-        status = aq_config_json_set(arena, text, size, from, "quantization_config", json, &edited,
-                                    &edited_size, err);
-    if (status == AQ_OK) status = aq_write_text(to, edited, edited_size, err);
-    aq_free(run->context, json, json_size + 1);
-    return status;
-}
-
-/* The index names what was stored; which shard holds it follows from the order of writing. */
-static aq_status aq_write_component_index(aq_run *run, const aq_component *component,
-                                          aq_error *err) {
-    const struct aq_plan_state *state = run->plan->state;
-    size_t bytes = (run->out.stored_count + 1) * sizeof(aq_st_index_output), count = 0, stored = 0;
-    uint64_t total = 0;
-    char *path;
-    aq_status status = aq_run_path(run, true, component->index, &path, err);
-    if (status != AQ_OK) return status;
-    aq_st_index_output *entries = (aq_st_index_output *)aq_alloc(run->context, bytes);
-    if (!entries) return aq_fail_memory(err, bytes);
-    for (size_t s = 0; s < run->plan->shard_count; s++) {
-        for (; stored < run->shard_ends[s]; stored++) {
-            const aq_st_output *output = &run->out.stored[stored].output;
-            if (state->shard_component[s] != component) continue;
-            entries[count].tensor = output->name;
-            entries[count++].shard = aq_path_base(run->plan->shards[s].path);
-            total += output->end - output->begin;
-        }
-    }
-    status = aq_st_write_index(run->context, path, entries, count, total,
-                               component->index_data.metadata, err);
-    aq_free(run->context, entries, bytes);
-    return status;
-}
-
 AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err) {
-    const aq_folder *folder = &run->plan->state->folder;
+    const struct aq_plan_state *state = run->plan->state;
     aq_status status = AQ_OK;
-    for (size_t c = 0; status == AQ_OK && c < folder->component_count; c++) {
-        const aq_component *component = &folder->components[c];
-        if (component->config) status = aq_write_quantization_config(run, component, err);
-        if (status == AQ_OK && component->index)
-            status = aq_write_component_index(run, component, err);
-    }
+    for (size_t c = 0; status == AQ_OK && c < state->folder.component_count; c++)
+        status = state->container->beside(run, &state->folder.components[c], err);
     return status;
 }
 
@@ -17849,7 +18491,7 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err) {
 
 #endif /* ARROWQUANT_NO_STDIO */
 
-/* ---- end src/model/run_shard.c ---- */
+/* ---- end src/model/run_output.c ---- */
 
 /* ---- begin src/model/execute.c ---- */
 
@@ -17861,10 +18503,19 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err) {
 #define AQ_MEMORY_LIMIT_STREAMING_MB 64u
 #define AQ_CHUNK_BLOCKS 8u /* 4 MiB of BF16 at a time; one block with enable_streaming */
 
-/* A bare file becomes a bare file when the output's name says so; else a folder. */
-static const char *aq_only_file(const aq_plan *plan, const char *output_path) {
-    if (plan->state->folder.kind != AQ_FOLDER_FILE) return NULL;
-    return aq_ends_with(output_path, ".safetensors") ? plan->shards[0].path : NULL;
+/* A bare file becomes a bare file when the output's name says so, a folder too where the format is
+ * one of single files; else a folder. *only: that file of the temporary folder, or NULL. */
+static aq_status aq_only_file(const aq_plan *plan, const char *output_path, const char **only,
+                              aq_error *err) {
+    const aq_container *container = plan->state->container;
+    *only = NULL;
+    if (!aq_ends_with(output_path, container->extension)) return AQ_OK;
+    if (plan->state->folder.kind != AQ_FOLDER_FILE && !container->single_file) return AQ_OK;
+    if (plan->output_count != 1)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: %zu files would be written; give a folder, or "
+                       "choose one component with `components`", output_path, plan->output_count);
+    *only = plan->outputs[0].path;
+    return AQ_OK;
 }
 
 /* What stages and locks are compared with: the file itself, or the folder. */
@@ -17940,15 +18591,15 @@ static aq_status aq_run_notes(aq_plan *plan, aq_error *err) {
 
 static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_plan *plan = run->plan;
-    size_t bytes = plan->shard_count * sizeof(size_t);
-    run->shard_ends = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
-    if (!run->shard_ends) return aq_fail_memory(err, bytes);
+    size_t bytes = (plan->output_count + 1) * sizeof(size_t);
+    run->output_ends = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
+    if (!run->output_ends) return aq_fail_memory(err, bytes);
     aq_status status = aq_journal_begin(run, err);
     if (status == AQ_OK) status = aq_run_folders(run, err);
-    for (size_t s = run->finished; status == AQ_OK && s < plan->shard_count; s++) {
-        status = aq_run_shard(run, s, err);
-        run->shard_ends[s] = run->out.stored_count;
-        if (status == AQ_OK) status = aq_journal_add(run, s, err);
+    for (size_t i = run->finished; status == AQ_OK && i < plan->output_count; i++) {
+        status = aq_run_output(run, i, err);
+        run->output_ends[i] = run->out.stored_count;
+        if (status == AQ_OK) status = aq_journal_add(run, i, err);
     }
     if (status == AQ_OK) status = aq_run_component_files(run, err);
     if (status == AQ_OK) status = aq_run_others(run, err);
@@ -17960,7 +18611,7 @@ static aq_status aq_run_all(aq_run *run, aq_error *err) {
         status = aq_note(&plan->state->arena, &plan->state->notes, err,
                          run->finished ? "taken up: %zu of %zu files were finished"
                                        : "nothing to take up: %zu of %zu files fit plan and input",
-                         run->finished, plan->shard_count);
+                         run->finished, plan->output_count);
     plan->notes = plan->state->notes.items;
     plan->note_count = plan->state->notes.count;
     run->meter.done = run->meter.total;
@@ -17985,9 +18636,11 @@ ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
     state->output_path = aq_arena_string(&state->arena, output_path);
     if (!state->output_path) return aq_fail_memory(err, strlen(output_path));
     aq_run_init(&run, context, plan, progress, user);
-    aq_status status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
-                                        aq_only_file(plan, output_path), plan->config.overwrite,
-                                        plan->config.resume, err);
+    const char *only_file = NULL;
+    aq_status status = aq_only_file(plan, output_path, &only_file, err);
+    if (status == AQ_OK)
+        status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
+                                  only_file, plan->config.overwrite, plan->config.resume, err);
     if (status == AQ_OK) status = aq_meter_tell(&run.meter, 0, true, err);
     if (status == AQ_OK) status = aq_run_all(&run, err);
     aq_free(context, run.buffer, run.buffer_bytes);
@@ -18055,6 +18708,7 @@ ARROWQUANT_API const char *aq_reason_text(aq_reason reason) {
     case AQ_REASON_RAISED: return "raised: below a gate";
     case AQ_REASON_KEPT_BY_GATE: return "kept: below a gate at 8 bits";
     case AQ_REASON_SCALE_TENSOR: return "folded into its weight";
+    case AQ_REASON_FORMAT: return "kept: by the rules of the output format";
     }
     return "unknown";
 }
@@ -19829,6 +20483,8 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  undef AQ_PARAMS_SUFFIX
 #  undef AQ_EXTRA_SUFFIX
 #  undef AQ_FP8_NAMES
+#  undef AQ_PARTS_MAX
+#  undef AQ_PART_RANK
 #  undef AQ_NO_TENSOR
 #endif
 #endif /* ARROWQUANT_IMPLEMENTATION */

@@ -73,6 +73,8 @@ static const flag FLAGS[] = {
     { "--bits", "N", CONFIGURED, FLAG_FIELD, "bit_width", NULL, "bits a weight: 2, 4 or 8" },
     { "--group-size", "N", CONFIGURED, FLAG_FIELD, "group_size", NULL,
       "weights that share a scale: 32, 64, 128 or 256" },
+    { "--format", "NAME", CONFIGURED, FLAG_FIELD, "format", NULL,
+      "native (the default), gguf, compressed-tensors or arrow" },
     { "--symmetric", NULL, CONFIGURED, FLAG_FIELD, "symmetric", "true",
       "a scale and no minimum for each group" },
     { "--parameter-bits", "N", CONFIGURED, FLAG_FIELD, "parameter_bits", NULL,

@@ -250,6 +250,14 @@ typedef enum aq_interpolation {
     AQ_INTERPOLATION_SIGMOID
 } aq_interpolation;
 
+/* What a run writes. */
+typedef enum aq_output_format {
+    AQ_OUTPUT_NATIVE,             /* safetensors with our codes, docs/FORMAT.md */
+    AQ_OUTPUT_GGUF,
+    AQ_OUTPUT_COMPRESSED_TENSORS,
+    AQ_OUTPUT_ARROW
+} aq_output_format;
+
 /* Bits of the layers whose name matches `pattern` (a whole tensor name, or a glob with * ? [ ]);
  * 16 keeps them. The first match wins. */
 typedef struct aq_layer_bits {
@@ -278,6 +286,7 @@ typedef struct aq_config {
     bool overwrite;
     bool resume; /* take up what an interrupted run to the same output had finished */
     aq_modality modality;
+    aq_output_format output_format; /* YAML: format */
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
 
@@ -311,6 +320,7 @@ ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile);
 ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out, aq_error *err);
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
+ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
  * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
@@ -379,7 +389,8 @@ typedef enum aq_reason {
     AQ_REASON_LAYER_BITS,       /* bits given by layer_bits */
     AQ_REASON_RAISED,           /* more bits than asked: below min_accuracy or min_sqnr_db */
     AQ_REASON_KEPT_BY_GATE,     /* kept: below the gates even at 8 bits */
-    AQ_REASON_SCALE_TENSOR      /* consumed: the scale of an FP8 weight, folded into it */
+    AQ_REASON_SCALE_TENSOR,     /* consumed: the scale of an FP8 weight, folded into it */
+    AQ_REASON_FORMAT            /* kept: the output format has no code that fits its shape */
 } aq_reason;
 
 ARROWQUANT_API const char *aq_reason_text(aq_reason reason);
@@ -398,18 +409,28 @@ typedef struct aq_plan_tensor {
     aq_quant_spec spec;         /* when bits < 16 */
     aq_reason reason;
     const char *detail;         /* which rule or pattern decided, or "" */
-    uint64_t output_offset, output_bytes; /* in the output shard's data, predicted before the run */
+    const char *output_name;    /* in the output file: its own, unless the format has other names */
+    aq_dtype output_dtype;      /* of a kept tensor in the output: its own, unless the format says */
+    uint64_t output_offset, output_bytes; /* in the output file's data, predicted before the run */
     aq_quality quality;         /* after the run, when bits < 16 */
     bool f32_params, wide_params; /* after the run: the parameters were stored wider than asked */
 } aq_plan_tensor;
 
-/* One safetensors file, read and written under the same relative path. */
+/* One safetensors file of the input. */
 typedef struct aq_plan_shard {
     const char *path;     /* relative to the model folder */
     const char *metadata; /* of the input, JSON object text or NULL */
     uint64_t file_bytes;  /* of the input */
     size_t first_tensor, tensor_count;
 } aq_plan_shard;
+
+/* One file of the output: what becomes of the tensors of consecutive shards. In the native format
+ * each shard has one of the same path. */
+typedef struct aq_plan_output {
+    const char *path;     /* relative to the output folder */
+    size_t first_shard, shard_count;
+    size_t first_tensor, tensor_count;
+} aq_plan_output;
 
 /* What a run will do. Made by aq_plan_create, read by anyone, changed by nobody else. */
 typedef struct aq_plan {
@@ -420,6 +441,8 @@ typedef struct aq_plan {
     size_t tensor_count;
     aq_plan_shard *shards;
     size_t shard_count;
+    aq_plan_output *outputs;
+    size_t output_count;
     const char *const *notes; /* what a user should know: data-free defaults, skipped files, … */
     size_t note_count;
     uint64_t input_bytes;            /* of the quantized components' weight files */

@@ -14,6 +14,8 @@ static const aq_field aq_field_table[AQ_FIELD_COUNT] = {
 static const char *const aq_profile_names[] = {"edge", "local", "cloud"};
 static const char *const aq_modality_names[] = {"unknown", "text", "code", "image", "audio"};
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
+static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
+                                                     "arrow"};
 
 /* ------------------------------------------------------------------ names */
 
@@ -21,6 +23,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_PROFILE && value < 3) return aq_profile_names[value];
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
+    if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     return NULL;
 }
 
@@ -31,6 +34,11 @@ ARROWQUANT_API const char *aq_profile_name(aq_profile profile) {
 
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality) {
     const char *name = aq_field_value_name(AQ_KIND_MODALITY, (unsigned)modality);
+    return name ? name : "unknown";
+}
+
+ARROWQUANT_API const char *aq_output_format_name(aq_output_format format) {
+    const char *name = aq_field_value_name(AQ_KIND_OUTPUT_FORMAT, (unsigned)format);
     return name ? name : "unknown";
 }
 
@@ -113,6 +121,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_PROFILE: return (double)*(const aq_profile *)member;
     case AQ_KIND_MODALITY: return (double)*(const aq_modality *)member;
     case AQ_KIND_INTERPOLATION: return (double)*(const aq_interpolation *)member;
+    case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -131,6 +140,9 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_MODALITY: *(aq_modality *)member = (aq_modality)(unsigned)number; break;
     case AQ_KIND_INTERPOLATION:
         *(aq_interpolation *)member = (aq_interpolation)(unsigned)number;
+        break;
+    case AQ_KIND_OUTPUT_FORMAT:
+        *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;
     default: break;
     }

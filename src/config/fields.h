@@ -62,6 +62,9 @@
       "folders of a pipeline to quantize; none: the denoiser")                                     \
     X(variant, NAME, variant, "variant", 0, 0, 0, 0, 0, "", AQ_ERR_CONFIGURATION,                  \
       "variant of the weight files to read, such as fp16")                                         \
+    X(output_format, OUTPUT_FORMAT, output_format, "format", 0, 3, AQ_OUTPUT_NATIVE,               \
+      AQ_OUTPUT_NATIVE, AQ_OUTPUT_NATIVE, "", AQ_ERR_CONFIGURATION,                                \
+      "what the output is: our own safetensors, or what other programs load")                      \
     X(num_threads, INT, num_threads, "num_threads", 0, 1024, 0, 0, 0, "ARROW_QUANT_NUM_THREADS",   \
       AQ_ERR_CONFIGURATION, "threads; 0: all cores")                                               \
     X(enable_streaming, BOOL, enable_streaming, "enable_streaming", 0, 1, 1, 0, 0,                 \
@@ -116,6 +119,7 @@ typedef enum aq_field_kind {
     AQ_KIND_PROFILE,
     AQ_KIND_MODALITY,
     AQ_KIND_INTERPOLATION,
+    AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */

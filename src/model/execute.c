@@ -7,10 +7,19 @@
 #define AQ_MEMORY_LIMIT_STREAMING_MB 64u
 #define AQ_CHUNK_BLOCKS 8u /* 4 MiB of BF16 at a time; one block with enable_streaming */
 
-/* A bare file becomes a bare file when the output's name says so; else a folder. */
-static const char *aq_only_file(const aq_plan *plan, const char *output_path) {
-    if (plan->state->folder.kind != AQ_FOLDER_FILE) return NULL;
-    return aq_ends_with(output_path, ".safetensors") ? plan->shards[0].path : NULL;
+/* A bare file becomes a bare file when the output's name says so, a folder too where the format is
+ * one of single files; else a folder. *only: that file of the temporary folder, or NULL. */
+static aq_status aq_only_file(const aq_plan *plan, const char *output_path, const char **only,
+                              aq_error *err) {
+    const aq_container *container = plan->state->container;
+    *only = NULL;
+    if (!aq_ends_with(output_path, container->extension)) return AQ_OK;
+    if (plan->state->folder.kind != AQ_FOLDER_FILE && !container->single_file) return AQ_OK;
+    if (plan->output_count != 1)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: %zu files would be written; give a folder, or "
+                       "choose one component with `components`", output_path, plan->output_count);
+    *only = plan->outputs[0].path;
+    return AQ_OK;
 }
 
 /* What stages and locks are compared with: the file itself, or the folder. */
@@ -86,15 +95,15 @@ static aq_status aq_run_notes(aq_plan *plan, aq_error *err) {
 
 static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_plan *plan = run->plan;
-    size_t bytes = plan->shard_count * sizeof(size_t);
-    run->shard_ends = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
-    if (!run->shard_ends) return aq_fail_memory(err, bytes);
+    size_t bytes = (plan->output_count + 1) * sizeof(size_t);
+    run->output_ends = (size_t *)aq_arena_alloc(&plan->state->arena, bytes);
+    if (!run->output_ends) return aq_fail_memory(err, bytes);
     aq_status status = aq_journal_begin(run, err);
     if (status == AQ_OK) status = aq_run_folders(run, err);
-    for (size_t s = run->finished; status == AQ_OK && s < plan->shard_count; s++) {
-        status = aq_run_shard(run, s, err);
-        run->shard_ends[s] = run->out.stored_count;
-        if (status == AQ_OK) status = aq_journal_add(run, s, err);
+    for (size_t i = run->finished; status == AQ_OK && i < plan->output_count; i++) {
+        status = aq_run_output(run, i, err);
+        run->output_ends[i] = run->out.stored_count;
+        if (status == AQ_OK) status = aq_journal_add(run, i, err);
     }
     if (status == AQ_OK) status = aq_run_component_files(run, err);
     if (status == AQ_OK) status = aq_run_others(run, err);
@@ -106,7 +115,7 @@ static aq_status aq_run_all(aq_run *run, aq_error *err) {
         status = aq_note(&plan->state->arena, &plan->state->notes, err,
                          run->finished ? "taken up: %zu of %zu files were finished"
                                        : "nothing to take up: %zu of %zu files fit plan and input",
-                         run->finished, plan->shard_count);
+                         run->finished, plan->output_count);
     plan->notes = plan->state->notes.items;
     plan->note_count = plan->state->notes.count;
     run->meter.done = run->meter.total;
@@ -131,9 +140,11 @@ ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
     state->output_path = aq_arena_string(&state->arena, output_path);
     if (!state->output_path) return aq_fail_memory(err, strlen(output_path));
     aq_run_init(&run, context, plan, progress, user);
-    aq_status status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
-                                        aq_only_file(plan, output_path), plan->config.overwrite,
-                                        plan->config.resume, err);
+    const char *only_file = NULL;
+    aq_status status = aq_only_file(plan, output_path, &only_file, err);
+    if (status == AQ_OK)
+        status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
+                                  only_file, plan->config.overwrite, plan->config.resume, err);
     if (status == AQ_OK) status = aq_meter_tell(&run.meter, 0, true, err);
     if (status == AQ_OK) status = aq_run_all(&run, err);
     aq_free(context, run.buffer, run.buffer_bytes);

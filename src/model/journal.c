@@ -72,17 +72,18 @@ static void aq_journal_stored(aq_builder *line, const aq_stored *stored) {
                      (unsigned long long)(output->end - output->begin));
 }
 
-AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err) {
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
     const aq_plan *plan = run->plan;
+    const aq_plan_output *file = &plan->outputs[output];
     const aq_shard_writer *out = &run->out;
     aq_builder *journal = &run->journal;
     char *path;
-    if (plan->shard_count < 2) return AQ_OK; /* nothing could be taken up */
-    aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", shard,
-                     (unsigned long long)(out->data_start + out->cursor));
-    for (size_t i = 0; i < plan->shards[shard].tensor_count; i++) {
+    if (plan->output_count < 2) return AQ_OK; /* nothing could be taken up */
+    aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", output,
+                     (unsigned long long)out->file_bytes);
+    for (size_t i = 0; i < file->tensor_count; i++) {
         aq_append_string(journal, i ? "," : "");
-        aq_journal_tensor(journal, &plan->tensors[plan->shards[shard].first_tensor + i]);
+        aq_journal_tensor(journal, &plan->tensors[file->first_tensor + i]);
     }
     aq_append_string(journal, "],\"stored\":[");
     for (size_t i = out->stored_first; i < out->stored_count; i++) {
@@ -117,7 +118,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
     double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
                        &read.quality.error, &read.quality.max_error };
     if (!aq_journal_number(&node, 16, &bits) ||
-        !aq_journal_number(&node, AQ_REASON_SCALE_TENSOR, &reason) ||
+        !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
         !aq_journal_number(&node, AQ_PARAM_Q8, &params) || !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
@@ -163,22 +164,22 @@ static bool aq_journal_read_stored(aq_run *run, const aq_json_node *rows) {
 }
 
 /* One line: the shard's file is there as it was left, and every tensor of the plan is told of. */
-static bool aq_journal_read_shard(aq_run *run, size_t shard, const aq_json_node *line) {
+static bool aq_journal_read_output(aq_run *run, size_t output, const aq_json_node *line) {
     aq_plan *plan = run->plan;
     aq_arena *arena = &plan->state->arena;
-    const aq_plan_shard *input = &plan->shards[shard];
+    const aq_plan_output *written = &plan->outputs[output];
     const aq_json_node *tensors = aq_json_get(line, "tensors");
     uint64_t number, bytes, found = 0;
     aq_file file = AQ_FILE_CLOSED;
-    char *path = aq_path_join(arena, plan->state->staging.folder, input->path);
-    if (!path || !tensors || tensors->count != input->tensor_count ||
-        !aq_json_u64(aq_json_get(line, "shard"), &number) || number != shard ||
+    char *path = aq_path_join(arena, plan->state->staging.folder, written->path);
+    if (!path || !tensors || tensors->count != written->tensor_count ||
+        !aq_json_u64(aq_json_get(line, "shard"), &number) || number != output ||
         !aq_json_u64(aq_json_get(line, "bytes"), &bytes))
         return false;
     if (aq_file_open(&file, path, &found, NULL) != AQ_OK) return false;
     (void)aq_file_close(&file, NULL);
     if (found != bytes) return false;
-    size_t index = input->first_tensor;
+    size_t index = written->first_tensor;
     for (const aq_json_node *row = tensors->first; row; row = row->next) {
         run->meter.done += plan->tensors[index].bytes;
         if (!aq_journal_read_tensor(arena, row, &plan->tensors[index++])) return false;
@@ -190,7 +191,7 @@ static bool aq_journal_read_shard(aq_run *run, size_t shard, const aq_json_node 
 /* Lines as long as they can be believed; *end: behind the last of them. */
 static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t first_line) {
     size_t begin = first_line;
-    while (begin < size && run->finished < run->plan->shard_count) {
+    while (begin < size && run->finished < run->plan->output_count) {
         const char *stop = (const char *)memchr(text + begin, '\n', size - begin);
         aq_json_node *line;
         aq_arena arena;
@@ -199,11 +200,11 @@ static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t f
         aq_arena_init(&arena, run->context);
         bool good = aq_json_parse(&arena, text + begin, length, AQ_JOURNAL_NAME, AQ_ERR_CORRUPT,
                                   &line, NULL) == AQ_OK &&
-                    aq_journal_read_shard(run, run->finished, line);
+                    aq_journal_read_output(run, run->finished, line);
         aq_arena_free(&arena);
         if (!good) return;
         aq_append(&run->journal, text + begin, length);
-        run->shard_ends[run->finished++] = run->out.stored_count;
+        run->output_ends[run->finished++] = run->out.stored_count;
         begin += length;
     }
 }
@@ -213,7 +214,7 @@ AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
     char *path, *text;
     size_t size;
     aq_builder_init(&run->journal, run->context);
-    if (run->plan->shard_count < 2) return AQ_OK;
+    if (run->plan->output_count < 2) return AQ_OK;
     aq_status status = aq_journal_first_line(run, &run->journal, err);
     if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
     if (status == AQ_OK) status = aq_journal_path(run, &path, err);

@@ -66,6 +66,8 @@ static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t
     out->bytes = in->bytes;
     out->scale = AQ_NO_TENSOR;
     out->detail = "";
+    out->output_name = in->name;
+    out->output_dtype = in->dtype;
 }
 
 static aq_status aq_plan_shards(aq_plan *plan, aq_error *err) {
@@ -115,38 +117,19 @@ static aq_status aq_plan_decide(aq_plan *plan, aq_plan_tensor *tensor, aq_error 
     tensor->bits = decision.bits;
     tensor->reason = decision.reason;
     tensor->detail = decision.detail;
-    tensor->output_bytes = tensor->bytes;
-    if (tensor->bits == 16) return AQ_OK;
-
-    aq_quant_layout layout;
-    tensor->spec = aq_plan_spec(&plan->config, tensor->bits);
-    aq_status status = aq_quantized_size(&tensor->spec, tensor->rows, tensor->cols, &layout, err);
-    if (status != AQ_OK) return status;
-    uint64_t bytes = layout.code_bytes + layout.param_bytes + layout.extra_bytes;
-    if (bytes >= tensor->bytes) {
-        tensor->bits = 16;
+    aq_plan_tensor kept = *tensor;
+    aq_status status = aq_plan_keep(plan, &kept, err);
+    if (status != AQ_OK || tensor->bits == 16) {
+        *tensor = kept;
+        return status;
+    }
+    status = aq_plan_store(plan, tensor, err);
+    if (status == AQ_OK && tensor->bits < 16 && tensor->output_bytes >= kept.output_bytes) {
+        *tensor = kept;
         tensor->reason = AQ_REASON_NO_GAIN;
         tensor->detail = "";
-    } else {
-        tensor->output_bytes = bytes;
     }
-    return AQ_OK;
-}
-
-/* Where each tensor of a shard will lie, and the size of the file. */
-static aq_status aq_plan_lay_out(aq_plan *plan, size_t number, aq_error *err) {
-    const aq_plan_shard *shard = &plan->shards[number];
-    uint64_t offset = 0, header;
-    size_t *order;
-    aq_status status = aq_shard_order(plan, number, &order, err);
-    if (status == AQ_OK) status = aq_shard_header_bound(plan, number, &header, err);
-    if (status != AQ_OK) return status;
-    for (size_t i = 0; i < shard->tensor_count; i++) {
-        plan->tensors[order[i]].output_offset = offset;
-        offset += plan->tensors[order[i]].output_bytes;
-    }
-    plan->predicted_output_bytes += 8 + header + offset;
-    return AQ_OK;
+    return status;
 }
 
 static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
@@ -154,9 +137,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
-    for (size_t s = 0; status == AQ_OK && s < plan->shard_count; s++)
-        status = aq_plan_lay_out(plan, s, err);
-    return status;
+    return status == AQ_OK ? aq_plan_lay_out(plan, err) : status;
 }
 
 /* ---- notes */
@@ -226,6 +207,12 @@ static aq_status aq_plan_fill(aq_plan *plan, const char *model_path, const aq_co
     aq_status status = aq_config_validate(config, err);
     if (status == AQ_OK) status = aq_config_copy(&state->arena, config, &plan->config, err);
     if (status == AQ_OK) status = aq_plan_check_config(plan, err);
+    if (status != AQ_OK) return status;
+    state->container = aq_container_of(plan->config.output_format);
+    if (!state->container)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "format: this version does not write %s; use native",
+                       aq_output_format_name(plan->config.output_format));
+    if (state->container->check) status = state->container->check(plan, err);
     if (status != AQ_OK) return status;
     plan->model_path = aq_arena_string(&state->arena, model_path);
     if (!plan->model_path) return aq_fail_memory(err, 0);
@@ -309,9 +296,10 @@ ARROWQUANT_API aq_status aq_plan_to_json(aq_context *context, const aq_plan *pla
     aq_builder_init(&json, context);
     aq_append_string(&json, "{\"arrowquant_plan\":1,\"model_path\":");
     aq_append_json_string(&json, plan->model_path, strlen(plan->model_path));
-    aq_append_format(&json, ",\"modality\":\"%s\",\"bit_width\":%u,\"group_size\":%u,"
-                     "\"input_bytes\":%llu,\"predicted_output_bytes\":%llu,\"tensors\":[",
-                     aq_modality_name(plan->modality), plan->config.bit_width,
+    aq_append_format(&json, ",\"modality\":\"%s\",\"format\":\"%s\",\"bit_width\":%u,"
+                     "\"group_size\":%u,\"input_bytes\":%llu,\"predicted_output_bytes\":%llu,\"tensors\":[",
+                     aq_modality_name(plan->modality),
+                     aq_output_format_name(plan->config.output_format), plan->config.bit_width,
                      plan->config.group_size, (unsigned long long)plan->input_bytes,
                      (unsigned long long)plan->predicted_output_bytes);
     for (size_t i = 0; i < plan->tensor_count; i++) {

@@ -3,7 +3,7 @@
 #define AQ_PLAN_H
 
 #include "../base/text.h"
-#include "folder.h"
+#include "container.h"
 #include "fp8.h"
 #include "staging.h"
 
@@ -23,6 +23,8 @@ typedef struct aq_notes {
 struct aq_plan_state {
     aq_arena arena;
     aq_context *context;
+    const aq_container *container;
+    void *container_state;               /* what the container's prepare left (arena), or NULL */
     aq_folder folder;
     aq_component **shard_component;      /* of each shard of the plan */
     const aq_st_file **shard_file;
@@ -50,12 +52,18 @@ AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
 AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);
 
-/* model/layout.c: indices of a shard's tensors in the order they are written (arena), and the bytes
- * that its header needs whatever becomes of them */
-AQ_LIB aq_status aq_shard_order(aq_plan *plan, size_t shard, size_t **order, aq_error *err);
-AQ_LIB aq_status aq_shard_header_bound(aq_plan *plan, size_t shard, uint64_t *capacity,
-                                       aq_error *err);
-AQ_LIB void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *out);
+/* model/container.c. What becomes of a tensor at its bits: spec and bytes, or kept when the container
+ * has no code for it. */
+AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* The tensor is kept: its dtype and bytes in the output. */
+AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* Outputs, offsets, the predicted size. */
+AQ_LIB aq_status aq_plan_lay_out(aq_plan *plan, aq_error *err);
+/* Indices of an output's tensors in the order they are written (arena). */
+AQ_LIB aq_status aq_output_order(aq_plan *plan, size_t output, size_t **order, aq_error *err);
+AQ_LIB uint64_t aq_container_align(const aq_container *container, uint64_t offset);
+/* model/container_native.c: tensors by aq_st_write_rank, in input order within a rank */
+AQ_LIB aq_status aq_native_order(aq_plan *plan, size_t output, size_t *order, aq_error *err);
 
 /* model/result.c */
 AQ_LIB aq_status aq_plan_report(const aq_plan *plan, char **text, size_t *size, aq_error *err);

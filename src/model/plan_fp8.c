@@ -52,16 +52,16 @@ static aq_status aq_find_scale(aq_plan *plan, aq_plan_tensor *weight, aq_error *
     return AQ_OK;
 }
 
-/* The scale of a quantized weight is folded in; that of a kept one stays beside it, never quantized
- * itself, whatever shape it has. */
-static aq_status aq_settle_scale(const aq_plan *plan, const aq_plan_tensor *weight,
+/* The scale of a weight that is quantized or stored in another dtype is folded in; that of one kept
+ * as it is stays beside it, never quantized itself, whatever shape it has. */
+static aq_status aq_settle_scale(aq_plan *plan, const aq_plan_tensor *weight,
                                  aq_plan_tensor *scale, aq_error *err) {
     aq_fp8_scale shape;
-    scale->bits = 16;
-    if (weight->bits == 16) {
+    aq_status status = aq_plan_keep(plan, scale, err);
+    if (status != AQ_OK) return status;
+    if (weight->bits == 16 && weight->output_dtype == weight->dtype) {
         scale->reason = AQ_REASON_SENSITIVE;
         scale->detail = "scale of a kept FP8 weight";
-        scale->output_bytes = scale->bytes;
         return AQ_OK;
     }
     if (!aq_dtype_is_float(scale->dtype))

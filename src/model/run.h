@@ -35,13 +35,14 @@ typedef struct aq_stored {
     uint32_t crc32;
 } aq_stored;
 
-/* One output shard while it is written. */
+/* One output file while it is written. */
 typedef struct aq_shard_writer {
     aq_file file;
-    uint64_t data_start; /* 8 + the header's capacity */
+    uint64_t data_start; /* of the header's room */
     uint64_t cursor;     /* data bytes written so far */
+    uint64_t file_bytes; /* of the file when it is done */
     aq_stored *stored;
-    size_t stored_count, stored_capacity, stored_first; /* first: of this shard */
+    size_t stored_count, stored_capacity, stored_first; /* first: of this file */
 } aq_shard_writer;
 
 typedef struct aq_run {
@@ -57,9 +58,10 @@ typedef struct aq_run {
     unsigned char *buffer;   /* workers × buffer_size, grows */
     size_t buffer_size, buffer_bytes;
     aq_file input;
+    uint32_t input_shard;    /* whose file is open */
     aq_shard_writer out;
-    size_t *shard_ends;      /* [s]: number of stored tensors after shard s */
-    size_t finished;         /* shards that are done, from the first on */
+    size_t *output_ends;     /* [i]: number of stored tensors after output i */
+    size_t finished;         /* outputs that are done, from the first on */
     aq_builder journal;      /* its text so far */
 } aq_run;
 
@@ -69,19 +71,30 @@ AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint6
 AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix, aq_dtype dtype,
                                uint32_t rank, const uint64_t *shape, uint64_t bytes, uint32_t crc,
                                aq_error *err);
+/* model/run_copy.c: a kept tensor as it is, or as tensor->output_dtype; `scale` is that of an FP8
+ * weight to be folded in, or has no values */
+AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err);
+AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                   aq_error *err);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
-/* model/run_shard.c: one output file, and what lies beside the weights */
-AQ_LIB aq_status aq_run_shard(aq_run *run, size_t shard, aq_error *err);
-/* Folders first; then, after the shards, config.json and index of each component, and the files
+/* model/run_output.c: "folder/relative" of the input or the output, in the plan's arena */
+AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, char **path,
+                             aq_error *err);
+/* One output file, and what lies beside the weights. */
+AQ_LIB aq_status aq_run_output(aq_run *run, size_t output, aq_error *err);
+/* model/container_native.c: the header over what was stored in this file, in the room before
+ * data_start; `metadata` is the JSON text of an object, or NULL */
+AQ_LIB aq_status aq_finish_safetensors(aq_run *run, const char *metadata, aq_error *err);
+/* Folders first; then, after the outputs, config.json and index of each component, and the files
  * that are carried over. */
 AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
 /* model/journal.c: begins the journal, and in a folder that was taken up fills run->finished and
- * all that the finished shards left; adds a shard; removes the journal before the commit */
+ * all that the finished outputs left; adds an output; removes the journal before the commit */
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
-AQ_LIB aq_status aq_journal_add(aq_run *run, size_t shard, aq_error *err);
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err);
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);
 
 #ifdef __cplusplus

@@ -23,119 +23,14 @@ typedef struct aq_tensor_job {
     size_t chunk_count;
     aq_block_outcome *outcomes; /* a block each */
     size_t block_count;
-    uint32_t (*crcs)[3];        /* a chunk each: codes, params, extra */
-    uint64_t code_offset, param_offset, extra_offset; /* in the output file */
+    aq_part parts[AQ_PARTS_MAX];
+    size_t part_count;
+    uint64_t part_offset[AQ_PARTS_MAX];     /* in the output file */
+    size_t made_bytes[AQ_PARTS_MAX];        /* in a worker's buffer, MADE parts */
+    unsigned char *side[AQ_PARTS_MAX];      /* CLOSED parts: what their rows leave */
+    uint32_t (*crcs)[AQ_PARTS_MAX];         /* a chunk each */
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
 } aq_tensor_job;
-
-/* ---- buffers and stored tensors */
-
-AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
-                                uint32_t *workers, aq_error *err) {
-    uint64_t rounded = (size + 63) & ~(uint64_t)63;
-    uint64_t count = run->memory_limit / (rounded ? rounded : 1);
-    if (count > run->threads) count = run->threads;
-    if (!count && run->hard_limit)
-        return aq_fail_tensor(err, AQ_ERR_OUT_OF_MEMORY, tensor->name, 0,
-                              "%s: its rows are so long that one worker needs %llu MB; "
-                              "max_memory_limit_mb allows %llu", tensor->name,
-                              (unsigned long long)(rounded / 1000000 + 1),
-                              (unsigned long long)(run->memory_limit / 1000000));
-    if (!count) count = 1;
-    *workers = (uint32_t)count;
-    if (rounded > SIZE_MAX / count) return aq_fail_memory(err, SIZE_MAX);
-    if (rounded * count > run->buffer_bytes) {
-        aq_free(run->context, run->buffer, run->buffer_bytes);
-        run->buffer_bytes = 0;
-        run->buffer = (unsigned char *)aq_alloc(run->context, (size_t)(rounded * count));
-        if (!run->buffer) return aq_fail_memory(err, (size_t)(rounded * count));
-        run->buffer_bytes = (size_t)(rounded * count);
-    }
-    run->buffer_size = (size_t)rounded;
-    return AQ_OK;
-}
-
-AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix, aq_dtype dtype,
-                               uint32_t rank, const uint64_t *shape, uint64_t bytes, uint32_t crc,
-                               aq_error *err) {
-    aq_arena *arena = &run->plan->state->arena;
-    aq_shard_writer *out = &run->out;
-    size_t size = strlen(name) + strlen(suffix) + 1;
-    char *full = (char *)aq_arena_alloc(arena, size);
-    uint64_t *copy = (uint64_t *)aq_arena_alloc(arena, (rank + 1) * sizeof(uint64_t));
-    if (!full || !copy) return aq_fail_memory(err, size);
-    aq_format(full, size, "%s%s", name, suffix);
-    for (uint32_t i = 0; i < rank; i++) copy[i] = shape[i];
-    if (out->stored_count == out->stored_capacity) {
-        size_t capacity = out->stored_capacity ? out->stored_capacity * 2 : 64;
-        aq_stored *grown = (aq_stored *)aq_resize(run->context, out->stored,
-                                                  out->stored_capacity * sizeof(aq_stored),
-                                                  capacity * sizeof(aq_stored));
-        if (!grown) return aq_fail_memory(err, capacity * sizeof(aq_stored));
-        out->stored = grown;
-        out->stored_capacity = capacity;
-    }
-    aq_stored *stored = &out->stored[out->stored_count++];
-    stored->output.name = full;
-    stored->output.dtype = dtype;
-    stored->output.rank = rank;
-    stored->output.shape = copy;
-    stored->output.begin = out->cursor;
-    stored->output.end = out->cursor + bytes;
-    stored->crc32 = crc;
-    out->cursor += bytes;
-    return AQ_OK;
-}
-
-/* ---- copying */
-
-typedef struct aq_copy_job {
-    aq_run *run;
-    const aq_plan_tensor *tensor;
-    uint64_t chunk, target;
-    uint32_t *crcs;
-} aq_copy_job;
-
-static aq_status aq_copy_task(void *user, size_t index, uint32_t worker, aq_error *err) {
-    aq_copy_job *job = (aq_copy_job *)user;
-    aq_run *run = job->run;
-    uint64_t begin = (uint64_t)index * job->chunk;
-    uint64_t left = job->tensor->bytes - begin;
-    size_t size = (size_t)(left < job->chunk ? left : job->chunk);
-    unsigned char *buffer = run->buffer + worker * run->buffer_size;
-    aq_status status = aq_file_read(&run->input, job->tensor->offset + begin, buffer, size, err);
-    if (status != AQ_OK) return status;
-    job->crcs[index] = aq_crc32(&run->crc, 0, buffer, size);
-    status = aq_file_write(&run->out.file, job->target + begin, buffer, size, err);
-    if (status != AQ_OK || worker) return status;
-    return aq_meter_tell(&run->meter, begin + size, false, err);
-}
-
-/* The tensor as it is, byte for byte. */
-static aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err) {
-    aq_copy_job job;
-    uint32_t workers, crc = 0;
-    job.run = run;
-    job.tensor = tensor;
-    job.chunk = run->chunk_blocks * (uint64_t)AQ_BLOCK_WEIGHTS * 2;
-    if (job.chunk > tensor->bytes) job.chunk = tensor->bytes ? tensor->bytes : 1;
-    job.target = run->out.data_start + run->out.cursor;
-    uint64_t chunks = tensor->bytes / job.chunk + (tensor->bytes % job.chunk != 0);
-    size_t crc_bytes = (size_t)chunks * sizeof(uint32_t);
-    aq_status status = aq_run_buffers(run, tensor, job.chunk, &workers, err);
-    if (status != AQ_OK) return status;
-    job.crcs = (uint32_t *)aq_alloc(run->context, crc_bytes + 1);
-    if (!job.crcs) return aq_fail_memory(err, crc_bytes);
-    status = aq_parallel_for(run->context, workers, (size_t)chunks, aq_copy_task, &job, err);
-    for (uint64_t i = 0; status == AQ_OK && i < chunks; i++) {
-        uint64_t left = tensor->bytes - i * job.chunk;
-        crc = aq_crc32_join(crc, job.crcs[i], left < job.chunk ? left : job.chunk);
-    }
-    aq_free(run->context, job.crcs, crc_bytes + 1);
-    if (status != AQ_OK) return status;
-    return aq_run_stored(run, tensor->name, "", tensor->dtype, tensor->rank, tensor->shape,
-                         tensor->bytes, crc, err);
-}
 
 /* ---- quantizing */
 
@@ -181,17 +76,69 @@ static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t
     return aq_outcome_status(job, outcome, row, err);
 }
 
-static aq_status aq_write_part(aq_tensor_job *job, uint64_t offset, const unsigned char *data,
-                               uint64_t size, uint32_t *crc, aq_error *err) {
-    *crc = aq_crc32(&job->run->crc, 0, data, (size_t)size);
-    if (!size) return AQ_OK;
-    return aq_file_write(&job->run->out.file, offset, data, (size_t)size, err);
+/* The bytes of a chunk's rows in one part, made if need be; NULL when they stay in memory. */
+static const unsigned char *aq_part_bytes(aq_tensor_job *job, size_t part, unsigned char *buffer,
+                                          const aq_part_rows *rows, uint64_t *size) {
+    const aq_container *container = job->run->plan->state->container;
+    const aq_part *p = &job->parts[part];
+    unsigned char *made = buffer + job->in_bytes + job->f32_bytes + job->code_bytes +
+                          job->param_bytes + job->extra_bytes;
+    switch (p->source) {
+    case AQ_PART_CODES: *size = rows->count * job->layout.row_code_bytes; return rows->codes;
+    case AQ_PART_PARAMS: *size = rows->count * job->layout.row_param_bytes; return rows->params;
+    case AQ_PART_EXTRA: *size = rows->count * job->layout.row_extra_bytes; return rows->extra;
+    case AQ_PART_MADE: break;
+    case AQ_PART_CLOSED:
+        if (p->row_bytes)
+            container->make(rows, part, job->side[part] + (size_t)(rows->first * p->row_bytes));
+        return NULL;
+    }
+    for (size_t i = 0; i < part; i++) made += job->made_bytes[i];
+    container->make(rows, part, made);
+    *size = rows->count * p->row_bytes;
+    return made;
+}
+
+/* Bytes of a row in the file. */
+static uint64_t aq_part_row_bytes(const aq_tensor_job *job, const aq_part *part) {
+    switch (part->source) {
+    case AQ_PART_CODES: return job->layout.row_code_bytes;
+    case AQ_PART_PARAMS: return job->layout.row_param_bytes;
+    case AQ_PART_EXTRA: return job->layout.row_extra_bytes;
+    case AQ_PART_MADE: return part->row_bytes;
+    case AQ_PART_CLOSED: break;
+    }
+    return 0;
+}
+
+/* Writes a chunk of rows that has been quantized. */
+static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *buffer,
+                               uint64_t first, uint64_t count, aq_error *err) {
+    aq_part_rows rows;
+    aq_status status = AQ_OK;
+    rows.tensor = job->tensor;
+    rows.spec = &job->spec;
+    rows.layout = &job->layout;
+    rows.first = first;
+    rows.count = count;
+    rows.codes = buffer + job->in_bytes + job->f32_bytes;
+    rows.params = rows.codes + job->code_bytes;
+    rows.extra = rows.params + job->param_bytes;
+    for (size_t i = 0; status == AQ_OK && i < job->part_count; i++) {
+        uint64_t size = 0, offset = first * aq_part_row_bytes(job, &job->parts[i]);
+        const unsigned char *data = aq_part_bytes(job, i, buffer, &rows, &size);
+        job->crcs[chunk][i] = 0;
+        if (!size) continue;
+        job->crcs[chunk][i] = aq_crc32(&job->run->crc, 0, data, (size_t)size);
+        status = aq_file_write(&job->run->out.file, job->part_offset[i] + offset, data,
+                               (size_t)size, err);
+    }
+    return status;
 }
 
 static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_tensor_job *job = (aq_tensor_job *)user;
     aq_run *run = job->run;
-    const aq_quant_layout *layout = &job->layout;
     uint64_t first = (uint64_t)index * job->chunk_rows;
     uint64_t left = job->tensor->rows - first;
     uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
@@ -207,17 +154,7 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
         status = aq_run_rows(job, buffer, first, first + r, count, err);
         if (status != AQ_OK) return status;
     }
-    const unsigned char *codes = buffer + job->in_bytes + job->f32_bytes;
-    const unsigned char *params = codes + job->code_bytes, *extra = params + job->param_bytes;
-    uint32_t *crcs = job->crcs[index];
-    status = aq_write_part(job, job->code_offset + first * layout->row_code_bytes, codes,
-                           rows * layout->row_code_bytes, &crcs[0], err);
-    if (status == AQ_OK)
-        status = aq_write_part(job, job->param_offset + first * layout->row_param_bytes, params,
-                               rows * layout->row_param_bytes, &crcs[1], err);
-    if (status == AQ_OK)
-        status = aq_write_part(job, job->extra_offset + first * layout->row_extra_bytes, extra,
-                               rows * layout->row_extra_bytes, &crcs[2], err);
+    status = aq_write_rows(job, index, buffer, first, rows, err);
     if (status != AQ_OK || worker) return status;
     return aq_meter_tell(&run->meter, (first + rows) * row_bytes, false, err);
 }
@@ -226,12 +163,49 @@ static size_t aq_aligned(uint64_t size) {
     return (size_t)((size + 63) & ~(uint64_t)63);
 }
 
+static void aq_job_free_sides(aq_tensor_job *job) {
+    for (size_t i = 0; i < job->part_count; i++) {
+        if (job->side[i])
+            aq_free(job->run->context, job->side[i],
+                    (size_t)(job->parts[i].row_bytes * job->tensor->rows));
+        job->side[i] = NULL;
+    }
+}
+
+/* Where the parts lie, and what they need of a worker's buffer and of memory. */
+static aq_status aq_job_parts(aq_tensor_job *job, uint64_t *made_bytes, aq_error *err) {
+    const aq_plan_tensor *tensor = job->tensor;
+    aq_run *run = job->run;
+    uint64_t offset = run->out.data_start + run->out.cursor;
+    aq_job_free_sides(job);
+    job->part_count = 0;
+    aq_status status = run->plan->state->container->parts(run->plan, tensor, &job->spec, &job->layout,
+                                                          job->parts, &job->part_count, err);
+    *made_bytes = 0;
+    for (size_t i = 0; status == AQ_OK && i < job->part_count; i++) {
+        const aq_part *part = &job->parts[i];
+        job->part_offset[i] = offset;
+        offset += part->bytes;
+        job->made_bytes[i] = 0;
+        if (part->source == AQ_PART_MADE)
+            job->made_bytes[i] = aq_aligned(job->chunk_rows * part->row_bytes);
+        *made_bytes += job->made_bytes[i];
+        if (part->source != AQ_PART_CLOSED || !part->row_bytes) continue;
+        uint64_t bytes = 0;
+        if (aq_mul_u64(part->row_bytes, tensor->rows, &bytes) && bytes <= SIZE_MAX)
+            job->side[i] = (unsigned char *)aq_alloc(run->context, (size_t)bytes);
+        if (!job->side[i]) status = aq_fail_memory(err, (size_t)bytes);
+    }
+    return status;
+}
+
 /* Sizes, offsets and buffers of an attempt with job->spec. */
 static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error *err) {
     const aq_plan_tensor *tensor = job->tensor;
-    aq_run *run = job->run;
+    uint64_t made_bytes = 0;
     aq_status status =
         aq_quantized_size(&job->spec, tensor->rows, tensor->cols, &job->layout, err);
+    if (status == AQ_OK) status = aq_job_parts(job, &made_bytes, err);
     if (status != AQ_OK) return status;
     const aq_quant_layout *layout = &job->layout;
     uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
@@ -241,11 +215,15 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
-    job->code_offset = run->out.data_start + run->out.cursor;
-    job->extra_offset = job->code_offset + layout->code_bytes;
-    job->param_offset = job->extra_offset + layout->extra_bytes;
-    return aq_run_buffers(run, tensor, (uint64_t)job->in_bytes + job->f32_bytes + job->code_bytes +
-                          job->param_bytes + job->extra_bytes, workers, err);
+    return aq_run_buffers(job->run, tensor, (uint64_t)job->in_bytes + job->f32_bytes +
+                          job->code_bytes + job->param_bytes + job->extra_bytes + made_bytes,
+                          workers, err);
+}
+
+/* Whether other parameter types can hold what this one cannot. */
+static bool aq_code_widens(const aq_quant_spec *spec) {
+    return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC) &&
+           spec->params != AQ_PARAM_F32;
 }
 
 /* Quantizes with the narrowest parameters that fit, from those asked for upwards. */
@@ -262,6 +240,7 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
             if (status != AQ_OK && err) *err = failure;
             break;
         }
+        if (!aq_code_widens(&job->spec)) return AQ_TRY_WIDER;
         job->spec.params = job->spec.params == AQ_PARAM_Q8 ? AQ_PARAM_F16 : AQ_PARAM_F32;
     }
     memset(quality, 0, sizeof(*quality));
@@ -298,35 +277,48 @@ static aq_status aq_describe_miss(aq_run *run, aq_plan_tensor *tensor, uint32_t 
     return tensor->detail ? AQ_OK : aq_fail_memory(err, sizeof(text));
 }
 
+/* A part that is written when the rows are done. */
+static aq_status aq_close_part(aq_tensor_job *job, size_t index, uint32_t *crc, aq_error *err) {
+    aq_run *run = job->run;
+    const aq_part *part = &job->parts[index];
+    unsigned char *data = (unsigned char *)aq_alloc(run->context, (size_t)part->bytes + 1);
+    if (!data) return aq_fail_memory(err, (size_t)part->bytes);
+    aq_status status = run->plan->state->container->close(run, job->tensor, part, index,
+                                                          job->side[index], data, err);
+    if (status == AQ_OK && part->bytes) {
+        *crc = aq_crc32(&run->crc, 0, data, (size_t)part->bytes);
+        status = aq_file_write(&run->out.file, job->part_offset[index], data, (size_t)part->bytes,
+                               err);
+    }
+    aq_free(run->context, data, (size_t)part->bytes + 1);
+    return status;
+}
+
 static aq_status aq_store_parts(aq_tensor_job *job, aq_error *err) {
     const aq_plan_tensor *tensor = job->tensor;
-    const aq_quant_layout *layout = &job->layout;
-    bool q8 = job->spec.params == AQ_PARAM_Q8, symmetric = job->spec.code == AQ_CODE_SYMMETRIC;
-    uint64_t per_group = symmetric ? 1 : 2, shape[3];
-    uint32_t crc[3] = { 0, 0, 0 };
-    for (size_t i = 0; i < job->chunk_count; i++) {
-        uint64_t left = tensor->rows - (uint64_t)i * job->chunk_rows;
-        uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
-        crc[0] = aq_crc32_join(crc[0], job->crcs[i][0], rows * layout->row_code_bytes);
-        crc[1] = aq_crc32_join(crc[1], job->crcs[i][1], rows * layout->row_param_bytes);
-        crc[2] = aq_crc32_join(crc[2], job->crcs[i][2], rows * layout->row_extra_bytes);
+    aq_status status = AQ_OK;
+    for (size_t p = 0; status == AQ_OK && p < job->part_count; p++) {
+        const aq_part *part = &job->parts[p];
+        uint64_t row_bytes = aq_part_row_bytes(job, part);
+        uint32_t crc = 0;
+        for (size_t i = 0; i < job->chunk_count; i++) {
+            uint64_t left = tensor->rows - (uint64_t)i * job->chunk_rows;
+            uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
+            crc = aq_crc32_join(crc, job->crcs[i][p], rows * row_bytes);
+        }
+        if (part->source == AQ_PART_CLOSED) status = aq_close_part(job, p, &crc, err);
+        if (status == AQ_OK)
+            status = aq_run_stored(job->run, tensor->output_name, part->suffix, part->dtype,
+                                   part->rank, part->shape, part->bytes, crc, err);
     }
-    shape[0] = tensor->rows;
-    shape[1] = layout->row_code_bytes / 4;
-    aq_status status = aq_run_stored(job->run, tensor->name, AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2,
-                                     shape, layout->code_bytes, crc[0], err);
-    if (status != AQ_OK) return status;
-    shape[1] = per_group;
-    if (q8)
-        status = aq_run_stored(job->run, tensor->name, AQ_EXTRA_SUFFIX, AQ_DTYPE_F16, 2, shape,
-                               layout->extra_bytes, crc[2], err);
-    if (status != AQ_OK) return status;
-    aq_dtype dtype = q8 ? (symmetric ? AQ_DTYPE_I8 : AQ_DTYPE_U8)
-                        : (job->spec.params == AQ_PARAM_F32 ? AQ_DTYPE_F32 : AQ_DTYPE_F16);
-    shape[1] = layout->groups;
-    shape[2] = per_group;
-    return aq_run_stored(job->run, tensor->name, AQ_PARAMS_SUFFIX, dtype, 3, shape,
-                         layout->param_bytes, crc[1], err);
+    return status;
+}
+
+/* The format has no wider parameters, and these do not fit. */
+static aq_status aq_job_give_up(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
+    tensor->reason = AQ_REASON_FORMAT;
+    tensor->detail = "a scale does not fit the format's parameters";
+    return aq_plan_keep(run->plan, tensor, err);
 }
 
 /* At the bits planned; below a gate at more, and at last not at all. */
@@ -335,9 +327,10 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
     const aq_config *config = &run->plan->config;
     for (;;) {
         aq_quality quality;
-        job->spec = aq_plan_spec(config, tensor->bits);
+        job->spec = tensor->spec;
         aq_param_type asked = job->spec.params;
         aq_status status = aq_job_attempt(job, &quality, err);
+        if (status == AQ_TRY_WIDER) return aq_job_give_up(run, tensor, err);
         if (status != AQ_OK) return status;
         const char *gate = aq_missed_gate(config, &quality);
         if (!*gate) {
@@ -345,29 +338,33 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
             tensor->quality = quality;
             tensor->wide_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F16;
             tensor->f32_params = job->spec.params == AQ_PARAM_F32;
-            tensor->output_bytes =
-                job->layout.code_bytes + job->layout.param_bytes + job->layout.extra_bytes;
+            tensor->output_bytes = 0;
+            for (size_t i = 0; i < job->part_count; i++)
+                tensor->output_bytes += job->parts[i].bytes;
             return aq_store_parts(job, err);
         }
         status = aq_describe_miss(run, tensor, tensor->bits, &quality, gate, err);
         if (status != AQ_OK) return status;
+        const char *detail = tensor->detail;
         tensor->reason = tensor->bits < 8 ? AQ_REASON_RAISED : AQ_REASON_KEPT_BY_GATE;
         tensor->bits *= 2;
-        if (tensor->bits < 16) continue;
-        tensor->output_bytes = tensor->bytes;
-        return AQ_OK;
+        if (tensor->bits == 16) return aq_plan_keep(run->plan, tensor, err);
+        status = aq_plan_store(run->plan, tensor, err);
+        if (status != AQ_OK || tensor->bits == 16) return status;
+        tensor->detail = detail; /* the gate that was missed says more than the code's */
     }
 }
 
-static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count, aq_error *err) {
-    aq_run *run = job->run;
+/* The scale of an FP8 weight, read; *values is to be freed. */
+static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
+                              float **values, size_t *count, aq_error *err) {
     const aq_plan *plan = run->plan;
-    const aq_plan_tensor *scale = &plan->tensors[job->tensor->scale];
+    const aq_plan_tensor *scale = &plan->tensors[weight->scale];
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
-    aq_fp8_shape weight_shape = aq_plan_shape(run->plan, job->tensor);
+    aq_fp8_shape weight_shape = aq_plan_shape(run->plan, weight);
     aq_fp8_shape scale_shape = aq_plan_shape(run->plan, scale);
-    aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, &job->scale, err);
+    aq_status status = aq_fp8_scale_shape(&weight_shape, &scale_shape, out, err);
     if (status != AQ_OK) return status;
     *count = (size_t)(scale->bytes / element);
     void *raw = aq_alloc(run->context, (size_t)scale->bytes);
@@ -385,7 +382,7 @@ static aq_status aq_job_scale(aq_tensor_job *job, float **values, size_t *count,
         aq_to_f32(run->context, scale->dtype, raw, *values, *count);
     }
     aq_free(run->context, raw, (size_t)scale->bytes);
-    job->scale.values = *values;
+    out->values = *values;
     return status;
 }
 
@@ -402,13 +399,17 @@ static aq_status aq_quantize_tensor(aq_run *run, aq_plan_tensor *tensor, aq_erro
     job.chunk_rows = job.block_rows * run->chunk_blocks;
     if (job.chunk_rows > tensor->rows) job.chunk_rows = tensor->rows;
     job.chunk_count = (size_t)((tensor->rows - 1) / job.chunk_rows + 1);
-    if (tensor->scale != AQ_NO_TENSOR) status = aq_job_scale(&job, &scales, &scale_count, err);
+    if (tensor->scale != AQ_NO_TENSOR) 
+        status = aq_run_scale(run, tensor, &job.scale, &scales, &scale_count, err);
     size_t outcome_bytes = job.block_count * sizeof(aq_block_outcome);
     size_t crc_bytes = job.chunk_count * sizeof(*job.crcs);
     job.outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
-    job.crcs = (uint32_t (*)[3])aq_alloc(run->context, crc_bytes);
+    job.crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context, crc_bytes);
     if (status == AQ_OK && (!job.outcomes || !job.crcs)) status = aq_fail_memory(err, outcome_bytes);
     if (status == AQ_OK) status = aq_job_run(&job, tensor, err);
+    aq_job_free_sides(&job);
+    if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
+        status = aq_convert_tensor(run, tensor, &job.scale, err);
     aq_free(run->context, job.crcs, crc_bytes);
     aq_free(run->context, job.outcomes, outcome_bytes);
     aq_free(run->context, scales, scale_count * sizeof(float));
@@ -433,6 +434,21 @@ static aq_status aq_keep_scale(aq_run *run, const aq_plan_tensor *weight, aq_err
     return status;
 }
 
+/* A tensor that was never to be quantized. */
+static aq_status aq_keep_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
+    aq_fp8_scale scale;
+    float *scales = NULL;
+    size_t count = 0;
+    aq_status status = AQ_OK;
+    if (tensor->output_dtype == tensor->dtype) return aq_copy_tensor(run, tensor, err);
+    memset(&scale, 0, sizeof(scale));
+    if (tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &scale, &scales, &count, err);
+    if (status == AQ_OK) status = aq_convert_tensor(run, tensor, &scale, err);
+    aq_free(run->context, scales, count * sizeof(float));
+    return status;
+}
+
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
     aq_status status = AQ_OK;
     run->meter.layer = tensor->name;
@@ -440,11 +456,16 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
         run->meter.done += tensor->bytes;
         return AQ_OK;
     }
-    bool planned = tensor->bits < 16;
-    if (planned) status = aq_quantize_tensor(run, tensor, err);
-    if (status == AQ_OK && tensor->bits == 16) status = aq_copy_tensor(run, tensor, err);
-    if (status == AQ_OK && tensor->bits == 16 && planned && tensor->scale != AQ_NO_TENSOR)
-        status = aq_keep_scale(run, tensor, err);
+    if (tensor->bits == 16) {
+        status = aq_keep_tensor(run, tensor, err);
+    } else {
+        status = aq_quantize_tensor(run, tensor, err);
+        if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype == tensor->dtype) {
+            status = aq_copy_tensor(run, tensor, err);
+            if (status == AQ_OK && tensor->scale != AQ_NO_TENSOR)
+                status = aq_keep_scale(run, tensor, err);
+        }
+    }
     if (status != AQ_OK) return status;
     run->meter.done += tensor->bytes;
     return aq_meter_tell(&run->meter, 0, false, err);

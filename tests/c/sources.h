@@ -16,6 +16,7 @@
 #include "../../src/format/safetensors.h"
 #include "../../src/model/folder.h"
 #include "../../src/model/config_json.h"
+#include "../../src/model/container.h"
 #include "../../src/model/policy.h"
 #include "../../src/model/run.h"
 #include "../../src/model/staging.h"

@@ -212,7 +212,8 @@ static const char *kind_name(aq_field_kind kind) {
     case AQ_KIND_FLOAT_OR_NONE: return "number";
     case AQ_KIND_PROFILE:
     case AQ_KIND_MODALITY:
-    case AQ_KIND_INTERPOLATION: return "choice";
+    case AQ_KIND_INTERPOLATION:
+    case AQ_KIND_OUTPUT_FORMAT: return "choice";
     case AQ_KIND_NAME: return "text";
     case AQ_KIND_BITS_LIST: return "map";
     default: return "list";

@@ -442,6 +442,72 @@ ARROWQUANT_API aq_status aq_config_validate(const aq_config *config, aq_error *e
 ARROWQUANT_API bool aq_config_equal(const aq_config *a, const aq_config *b);
 ARROWQUANT_API void aq_config_free(aq_config *config); /* NULL and never-loaded ones allowed */
 
+/* ============================================================ calibration */
+
+/* What a layer's input was, in a real run of the model: figures by timestep, over all rows (tokens,
+ * patches, samples) that were fed at it. An array that is not known is NULL. All belong to the
+ * calibration. */
+typedef struct aq_calibration_layer {
+    const char *name;   /* of the module: the weight's name without ".weight" */
+    uint64_t channels;  /* of the input: columns of the weight */
+    size_t timestep_count;     /* 0: only the second moments are known */
+    const int64_t *timesteps;  /* [timesteps], ascending */
+    const uint64_t *rows;      /* [timesteps] fed at each; NULL: unknown, taken as equal */
+    const float *min, *max, *mean, *std;        /* [timesteps], over all channels */
+    const float *absmax, *sqmean;               /* [timesteps, channels]; sqmean: mean square */
+    const float *channel_min, *channel_max;     /* [timesteps, channels] */
+    const float *percentiles;  /* [timesteps, percentile_count], in the order of the points */
+    const uint64_t *sketch;    /* [timesteps, AQ_SKETCH_CELLS]; how many values fell where */
+    const int32_t *sketch_top; /* [timesteps]; see docs/CALIBRATION.md */
+    const float *pooled_absmax; /* [channels], over all timesteps */
+    const float *pooled_sqmean; /* [channels], over all timesteps by their rows, or the diagonal of
+                                   the second moments: what weights a column in aq_quantize */
+    bool has_hessian;          /* aq_calibration_hessian gives XᵀX / n */
+    uint64_t hessian_rows;     /* n; 0: unknown */
+    size_t owner;              /* private: where the second moments are */
+} aq_calibration_layer;
+
+#define AQ_SKETCH_CELLS 641u
+
+typedef struct aq_calibration {
+    const aq_calibration_layer *layers; /* sorted by name */
+    size_t layer_count;
+    const float *percentile_points;     /* 0 … 100, ascending */
+    size_t percentile_count;
+    struct aq_calibration_state *state; /* private */
+} aq_calibration;
+
+/* The layer of that name: a module, or a weight ("….weight"), with or without a component in front
+ * ("transformer/…"). NULL: not there. */
+ARROWQUANT_API const aq_calibration_layer *aq_calibration_find(const aq_calibration *calibration,
+                                                               const char *name);
+/* XᵀX / n of the layer's input into out [channels, channels]: symmetric, finite, no negative
+ * diagonal. Read from the file at each call, so that only the caller's copy takes memory; may be
+ * called from several threads. AQ_ERR_ARGUMENT without has_hessian, AQ_ERR_CORRUPT naming the
+ * tensor when the stored numbers are none of that. */
+ARROWQUANT_API aq_status aq_calibration_hessian(aq_context *context,
+                                                const aq_calibration *calibration,
+                                                const aq_calibration_layer *layer, float *out,
+                                                aq_error *err);
+ARROWQUANT_API void aq_calibration_close(aq_calibration *calibration); /* NULL allowed */
+#ifndef ARROWQUANT_NO_STDIO
+/* Opens statistics files (safetensors, described in docs/CALIBRATION.md) and merges them. The files
+ * stay open for second moments.
+ * A layer that says nothing of its own second moments has those of a layer whose statistics are the
+ * same bit for bit (its input is the same), or of to_q or q_proj beside it, where it is to_k, to_v,
+ * k_proj or v_proj of a self-attention.
+ * Errors: AQ_ERR_CORRUPT and AQ_ERR_SHAPE naming file and tensor for NaN, infinity, impossible
+ * figures (min > max, a negative mean square) and shapes that disagree, in one file or between two.
+ * `samples` (0: all) is how many records of raw activations of a layer and timestep are taken. */
+ARROWQUANT_API aq_status aq_calibration_open(aq_context *context, const char *const *paths,
+                                             size_t count, uint32_t samples, aq_calibration **out,
+                                             aq_error *err);
+/* Writes it as one file, second moments included; replaces `path` in one step. */
+ARROWQUANT_API aq_status aq_calibration_save(aq_context *context,
+                                             const aq_calibration *calibration, const char *path,
+                                             aq_error *err);
+#endif
+
 #ifndef ARROWQUANT_NO_STDIO
 /* ================================================================= models */
 
@@ -7947,6 +8013,12 @@ AQ_LIB int aq_atomic_load(const int *value);
 AQ_LIB void aq_atomic_store(int *value, int desired);
 AQ_LIB bool aq_is_cancelled(const aq_context *context); /* NULL: false */
 
+/* A lock on the heap; does nothing with NO_THREADS. NULL: no memory. */
+AQ_LIB struct aq_guard *aq_guard_create(const aq_context *context);
+AQ_LIB void aq_guard_enter(struct aq_guard *guard);
+AQ_LIB void aq_guard_leave(struct aq_guard *guard);
+AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard); /* NULL allowed */
+
 /* One step of a parallel loop. `worker` < threads; worker 0 is the calling thread. */
 typedef aq_status (*aq_task_fn)(void *user, size_t index, uint32_t worker, aq_error *err);
 
@@ -8119,6 +8191,31 @@ static bool aq_thread_start(aq_thread *thread, aq_thread_result (*run)(void *), 
 static void aq_thread_join(aq_thread thread) { (void)pthread_join(thread, NULL); }
 
 #endif
+
+/* ---- a lock on the heap */
+
+struct aq_guard {
+    aq_mutex mutex;
+};
+
+AQ_LIB struct aq_guard *aq_guard_create(const aq_context *context) {
+    struct aq_guard *guard = (struct aq_guard *)aq_alloc(context, sizeof(*guard));
+    if (guard && !aq_mutex_init(&guard->mutex)) {
+        aq_free(context, guard, sizeof(*guard));
+        guard = NULL;
+    }
+    return guard;
+}
+
+AQ_LIB void aq_guard_enter(struct aq_guard *guard) { aq_mutex_lock(&guard->mutex); }
+
+AQ_LIB void aq_guard_leave(struct aq_guard *guard) { aq_mutex_unlock(&guard->mutex); }
+
+AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard) {
+    if (!guard) return;
+    aq_mutex_destroy(&guard->mutex);
+    aq_free(context, guard, sizeof(*guard));
+}
 
 /* ---- the loop */
 
@@ -12503,6 +12600,891 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
 
 /* ---- end src/quant/dequantize.c ---- */
 
+/* ---- begin src/calib/calib.h ---- */
+
+/* Activation statistics: what an observer gathers, and what a calibration shows of it. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- the sketch (calib/sketch.c): a histogram of floats, cells of a fixed relative width
+ *
+ * A value's bucket is its magnitude's upper bits: exponent and 5 bits of mantissa. Cells 1 … 320 hold
+ * the positive values of the 320 buckets up to `top`, that of the largest magnitude; 321 … 640 the
+ * negative ones; cell 0 all that is nearer to zero (below 2^-10 of the largest magnitude). Counts
+ * of the same values in any order and grouping are the same, and two sketches merge exactly. */
+
+#define AQ_SKETCH_SIDE 320u
+#define AQ_SKETCH_SHIFT 18u /* 23 − 5 bits of mantissa that are dropped */
+
+AQ_LIB int32_t aq_sketch_bucket(float magnitude);
+/* Makes `top` at least that bucket; what gets too near to zero moves into cell 0. */
+AQ_LIB void aq_sketch_raise(uint64_t *cells, int32_t *top, int32_t bucket);
+/* Finite values only, all of magnitudes that fit below `top`. */
+AQ_LIB void aq_sketch_add(uint64_t *cells, int32_t top, const float *values, size_t count);
+AQ_LIB void aq_sketch_merge(uint64_t *cells, int32_t *top, const uint64_t *other,
+                            int32_t other_top);
+/* The magnitudes between which a cell's values lie. */
+AQ_LIB void aq_sketch_cell(int32_t top, size_t cell, double *low, double *high);
+AQ_LIB uint64_t aq_sketch_total(const uint64_t *cells);
+/* `percent` 0 … 100 of the values lie below it, by linear interpolation in a cell; within min … max. */
+AQ_LIB double aq_sketch_percentile(const uint64_t *cells, int32_t top, double percent, double min,
+                                   double max);
+
+/* ---- gathered figures (calib/gather.c) */
+
+/* Of one layer at one timestep. Arrays may be NULL: not known. */
+typedef struct aq_step {
+    int64_t timestep;
+    uint64_t rows;  /* 0: unknown */
+    double weight;  /* rows; 1 when unknown */
+    double min, max, mean, spread; /* spread: variance × weight */
+    float *absmax, *low, *high;    /* [channels] */
+    double *squares;               /* [channels]: Σ x² */
+    float *percentiles;            /* as given with the points of the gathering */
+    uint64_t *sketch;
+    int32_t top;
+    size_t bytes; /* of the piece that holds step and arrays */
+} aq_step;
+
+typedef struct aq_gathered {
+    const aq_context *context;
+    char *name;
+    uint64_t channels;
+    aq_step **steps; /* ascending timesteps */
+    size_t step_count, step_capacity;
+    double *moments; /* [channels, channels], upper triangle: Σ x·xᵀ; or NULL */
+    uint64_t moment_rows;
+    struct aq_guard *guard;
+} aq_gathered;
+
+typedef struct aq_gathering {
+    const aq_context *context;
+    aq_gathered **layers; /* sorted by name */
+    size_t layer_count, layer_capacity;
+    float *points; /* of percentiles */
+    size_t point_count;
+} aq_gathering;
+
+AQ_LIB void aq_gathering_free(aq_gathering *gathering);
+AQ_LIB aq_status aq_gathering_points(aq_gathering *gathering, const float *points, size_t count,
+                                     aq_error *err);
+/* Found or made. */
+AQ_LIB aq_status aq_gathering_layer(aq_gathering *gathering, const char *name, uint64_t channels,
+                                    aq_gathered **out, aq_error *err);
+#define AQ_HAS_ABSMAX 1u
+#define AQ_HAS_LIMITS 2u
+#define AQ_HAS_SQUARES 4u
+#define AQ_HAS_SKETCH 8u
+#define AQ_HAS_PERCENTILES 16u
+/* Found, or made with the arrays that `fields` names. */
+AQ_LIB aq_status aq_gathered_step(aq_gathered *layer, int64_t timestep, unsigned fields,
+                                  size_t points, aq_step **out, aq_error *err);
+/* Adds min, max, mean, spread, rows and weight of another. */
+AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from);
+/* Adds what a calibration knows of a layer, but for second moments. `source` names it in messages. */
+AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
+                                  const aq_calibration_layer *layer, const char *source,
+                                  aq_error *err);
+
+/* ---- the calibration (calib/calibration.c) */
+
+/* Reads second moments of layer->owner into out. */
+typedef aq_status (*aq_moments_fn)(aq_context *context, const aq_calibration *calibration,
+                                   const aq_calibration_layer *layer, float *out, aq_error *err);
+
+struct aq_calibration_state {
+    aq_arena arena;
+    aq_moments_fn read;            /* NULL: moments[owner] */
+    const float **moments;
+    void (*close)(struct aq_calibration_state *state); /* or NULL */
+    void *source;                  /* of read and close */
+};
+
+AQ_LIB aq_status aq_calibration_new(const aq_context *context, aq_calibration **out, aq_error *err);
+/* Fills it from what was gathered; with the second moments, if wanted. */
+AQ_LIB aq_status aq_calibration_fill(aq_calibration *calibration, const aq_gathering *gathering,
+                                     bool with_moments, aq_error *err);
+/* Pooled arrays and shared second moments, once the layers are there. */
+AQ_LIB aq_status aq_calibration_finish(aq_calibration *calibration, aq_error *err);
+/* Symmetric, finite, no negative diagonal: makes it so, or AQ_ERR_CORRUPT. */
+AQ_LIB aq_status aq_moments_check(float *moments, uint64_t channels, const char *source,
+                                  const char *name, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/calib/calib.h ---- */
+
+/* ---- begin src/calib/sketch.c ---- */
+
+/* The sketch of a distribution: counts of floats by exponent and leading bits of mantissa (as
+ * DDSketch has it, Masson, Rim and Lee 2019, with the buckets that the float format gives). */
+
+AQ_LIB int32_t aq_sketch_bucket(float magnitude) {
+    int32_t bucket = (int32_t)((aq_simd_bits(magnitude) & 0x7FFFFFFFu) >> AQ_SKETCH_SHIFT);
+    /* the lowest buckets all belong to cell 0, so that none is below it */
+    return bucket < (int32_t)AQ_SKETCH_SIDE ? (int32_t)AQ_SKETCH_SIDE : bucket;
+}
+
+AQ_LIB void aq_sketch_raise(uint64_t *cells, int32_t *top, int32_t bucket) {
+    if (bucket <= *top) return;
+    size_t by = (size_t)(bucket - *top);
+    size_t lost = by < AQ_SKETCH_SIDE ? by : AQ_SKETCH_SIDE;
+    for (size_t side = 0; side < 2; side++) {
+        uint64_t *first = cells + 1 + side * AQ_SKETCH_SIDE;
+        for (size_t i = 0; i < lost; i++) cells[0] += first[i];
+        memmove(first, first + lost, (AQ_SKETCH_SIDE - lost) * sizeof(*first));
+        memset(first + (AQ_SKETCH_SIDE - lost), 0, lost * sizeof(*first));
+    }
+    *top = bucket;
+}
+
+static size_t aq_sketch_place(int32_t top, uint32_t bits) {
+    int32_t cell = (int32_t)((bits & 0x7FFFFFFFu) >> AQ_SKETCH_SHIFT) - top + (int32_t)AQ_SKETCH_SIDE;
+    if (cell <= 0) return 0;
+    return (size_t)cell + (bits >> 31 ? AQ_SKETCH_SIDE : 0);
+}
+
+AQ_LIB void aq_sketch_add(uint64_t *cells, int32_t top, const float *values, size_t count) {
+    for (size_t i = 0; i < count; i++) cells[aq_sketch_place(top, aq_simd_bits(values[i]))]++;
+}
+
+AQ_LIB void aq_sketch_merge(uint64_t *cells, int32_t *top, const uint64_t *other,
+                            int32_t other_top) {
+    aq_sketch_raise(cells, top, other_top);
+    size_t lower = (size_t)(*top - other_top);
+    cells[0] += other[0];
+    for (size_t side = 0; side < 2; side++) {
+        for (size_t i = 1; i <= AQ_SKETCH_SIDE; i++) {
+            size_t to = i > lower ? i - lower + side * AQ_SKETCH_SIDE : 0;
+            cells[to] += other[side * AQ_SKETCH_SIDE + i];
+        }
+    }
+}
+
+AQ_LIB void aq_sketch_cell(int32_t top, size_t cell, double *low, double *high) {
+    size_t place = cell > AQ_SKETCH_SIDE ? cell - AQ_SKETCH_SIDE : cell;
+    uint32_t bucket = (uint32_t)top - AQ_SKETCH_SIDE + (uint32_t)place;
+    *low = place ? (double)aq_simd_float(bucket << AQ_SKETCH_SHIFT) : 0.0;
+    /* the bucket above the largest float is infinity's */
+    *high = bucket + 1 < 0x7F800000u >> AQ_SKETCH_SHIFT
+                ? (double)aq_simd_float((bucket + 1) << AQ_SKETCH_SHIFT)
+                : 340282346638528859811704183484516925440.0;
+}
+
+AQ_LIB uint64_t aq_sketch_total(const uint64_t *cells) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < AQ_SKETCH_CELLS; i++) total += cells[i];
+    return total;
+}
+
+AQ_LIB double aq_sketch_percentile(const uint64_t *cells, int32_t top, double percent, double min,
+                                   double max) {
+    uint64_t total = aq_sketch_total(cells), seen = 0;
+    if (!total) return min;
+    double rank = percent / 100.0 * (double)(total - 1), value = max;
+    for (size_t i = 0; i < AQ_SKETCH_CELLS; i++) {
+        /* from the most negative to zero to the most positive */
+        size_t cell = i < AQ_SKETCH_SIDE ? 2 * AQ_SKETCH_SIDE - i : i - AQ_SKETCH_SIDE;
+        double low, high;
+        if (rank >= (double)(seen + cells[cell])) {
+            seen += cells[cell];
+            continue;
+        }
+        aq_sketch_cell(top, cell, &low, &high);
+        if (cell > AQ_SKETCH_SIDE) {
+            double swap = low;
+            low = -high;
+            high = -swap;
+        } else if (!cell) {
+            low = -high;
+        }
+        double part = (rank - (double)seen + 0.5) / (double)cells[cell];
+        value = low + (high - low) * (part < 1.0 ? part : 1.0);
+        break;
+    }
+    return value < min ? min : value > max ? max : value;
+}
+
+/* ---- end src/calib/sketch.c ---- */
+
+/* ---- begin src/calib/gather.c ---- */
+
+/* Figures of layers by timestep, found or made by name, and merged. */
+
+/* One piece: the widest elements first, so that all are aligned. */
+static aq_step *aq_step_new(const aq_context *context, uint64_t channels, unsigned fields,
+                            size_t points) {
+    if (channels > SIZE_MAX / 64 || points > SIZE_MAX / 64) return NULL;
+    size_t c = (size_t)channels, bytes = sizeof(aq_step);
+    if (fields & AQ_HAS_SQUARES) bytes += c * sizeof(double);
+    if (fields & AQ_HAS_SKETCH) bytes += AQ_SKETCH_CELLS * sizeof(uint64_t);
+    if (fields & AQ_HAS_ABSMAX) bytes += c * sizeof(float);
+    if (fields & AQ_HAS_LIMITS) bytes += 2 * c * sizeof(float);
+    if (fields & AQ_HAS_PERCENTILES) bytes += points * sizeof(float);
+    char *piece = (char *)aq_alloc(context, bytes);
+    aq_step *step = (aq_step *)(void *)piece;
+    if (!piece) return NULL;
+    memset(piece, 0, bytes);
+    step->bytes = bytes;
+    piece += sizeof(aq_step);
+    if (fields & AQ_HAS_SQUARES) {
+        step->squares = (double *)(void *)piece;
+        piece += c * sizeof(double);
+    }
+    if (fields & AQ_HAS_SKETCH) {
+        step->sketch = (uint64_t *)(void *)piece;
+        piece += AQ_SKETCH_CELLS * sizeof(uint64_t);
+    }
+    if (fields & AQ_HAS_ABSMAX) {
+        step->absmax = (float *)(void *)piece;
+        piece += c * sizeof(float);
+    }
+    if (fields & AQ_HAS_LIMITS) {
+        step->low = (float *)(void *)piece;
+        step->high = step->low + c;
+        piece += 2 * c * sizeof(float);
+    }
+    if (fields & AQ_HAS_PERCENTILES) step->percentiles = (float *)(void *)piece;
+    return step;
+}
+
+static size_t aq_moment_bytes(uint64_t channels) {
+    return (size_t)channels * (size_t)channels * sizeof(double);
+}
+
+static void aq_gathered_free(aq_gathered *layer) {
+    const aq_context *context = layer->context;
+    for (size_t i = 0; i < layer->step_count; i++)
+        aq_free(context, layer->steps[i], layer->steps[i]->bytes);
+    aq_free(context, layer->steps, layer->step_capacity * sizeof(aq_step *));
+    aq_free(context, layer->moments, aq_moment_bytes(layer->channels));
+    aq_guard_destroy(context, layer->guard);
+    if (layer->name) aq_free(context, layer->name, strlen(layer->name) + 1);
+    aq_free(context, layer, sizeof(*layer));
+}
+
+AQ_LIB void aq_gathering_free(aq_gathering *gathering) {
+    for (size_t i = 0; i < gathering->layer_count; i++) aq_gathered_free(gathering->layers[i]);
+    aq_free(gathering->context, gathering->layers,
+            gathering->layer_capacity * sizeof(aq_gathered *));
+    aq_free(gathering->context, gathering->points, gathering->point_count * sizeof(float));
+    gathering->layers = NULL;
+    gathering->points = NULL;
+    gathering->layer_count = gathering->layer_capacity = gathering->point_count = 0;
+}
+
+AQ_LIB aq_status aq_gathering_points(aq_gathering *gathering, const float *points, size_t count,
+                                     aq_error *err) {
+    float before = -1.0f;
+    for (size_t i = 0; i < count; i++) {
+        if (!(points[i] >= 0.0f && points[i] <= 100.0f && points[i] > before))
+            return aq_fail(err, AQ_ERR_ARGUMENT, "percentile %zu is not a number from 0 to 100 "
+                           "above the one before it", i);
+        before = points[i];
+    }
+    if (!count) return AQ_OK;
+    float *copy = count > SIZE_MAX / 64 ? NULL
+                                        : (float *)aq_alloc(gathering->context, count * sizeof(float));
+    if (!copy) return aq_fail_memory(err, count * sizeof(float));
+    memcpy(copy, points, count * sizeof(float));
+    gathering->points = copy;
+    gathering->point_count = count;
+    return AQ_OK;
+}
+
+/* Room for one more pointer at `at`. */
+static bool aq_pointer_gap(const aq_context *context, void ***items, size_t *count,
+                           size_t *capacity, size_t at) {
+    if (*count == *capacity) {
+        size_t more = *capacity ? *capacity * 2 : 16;
+        void **grown = (void **)aq_resize(context, *items, *capacity * sizeof(void *),
+                                          more * sizeof(void *));
+        if (!grown) return false;
+        *items = grown;
+        *capacity = more;
+    }
+    memmove(*items + at + 1, *items + at, (*count - at) * sizeof(void *));
+    (*count)++;
+    return true;
+}
+
+static aq_gathered *aq_gathered_new(const aq_context *context, const char *name,
+                                    uint64_t channels) {
+    aq_gathered *layer = (aq_gathered *)aq_alloc(context, sizeof(*layer));
+    if (!layer) return NULL;
+    memset(layer, 0, sizeof(*layer));
+    layer->context = context;
+    layer->channels = channels;
+    layer->guard = aq_guard_create(context);
+    layer->name = (char *)aq_alloc(context, strlen(name) + 1);
+    if (!layer->guard || !layer->name) {
+        aq_gathered_free(layer);
+        return NULL;
+    }
+    memcpy(layer->name, name, strlen(name) + 1);
+    return layer;
+}
+
+AQ_LIB aq_status aq_gathering_layer(aq_gathering *gathering, const char *name, uint64_t channels,
+                                    aq_gathered **out, aq_error *err) {
+    size_t low = 0, high = gathering->layer_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        aq_gathered *layer = gathering->layers[middle];
+        int order = strcmp(layer->name, name);
+        if (order == 0) {
+            *out = layer;
+            if (layer->channels == channels) return AQ_OK;
+            return aq_fail_tensor(err, AQ_ERR_SHAPE, name, 0,
+                                  "layer %s: its input has %llu channels here and had %llu before; "
+                                  "statistics of one model belong together", name,
+                                  (unsigned long long)channels,
+                                  (unsigned long long)layer->channels);
+        }
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    aq_gathered *made = aq_gathered_new(gathering->context, name, channels);
+    void **items = (void **)gathering->layers;
+    if (!made) return aq_fail_memory(err, sizeof(aq_gathered));
+    bool room = aq_pointer_gap(gathering->context, &items, &gathering->layer_count,
+                               &gathering->layer_capacity, low);
+    gathering->layers = (aq_gathered **)items;
+    if (!room) {
+        aq_gathered_free(made);
+        return aq_fail_memory(err, sizeof(void *));
+    }
+    gathering->layers[low] = *out = made;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_gathered_step(aq_gathered *layer, int64_t timestep, unsigned fields,
+                                  size_t points, aq_step **out, aq_error *err) {
+    size_t low = 0, high = layer->step_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        *out = layer->steps[middle];
+        if ((*out)->timestep == timestep) return AQ_OK;
+        if ((*out)->timestep < timestep) low = middle + 1;
+        else high = middle;
+    }
+    aq_step *made = aq_step_new(layer->context, layer->channels, fields, points);
+    void **items = (void **)layer->steps;
+    if (!made) return aq_fail_memory(err, (size_t)layer->channels);
+    bool room = aq_pointer_gap(layer->context, &items, &layer->step_count, &layer->step_capacity,
+                               low);
+    layer->steps = (aq_step **)items;
+    if (!room) {
+        aq_free(layer->context, made, made->bytes);
+        return aq_fail_memory(err, sizeof(void *));
+    }
+    made->timestep = timestep;
+    layer->steps[low] = *out = made;
+    return AQ_OK;
+}
+
+/* ---- merging */
+
+/* A step as a calibration shows it; the arrays are its own. */
+static aq_step aq_step_of(const aq_calibration_layer *layer, size_t i) {
+    aq_step step;
+    size_t at = i * (size_t)layer->channels;
+    memset(&step, 0, sizeof(step));
+    step.timestep = layer->timesteps[i];
+    step.rows = layer->rows ? layer->rows[i] : 0;
+    step.weight = step.rows ? (double)step.rows : 1.0;
+    step.min = (double)layer->min[i];
+    step.max = (double)layer->max[i];
+    step.mean = (double)layer->mean[i];
+    step.spread = (double)layer->std[i] * (double)layer->std[i] * step.weight;
+    if (layer->absmax) step.absmax = (float *)(uintptr_t)(layer->absmax + at);
+    if (layer->channel_min) step.low = (float *)(uintptr_t)(layer->channel_min + at);
+    if (layer->channel_max) step.high = (float *)(uintptr_t)(layer->channel_max + at);
+    return step;
+}
+
+AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
+    double total = to->weight + from->weight, apart = from->mean - to->mean;
+    if (!(to->weight > 0.0)) {
+        to->min = from->min;
+        to->max = from->max;
+        to->mean = from->mean;
+        to->spread = from->spread;
+    } else {
+        /* Chan, Golub and LeVeque 1979 */
+        to->spread += from->spread + apart * apart * (to->weight * from->weight / total);
+        to->mean += apart * (from->weight / total);
+        if (from->min < to->min) to->min = from->min;
+        if (from->max > to->max) to->max = from->max;
+    }
+    to->weight = total;
+    to->rows += from->rows;
+}
+
+static void aq_step_merge_channels(aq_step *to, const aq_step *from, const float *squares,
+                                   uint64_t channels, bool first) {
+    for (uint64_t c = 0; to->absmax && c < channels; c++) {
+        if (first || from->absmax[c] > to->absmax[c]) to->absmax[c] = from->absmax[c];
+    }
+    for (uint64_t c = 0; to->low && c < channels; c++) {
+        if (first || from->low[c] < to->low[c]) to->low[c] = from->low[c];
+        if (first || from->high[c] > to->high[c]) to->high[c] = from->high[c];
+    }
+    for (uint64_t c = 0; to->squares && c < channels; c++)
+        to->squares[c] += (double)squares[c] * from->weight;
+}
+
+static unsigned aq_layer_fields(const aq_calibration_layer *layer, bool same_points) {
+    return (layer->absmax ? AQ_HAS_ABSMAX : 0u) |
+           (layer->channel_min && layer->channel_max ? AQ_HAS_LIMITS : 0u) |
+           (layer->sqmean ? AQ_HAS_SQUARES : 0u) | (layer->sketch ? AQ_HAS_SKETCH : 0u) |
+           (layer->percentiles && same_points ? AQ_HAS_PERCENTILES : 0u);
+}
+
+/* What both sides know is what is known. */
+static void aq_step_drop(aq_step *step, unsigned fields) {
+    if (!(fields & AQ_HAS_ABSMAX)) step->absmax = NULL;
+    if (!(fields & AQ_HAS_LIMITS)) step->low = step->high = NULL;
+    if (!(fields & AQ_HAS_SQUARES)) step->squares = NULL;
+    if (!(fields & AQ_HAS_SKETCH)) step->sketch = NULL;
+    if (!(fields & AQ_HAS_PERCENTILES)) step->percentiles = NULL;
+}
+
+static bool aq_same_points(const aq_gathering *gathering, const aq_calibration *calibration) {
+    if (gathering->point_count != calibration->percentile_count) return false;
+    for (size_t i = 0; i < gathering->point_count; i++) {
+        if (gathering->points[i] != calibration->percentile_points[i]) return false;
+    }
+    return true;
+}
+
+AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
+                                  const aq_calibration_layer *layer, const char *source,
+                                  aq_error *err) {
+    aq_gathered *to = NULL;
+    unsigned fields = aq_layer_fields(layer, aq_same_points(gathering, calibration));
+    size_t points = calibration->percentile_count;
+    aq_status status = aq_gathering_layer(gathering, layer->name, layer->channels, &to, err);
+    for (size_t i = 0; status == AQ_OK && i < layer->timestep_count; i++) {
+        aq_step *step = NULL, from = aq_step_of(layer, i);
+        status = aq_gathered_step(to, from.timestep, fields, points, &step, err);
+        if (status != AQ_OK) return status;
+        bool first = !(step->weight > 0.0);
+        if (!first && !step->rows != !from.rows)
+            return aq_fail_tensor(err, AQ_ERR_METADATA, layer->name, 0,
+                                  "%s: layer %s, timestep %lld: another file has it too, and only "
+                                  "one of them says of how many rows (act_rows); they cannot be "
+                                  "weighed", source, layer->name, (long long)from.timestep);
+        aq_step_drop(step, first ? fields : fields & ~AQ_HAS_PERCENTILES);
+        aq_step_merge_channels(step, &from,
+                               layer->sqmean ? layer->sqmean + i * (size_t)layer->channels : NULL,
+                               layer->channels, first);
+        if (step->sketch)
+            aq_sketch_merge(step->sketch, &step->top, layer->sketch + i * AQ_SKETCH_CELLS,
+                            layer->sketch_top[i]);
+        if (step->percentiles)
+            memcpy(step->percentiles, layer->percentiles + i * points, points * sizeof(float));
+        aq_step_merge_figures(step, &from);
+    }
+    return status;
+}
+
+/* ---- end src/calib/gather.c ---- */
+
+/* ---- begin src/calib/calibration.c ---- */
+
+/* The calibration: what was gathered as arrays a layer, pooled, and found by name. */
+
+/* Calibration and state in one piece. */
+typedef struct aq_calibration_storage {
+    aq_calibration calibration;
+    struct aq_calibration_state state;
+} aq_calibration_storage;
+
+AQ_LIB aq_status aq_calibration_new(const aq_context *context, aq_calibration **out,
+                                    aq_error *err) {
+    aq_calibration_storage *storage =
+        (aq_calibration_storage *)aq_alloc(context, sizeof(*storage));
+    *out = NULL;
+    if (!storage) return aq_fail_memory(err, sizeof(*storage));
+    memset(storage, 0, sizeof(*storage));
+    storage->calibration.state = &storage->state;
+    aq_arena_init(&storage->state.arena, context);
+    *out = &storage->calibration;
+    return AQ_OK;
+}
+
+ARROWQUANT_API void aq_calibration_close(aq_calibration *calibration) {
+    if (!calibration) return;
+    struct aq_calibration_state *state = calibration->state;
+    const aq_context *context = state->arena.context;
+    if (state->close) state->close(state);
+    aq_arena_free(&state->arena);
+    aq_free(context, calibration, sizeof(aq_calibration_storage));
+}
+
+/* ---- from what was gathered */
+
+static void *aq_calib_array(aq_arena *arena, size_t a, size_t b, size_t size, bool *failed) {
+    size_t bytes = 0;
+    void *piece = NULL;
+    if (aq_mul_size(a, b, &bytes) && aq_mul_size(bytes, size, &bytes))
+        piece = aq_arena_alloc(arena, bytes ? bytes : 1);
+    if (!piece) *failed = true;
+    return piece;
+}
+
+/* Which arrays all steps of a layer have. */
+static unsigned aq_gathered_fields(const aq_gathered *layer, bool *rows) {
+    unsigned fields = ~0u;
+    *rows = layer->step_count > 0;
+    for (size_t i = 0; i < layer->step_count; i++) {
+        const aq_step *step = layer->steps[i];
+        if (!step->absmax) fields &= ~AQ_HAS_ABSMAX;
+        if (!step->low) fields &= ~AQ_HAS_LIMITS;
+        if (!step->squares) fields &= ~AQ_HAS_SQUARES;
+        if (!step->sketch) fields &= ~AQ_HAS_SKETCH;
+        if (!step->percentiles) fields &= ~AQ_HAS_PERCENTILES;
+        if (!step->rows) *rows = false;
+    }
+    return layer->step_count ? fields : 0;
+}
+
+typedef struct aq_layer_arrays {
+    int64_t *timesteps;
+    uint64_t *rows, *sketch;
+    int32_t *sketch_top;
+    float *min, *max, *mean, *std, *absmax, *sqmean, *low, *high, *percentiles;
+} aq_layer_arrays;
+
+static bool aq_layer_arrays_make(aq_arena *arena, const aq_gathered *layer, unsigned fields,
+                                 bool rows, size_t points, aq_layer_arrays *out) {
+    size_t t = layer->step_count, c = (size_t)layer->channels;
+    bool failed = false;
+    memset(out, 0, sizeof(*out));
+    out->timesteps = (int64_t *)aq_calib_array(arena, t, 1, sizeof(int64_t), &failed);
+    out->min = (float *)aq_calib_array(arena, t, 4, sizeof(float), &failed);
+    if (rows) out->rows = (uint64_t *)aq_calib_array(arena, t, 1, sizeof(uint64_t), &failed);
+    if (fields & AQ_HAS_ABSMAX)
+        out->absmax = (float *)aq_calib_array(arena, t, c, sizeof(float), &failed);
+    if (fields & AQ_HAS_SQUARES)
+        out->sqmean = (float *)aq_calib_array(arena, t, c, sizeof(float), &failed);
+    if (fields & AQ_HAS_LIMITS) {
+        out->low = (float *)aq_calib_array(arena, t, c, sizeof(float), &failed);
+        out->high = (float *)aq_calib_array(arena, t, c, sizeof(float), &failed);
+    }
+    if (fields & AQ_HAS_SKETCH) {
+        out->sketch = (uint64_t *)aq_calib_array(arena, t, AQ_SKETCH_CELLS, sizeof(uint64_t),
+                                                 &failed);
+        out->sketch_top = (int32_t *)aq_calib_array(arena, t, 1, sizeof(int32_t), &failed);
+    }
+    if (points && fields & (AQ_HAS_PERCENTILES | AQ_HAS_SKETCH))
+        out->percentiles = (float *)aq_calib_array(arena, t, points, sizeof(float), &failed);
+    if (failed) return false;
+    out->max = out->min + t;
+    out->mean = out->max + t;
+    out->std = out->mean + t;
+    return true;
+}
+
+static void aq_layer_fill_step(const aq_gathering *gathering, const aq_gathered *layer, size_t i,
+                               const aq_layer_arrays *to) {
+    const aq_step *step = layer->steps[i];
+    size_t c = (size_t)layer->channels, points = gathering->point_count;
+    to->timesteps[i] = step->timestep;
+    to->min[i] = (float)step->min;
+    to->max[i] = (float)step->max;
+    to->mean[i] = (float)step->mean;
+    to->std[i] = (float)sqrt(step->spread / step->weight);
+    if (to->rows) to->rows[i] = step->rows;
+    if (to->absmax) memcpy(to->absmax + i * c, step->absmax, c * sizeof(float));
+    if (to->low) memcpy(to->low + i * c, step->low, c * sizeof(float));
+    if (to->high) memcpy(to->high + i * c, step->high, c * sizeof(float));
+    for (size_t k = 0; to->sqmean && k < c; k++)
+        to->sqmean[i * c + k] = (float)(step->squares[k] / step->weight);
+    if (to->sketch) {
+        memcpy(to->sketch + i * AQ_SKETCH_CELLS, step->sketch, AQ_SKETCH_CELLS * sizeof(uint64_t));
+        to->sketch_top[i] = step->top;
+    }
+    for (size_t k = 0; to->percentiles && k < points; k++)
+        to->percentiles[i * points + k] =
+            step->sketch ? (float)aq_sketch_percentile(step->sketch, step->top,
+                                                       (double)gathering->points[k], step->min,
+                                                       step->max)
+                         : step->percentiles[k];
+}
+
+static aq_status aq_layer_fill(aq_arena *arena, const aq_gathering *gathering,
+                               const aq_gathered *layer, aq_calibration_layer *out,
+                               aq_error *err) {
+    aq_layer_arrays arrays;
+    bool rows;
+    unsigned fields = aq_gathered_fields(layer, &rows);
+    memset(out, 0, sizeof(*out));
+    out->name = aq_arena_string(arena, layer->name);
+    out->channels = layer->channels;
+    if (!out->name || !aq_layer_arrays_make(arena, layer, fields, rows, gathering->point_count,
+                                            &arrays))
+        return aq_fail_memory(err, (size_t)layer->channels);
+    for (size_t i = 0; i < layer->step_count; i++)
+        aq_layer_fill_step(gathering, layer, i, &arrays);
+    out->timestep_count = layer->step_count;
+    if (!layer->step_count) return AQ_OK;
+    out->timesteps = arrays.timesteps;
+    out->rows = arrays.rows;
+    out->min = arrays.min;
+    out->max = arrays.max;
+    out->mean = arrays.mean;
+    out->std = arrays.std;
+    out->absmax = arrays.absmax;
+    out->sqmean = arrays.sqmean;
+    out->channel_min = arrays.low;
+    out->channel_max = arrays.high;
+    out->percentiles = arrays.percentiles;
+    out->sketch = arrays.sketch;
+    out->sketch_top = arrays.sketch_top;
+    return AQ_OK;
+}
+
+static aq_status aq_moments_fill(aq_calibration *calibration, const aq_gathered *layer,
+                                 size_t index, aq_calibration_layer *out, aq_error *err) {
+    size_t c = (size_t)layer->channels;
+    bool failed = false;
+    float *to = (float *)aq_calib_array(&calibration->state->arena, c, c, sizeof(float), &failed);
+    if (failed) return aq_fail_memory(err, c * c * sizeof(float));
+    for (size_t i = 0; i < c; i++) {
+        for (size_t j = i; j < c; j++)
+            to[i * c + j] = to[j * c + i] =
+                (float)(layer->moments[i * c + j] / (double)layer->moment_rows);
+    }
+    calibration->state->moments[index] = to;
+    out->has_hessian = true;
+    out->hessian_rows = layer->moment_rows;
+    out->owner = index;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_calibration_fill(aq_calibration *calibration, const aq_gathering *gathering,
+                                     bool with_moments, aq_error *err) {
+    aq_arena *arena = &calibration->state->arena;
+    size_t count = gathering->layer_count;
+    bool failed = false;
+    aq_calibration_layer *layers = (aq_calibration_layer *)aq_calib_array(
+        arena, count, 1, sizeof(aq_calibration_layer), &failed);
+    calibration->state->moments = (const float **)aq_calib_array(arena, count, 1,
+                                                                 sizeof(float *), &failed);
+    float *points = (float *)aq_calib_array(arena, gathering->point_count, 1, sizeof(float),
+                                            &failed);
+    if (failed) return aq_fail_memory(err, count * sizeof(aq_calibration_layer));
+    if (gathering->point_count)
+        memcpy(points, gathering->points, gathering->point_count * sizeof(float));
+    calibration->percentile_points = points;
+    calibration->percentile_count = gathering->point_count;
+    calibration->layers = layers;
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && i < count; i++) {
+        const aq_gathered *layer = gathering->layers[i];
+        aq_guard_enter(layer->guard);
+        status = aq_layer_fill(arena, gathering, layer, &layers[i], err);
+        if (status == AQ_OK && with_moments && layer->moments && layer->moment_rows)
+            status = aq_moments_fill(calibration, layer, i, &layers[i], err);
+        aq_guard_leave(layer->guard);
+    }
+    calibration->layer_count = count;
+    return status;
+}
+
+/* ---- pooled figures, shared second moments */
+
+static aq_status aq_pool_channels(aq_arena *arena, aq_calibration_layer *layer, aq_error *err) {
+    size_t t = layer->timestep_count, c = (size_t)layer->channels;
+    bool failed = false;
+    float *absmax = NULL, *sqmean = NULL;
+    if (layer->absmax) absmax = (float *)aq_calib_array(arena, c, 1, sizeof(float), &failed);
+    if (layer->sqmean) sqmean = (float *)aq_calib_array(arena, c, 1, sizeof(float), &failed);
+    if (failed) return aq_fail_memory(err, c * sizeof(float));
+    for (size_t k = 0; k < c && (absmax || sqmean); k++) {
+        double sum = 0.0, weight = 0.0;
+        for (size_t i = 0; i < t; i++) {
+            double rows = layer->rows ? (double)layer->rows[i] : 1.0;
+            if (absmax && layer->absmax[i * c + k] > absmax[k]) absmax[k] = layer->absmax[i * c + k];
+            if (sqmean) sum += (double)layer->sqmean[i * c + k] * rows;
+            weight += rows;
+        }
+        if (sqmean) sqmean[k] = (float)(sum / weight);
+    }
+    layer->pooled_absmax = absmax;
+    layer->pooled_sqmean = sqmean;
+    return AQ_OK;
+}
+
+/* The diagonal of the second moments, where nothing else tells the mean squares. */
+static aq_status aq_pool_moments(aq_calibration *calibration, aq_calibration_layer *layer,
+                                 aq_error *err) {
+    aq_arena *arena = &calibration->state->arena;
+    size_t c = (size_t)layer->channels, bytes = 0;
+    bool failed = false;
+    float *sqmean = (float *)aq_calib_array(arena, c, 1, sizeof(float), &failed);
+    float *whole = NULL;
+    if (aq_mul_size(c, c, &bytes) && aq_mul_size(bytes, sizeof(float), &bytes))
+        whole = (float *)aq_alloc(arena->context, bytes);
+    if (failed || !whole) {
+        aq_free(arena->context, whole, bytes);
+        return aq_fail_memory(err, bytes);
+    }
+    aq_status status = aq_calibration_hessian((aq_context *)(uintptr_t)arena->context, calibration,
+                                              layer, whole, err);
+    for (size_t i = 0; status == AQ_OK && i < c; i++) sqmean[i] = whole[i * c + i];
+    aq_free(arena->context, whole, bytes);
+    layer->pooled_sqmean = sqmean;
+    return status;
+}
+
+static bool aq_same_floats(const float *a, const float *b, size_t count) {
+    return (!a && !b) || (a && b && memcmp(a, b, count * sizeof(float)) == 0);
+}
+
+/* The same input: every figure is the same to the bit, those of the channels among them. */
+static bool aq_same_input(const aq_calibration_layer *a, const aq_calibration_layer *b) {
+    size_t t = a->timestep_count;
+    if (a->channels != b->channels || t != b->timestep_count || !t || !a->sqmean) return false;
+    size_t all = t * (size_t)a->channels;
+    return memcmp(a->timesteps, b->timesteps, t * sizeof(int64_t)) == 0 &&
+           aq_same_floats(a->min, b->min, t) && aq_same_floats(a->max, b->max, t) &&
+           aq_same_floats(a->mean, b->mean, t) && aq_same_floats(a->std, b->std, t) &&
+           aq_same_floats(a->absmax, b->absmax, all) && aq_same_floats(a->sqmean, b->sqmean, all);
+}
+
+/* By a name in two parts. */
+static const aq_calibration_layer *aq_calibration_joined(const aq_calibration *calibration,
+                                                         const char *stem, size_t stem_size,
+                                                         const char *rest) {
+    size_t low = 0, high = calibration->layer_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const char *found = calibration->layers[middle].name;
+        int order = strncmp(found, stem, stem_size);
+        if (order == 0) order = strcmp(found + stem_size, rest);
+        if (order == 0) return &calibration->layers[middle];
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+/* The projection beside it that has the same input in a self-attention. */
+static const aq_calibration_layer *aq_calibration_sibling(const aq_calibration *calibration,
+                                                          const char *name, size_t length) {
+    static const char *const pairs[][2] = { { "attn1.to_k", "attn1.to_q" },
+                                            { "attn1.to_v", "attn1.to_q" },
+                                            { "self_attn.k_proj", "self_attn.q_proj" },
+                                            { "self_attn.v_proj", "self_attn.q_proj" } };
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        size_t size = strlen(pairs[i][0]);
+        if (length >= size && memcmp(name + length - size, pairs[i][0], size) == 0)
+            return aq_calibration_joined(calibration, name, length - size, pairs[i][1]);
+    }
+    return NULL;
+}
+
+static void aq_share_moments(aq_calibration *calibration, aq_calibration_layer *layer) {
+    const aq_calibration_layer *other = NULL;
+    for (size_t i = 0; i < calibration->layer_count && !other; i++) {
+        const aq_calibration_layer *candidate = &calibration->layers[i];
+        if (candidate->has_hessian && aq_same_input(layer, candidate)) other = candidate;
+    }
+    if (!other && !layer->timestep_count) {
+        other = aq_calibration_sibling(calibration, layer->name, strlen(layer->name));
+        if (other && (!other->has_hessian || other->channels != layer->channels)) other = NULL;
+    }
+    if (!other) return;
+    layer->has_hessian = true;
+    layer->hessian_rows = other->hessian_rows;
+    layer->owner = other->owner;
+}
+
+AQ_LIB aq_status aq_calibration_finish(aq_calibration *calibration, aq_error *err) {
+    aq_arena *arena = &calibration->state->arena;
+    aq_calibration_layer *layers = (aq_calibration_layer *)(uintptr_t)calibration->layers;
+    aq_status status = AQ_OK;
+    for (size_t i = 0; i < calibration->layer_count; i++) {
+        if (!layers[i].has_hessian) aq_share_moments(calibration, &layers[i]);
+    }
+    for (size_t i = 0; status == AQ_OK && i < calibration->layer_count; i++) {
+        status = aq_pool_channels(arena, &layers[i], err);
+        if (status == AQ_OK && !layers[i].pooled_sqmean && layers[i].has_hessian)
+            status = aq_pool_moments(calibration, &layers[i], err);
+    }
+    return status;
+}
+
+/* ---- what callers ask */
+
+ARROWQUANT_API const aq_calibration_layer *aq_calibration_find(const aq_calibration *calibration,
+                                                               const char *name) {
+    if (!calibration || !name) return NULL;
+    for (const char *rest = name; rest;) {
+        size_t size = strlen(rest);
+        const aq_calibration_layer *found = aq_calibration_joined(calibration, rest, size, "");
+        if (size > 7 && strcmp(rest + size - 7, ".weight") == 0) size -= 7;
+        if (!found) found = aq_calibration_joined(calibration, rest, size, "");
+        if (!found) found = aq_calibration_sibling(calibration, rest, size);
+        if (found) return found;
+        const char *slash = strchr(rest, '/');
+        rest = slash ? slash + 1 : NULL;
+    }
+    return NULL;
+}
+
+AQ_LIB aq_status aq_moments_check(float *moments, uint64_t channels, const char *source,
+                                  const char *name, aq_error *err) {
+    size_t c = (size_t)channels;
+    double most = 0.0;
+    for (size_t i = 0; i < c; i++) {
+        if ((double)moments[i * c + i] > most) most = (double)moments[i * c + i];
+    }
+    for (size_t i = 0; i < c; i++) {
+        for (size_t j = i; j < c; j++) {
+            float a = moments[i * c + j], b = moments[j * c + i];
+            /* |xᵢ·xⱼ| is at most the geometric mean of the squares; F16 may have rounded them off */
+            double bound = sqrt((double)moments[i * c + i] * (double)moments[j * c + j]);
+            double slack = 1e-3 * most + 0.01 * bound;
+            bool fits = a - a == 0.0f && b - b == 0.0f && (i != j || a >= 0.0f) &&
+                        fabs((double)a) <= bound + slack && fabs((double)a - (double)b) <= slack;
+            if (!fits)
+                return aq_fail_tensor(err, AQ_ERR_CORRUPT, name, i * c + j,
+                                      "%s: layer %s: element (%zu, %zu) of its second moments is no "
+                                      "finite number that fits its neighbours in a symmetric "
+                                      "matrix XᵀX/n; record them again", source, name, i, j);
+            moments[i * c + j] = moments[j * c + i] = a == b ? a : (a + b) * 0.5f;
+        }
+    }
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_calibration_hessian(aq_context *context,
+                                                const aq_calibration *calibration,
+                                                const aq_calibration_layer *layer, float *out,
+                                                aq_error *err) {
+    if (!calibration || !layer || !out)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_calibration_hessian: calibration, layer and out "
+                       "must not be NULL");
+    if (!layer->has_hessian)
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, layer->name, 0, "aq_calibration_hessian: "
+                              "nothing tells the second moments of layer %s", layer->name);
+    const struct aq_calibration_state *state = calibration->state;
+    if (state->read) return state->read(context, calibration, layer, out, err);
+    size_t c = (size_t)layer->channels;
+    memcpy(out, state->moments[layer->owner], c * c * sizeof(float));
+    return aq_moments_check(out, layer->channels, "calibration", layer->name, err);
+}
+
+/* ---- end src/calib/calibration.c ---- */
+
 /* ---- begin src/format/sort.h ---- */
 
 /* Sorting pointers: in place, n log n at worst, no allocation. */
@@ -14456,6 +15438,815 @@ AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original) {
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/format/native_write.c ---- */
+
+/* ---- begin src/format/calibration.h ---- */
+
+/* Calibration files: statistics as safetensors, activations as JSON lines. docs/CALIBRATION.md is
+ * the specification. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Second moments of a layer in one file; several are weighed by their rows. */
+typedef struct aq_moment_part {
+    const aq_file *file;
+    const aq_st_tensor *tensor;
+    uint64_t rows; /* 0: unknown */
+    struct aq_moment_part *next;
+} aq_moment_part;
+
+typedef struct aq_moment_list {
+    const char *name;
+    uint64_t channels;
+    aq_moment_part *first;
+    struct aq_moment_list *next;
+} aq_moment_list;
+
+/* Files that are being merged. */
+typedef struct aq_calibration_reader {
+    aq_context *context;
+    aq_arena *arena;       /* lives as long as the calibration */
+    aq_gathering *gathering;
+    aq_moment_list *moments;
+    uint32_t samples;
+} aq_calibration_reader;
+
+/* format/calibration_read.c: adds a safetensors file, which stays open as `file` */
+AQ_LIB aq_status aq_calibration_read(aq_calibration_reader *reader, const char *path,
+                                     aq_file *file, aq_error *err);
+/* A float tensor as F32, or an integer one as I64, in the arena. */
+AQ_LIB aq_status aq_st_read_floats(const aq_context *context, const aq_file *file,
+                                   const aq_st_tensor *tensor, float *out, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/calibration.h ---- */
+
+/* ---- begin src/format/calibration_read.c ---- */
+
+/* Reads a calibration file: finds which tensors speak of which layer, checks them, and adds each
+ * layer to what has been gathered. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+typedef enum aq_calib_field {
+    AQ_CALIB_MIN, AQ_CALIB_MAX, AQ_CALIB_MEAN, AQ_CALIB_STD, AQ_CALIB_ABSMAX, AQ_CALIB_SQMEAN,
+    AQ_CALIB_CHANNEL_MIN, AQ_CALIB_CHANNEL_MAX, AQ_CALIB_PERCENTILES, AQ_CALIB_SKETCH,
+    AQ_CALIB_SKETCH_TOP, AQ_CALIB_ROWS, AQ_CALIB_TIMESTEPS, AQ_CALIB_HESSIAN,
+    AQ_CALIB_HESSIAN_ROWS, AQ_CALIB_FIELDS
+} aq_calib_field;
+
+static const char *const aq_calib_suffixes[AQ_CALIB_FIELDS] = {
+    ".act_min", ".act_max", ".act_mean", ".act_std", ".act_absmax", ".act_sqmean",
+    ".act_channel_min", ".act_channel_max", ".act_percentiles", ".act_sketch", ".act_sketch_top",
+    ".act_rows", ".act_timesteps", ".hessian", ".hessian_rows"
+};
+
+/* One tensor that speaks of a layer. */
+typedef struct aq_calib_entry {
+    const char *name; /* of the layer: its first `size` bytes */
+    size_t size;
+    aq_calib_field field;
+    const aq_st_tensor *tensor;
+} aq_calib_entry;
+
+typedef struct aq_calib_file {
+    aq_calibration_reader *reader;
+    const aq_file *file;
+    aq_st_file header;
+    const aq_st_tensor *timesteps, *points; /* of the whole file, or NULL */
+    const aq_calib_entry **entries;         /* sorted by layer */
+    size_t entry_count;
+    aq_calibration shown; /* of one layer at a time; and the percentile points */
+} aq_calib_file;
+
+static aq_status aq_calib_bad(const aq_calib_file *in, const char *name, const char *what,
+                              aq_error *err) {
+    return aq_fail_tensor(err, AQ_ERR_CORRUPT, name, 0,
+                          "%s: tensor %s: %s; record the statistics again", in->header.path, name,
+                          what);
+}
+
+/* ---- numbers */
+
+AQ_LIB aq_status aq_st_read_floats(const aq_context *context, const aq_file *file,
+                                   const aq_st_tensor *tensor, float *out, aq_error *err) {
+    size_t width = aq_dtype_size(tensor->dtype), count = (size_t)(tensor->bytes / width);
+    unsigned char piece[8192];
+    size_t most = sizeof(piece) / width;
+    if (tensor->dtype == AQ_DTYPE_F32) {
+        aq_status status = aq_file_read(file, tensor->offset, out, count * width, err);
+        aq_little_endian(out, count, width);
+        return status;
+    }
+    for (size_t done = 0; done < count;) {
+        size_t take = count - done < most ? count - done : most;
+        aq_status status = aq_file_read(file, tensor->offset + done * width, piece, take * width,
+                                        err);
+        if (status != AQ_OK) return status;
+        aq_little_endian(piece, take, width);
+        aq_to_f32(context, tensor->dtype, piece, out + done, take);
+        done += take;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_calib_floats(const aq_calib_file *in, aq_arena *arena,
+                                 const aq_st_tensor *tensor, uint64_t count, const float **out,
+                                 aq_error *err) {
+    if (!aq_dtype_is_float(tensor->dtype))
+        return aq_calib_bad(in, tensor->name, "a float type was expected", err);
+    if (tensor->bytes / aq_dtype_size(tensor->dtype) != count)
+        return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0,
+                              "%s: tensor %s: expected %llu elements (timesteps × channels or "
+                              "points), found %llu bytes of %s; record the statistics again",
+                              in->header.path, tensor->name, (unsigned long long)count,
+                              (unsigned long long)tensor->bytes, aq_dtype_name(tensor->dtype));
+    if (count > SIZE_MAX / sizeof(float)) return aq_fail_memory(err, SIZE_MAX);
+    float *values = (float *)aq_arena_alloc(arena, (size_t)count * sizeof(float) + 1);
+    if (!values) return aq_fail_memory(err, (size_t)count * sizeof(float));
+    aq_status status = aq_st_read_floats(in->reader->context, in->file, tensor, values, err);
+    if (status != AQ_OK) return status;
+    for (size_t i = 0; i < (size_t)count; i++) {
+        if (values[i] - values[i] != 0.0f)
+            return aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, i,
+                                  "%s: tensor %s: element %zu is NaN or infinite; record the "
+                                  "statistics again (F16 holds no more than 65504)",
+                                  in->header.path, tensor->name, i);
+    }
+    *out = values;
+    return AQ_OK;
+}
+
+static int64_t aq_calib_integer(aq_dtype dtype, const unsigned char *at, bool *negative_wrap) {
+    uint64_t bits = 0;
+    size_t width = aq_dtype_size(dtype);
+    for (size_t i = 0; i < width; i++) bits |= (uint64_t)at[i] << (8 * i);
+    bool is_signed = dtype == AQ_DTYPE_I32 || dtype == AQ_DTYPE_I64;
+    if (is_signed && width == 4 && bits >> 31) bits |= UINT64_C(0xFFFFFFFF00000000);
+    if (!is_signed && bits >> 63) *negative_wrap = true;
+    int64_t value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static aq_status aq_calib_integers(const aq_calib_file *in, aq_arena *arena,
+                                   const aq_st_tensor *tensor, uint64_t count, int64_t least,
+                                   int64_t most, int64_t **out, aq_error *err) {
+    aq_dtype type = tensor->dtype;
+    size_t width = aq_dtype_size(type);
+    bool wraps = false;
+    if (type != AQ_DTYPE_I64 && type != AQ_DTYPE_I32 && type != AQ_DTYPE_U64 &&
+        type != AQ_DTYPE_U32)
+        return aq_calib_bad(in, tensor->name, "an integer type of 32 or 64 bits was expected", err);
+    if (tensor->bytes / width != count)
+        return aq_calib_bad(in, tensor->name, "its size does not fit the others of its layer", err);
+    size_t n = (size_t)count;
+    int64_t *values = (int64_t *)aq_arena_alloc(arena, n * sizeof(int64_t) + 1);
+    unsigned char *bytes = (unsigned char *)aq_arena_alloc(arena, n * width + 1);
+    if (!values || !bytes) return aq_fail_memory(err, n * sizeof(int64_t));
+    aq_status status = aq_file_read(in->file, tensor->offset, bytes, n * width, err);
+    for (size_t i = 0; status == AQ_OK && i < n; i++) {
+        values[i] = aq_calib_integer(type, bytes + i * width, &wraps);
+        if (wraps || values[i] < least || values[i] > most)
+            status = aq_calib_bad(in, tensor->name, "a number is out of range", err);
+    }
+    *out = values;
+    return status;
+}
+
+/* ---- which tensor is what */
+
+static aq_status aq_calib_classify(aq_calib_file *in, const aq_st_tensor *tensor,
+                                   aq_calib_entry *entry, aq_error *err) {
+    entry->tensor = tensor;
+    entry->name = tensor->name;
+    entry->size = 0;
+    entry->field = AQ_CALIB_FIELDS;
+    if (strcmp(tensor->name, "timesteps") == 0) in->timesteps = tensor;
+    else if (strcmp(tensor->name, "percentiles") == 0) in->points = tensor;
+    else entry->size = strlen(tensor->name);
+    if (!entry->size) return AQ_OK;
+    for (unsigned f = 0; f < AQ_CALIB_FIELDS; f++) {
+        size_t size = strlen(aq_calib_suffixes[f]);
+        if (entry->size <= size || !aq_ends_with(tensor->name, aq_calib_suffixes[f])) continue;
+        entry->size -= size;
+        entry->field = (aq_calib_field)f;
+        return AQ_OK;
+    }
+    const char *last = strrchr(tensor->name, '.');
+    if (last && strncmp(last, ".act_", 5) == 0) { /* of a later version */
+        entry->size = 0;
+        return AQ_OK;
+    }
+    if (tensor->rank == 2 && tensor->shape[0] == tensor->shape[1] &&
+        aq_dtype_is_float(tensor->dtype) && !aq_ends_with(tensor->name, ".weight")) {
+        entry->field = AQ_CALIB_HESSIAN;
+        return AQ_OK;
+    }
+    return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
+                          "%s: tensor %s is no statistic of a layer's input; is it a model? Give "
+                          "a calibration file (see docs/CALIBRATION.md)", in->header.path,
+                          tensor->name);
+}
+
+static int aq_calib_compare(const void *a, const void *b) {
+    const aq_calib_entry *x = (const aq_calib_entry *)a, *y = (const aq_calib_entry *)b;
+    size_t size = x->size < y->size ? x->size : y->size;
+    int order = memcmp(x->name, y->name, size);
+    if (order) return order;
+    if (x->size != y->size) return x->size < y->size ? -1 : 1;
+    return (int)x->field - (int)y->field;
+}
+
+static aq_status aq_calib_sort(aq_calib_file *in, aq_arena *arena, aq_error *err) {
+    size_t count = in->header.tensor_count, used = 0;
+    aq_calib_entry *entries =
+        (aq_calib_entry *)aq_arena_alloc(arena, (count + 1) * sizeof(aq_calib_entry));
+    in->entries = (const aq_calib_entry **)aq_arena_alloc(arena, (count + 1) * sizeof(void *));
+    if (!entries || !in->entries) return aq_fail_memory(err, count * sizeof(aq_calib_entry));
+    for (size_t i = 0; i < count; i++) {
+        aq_status status = aq_calib_classify(in, &in->header.tensors[i], &entries[used], err);
+        if (status != AQ_OK) return status;
+        if (!entries[used].size) continue;
+        in->entries[used] = &entries[used];
+        used++;
+    }
+    if (!used)
+        return aq_fail(err, AQ_ERR_METADATA, "%s: there are no statistics in it; give a "
+                       "calibration file (see docs/CALIBRATION.md)", in->header.path);
+    in->entry_count = used;
+    aq_sort_pointers((const void **)in->entries, used, aq_calib_compare);
+    return AQ_OK;
+}
+
+/* ---- one layer */
+
+typedef struct aq_calib_layer {
+    aq_calib_file *in;
+    aq_arena *arena; /* for this layer alone */
+    const aq_st_tensor *tensor[AQ_CALIB_FIELDS];
+    aq_calibration_layer out;
+} aq_calib_layer;
+
+static aq_status aq_calib_timesteps(aq_calib_layer *layer, aq_error *err) {
+    const aq_st_tensor *tensor = layer->tensor[AQ_CALIB_TIMESTEPS];
+    int64_t *values;
+    if (!tensor) tensor = layer->in->timesteps;
+    if (!tensor)
+        return aq_calib_bad(layer->in, layer->out.name, "nothing tells its timesteps", err);
+    uint64_t count = tensor->bytes / aq_dtype_size(tensor->dtype);
+    if (tensor->rank != 1 || !count)
+        return aq_calib_bad(layer->in, tensor->name, "one dimension of at least one was expected",
+                            err);
+    aq_status status = aq_calib_integers(layer->in, layer->arena, tensor, count, INT64_MIN,
+                                         INT64_MAX, &values, err);
+    for (size_t i = 1; status == AQ_OK && i < count; i++) {
+        if (values[i] <= values[i - 1])
+            status = aq_calib_bad(layer->in, tensor->name, "timesteps should ascend", err);
+    }
+    layer->out.timesteps = values;
+    layer->out.timestep_count = (size_t)count;
+    return status;
+}
+
+/* The number of channels, from whatever tells it. */
+static aq_status aq_calib_channels(aq_calib_layer *layer, aq_error *err) {
+    static const aq_calib_field fields[] = { AQ_CALIB_ABSMAX, AQ_CALIB_SQMEAN, AQ_CALIB_CHANNEL_MIN,
+                                             AQ_CALIB_CHANNEL_MAX, AQ_CALIB_HESSIAN };
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        const aq_st_tensor *tensor = layer->tensor[fields[i]];
+        if (!tensor) continue;
+        bool square = fields[i] == AQ_CALIB_HESSIAN;
+        if (tensor->rank != 2 || !tensor->shape[1] ||
+            tensor->shape[0] != (square ? tensor->shape[1] : layer->out.timestep_count) ||
+            (layer->out.channels && layer->out.channels != tensor->shape[1]))
+            return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0,
+                                  "%s: tensor %s: expected the shape [%s, channels] with the "
+                                  "channels of its layer's other figures; record the statistics "
+                                  "again", layer->in->header.path, tensor->name,
+                                  square ? "channels" : "timesteps");
+        layer->out.channels = tensor->shape[1];
+    }
+    if (layer->out.channels) return AQ_OK;
+    return aq_calib_bad(layer->in, layer->out.name,
+                        "no figure by channel tells the width of its input", err);
+}
+
+static aq_status aq_calib_figure(aq_calib_layer *layer, aq_calib_field field, uint64_t width,
+                                 const float **out, aq_error *err) {
+    const aq_st_tensor *tensor = layer->tensor[field];
+    uint64_t count = 0;
+    if (!tensor) return AQ_OK;
+    if (!aq_mul_u64(layer->out.timestep_count, width, &count)) return aq_fail_memory(err, SIZE_MAX);
+    return aq_calib_floats(layer->in, layer->arena, tensor, count, out, err);
+}
+
+static aq_status aq_calib_sketch(aq_calib_layer *layer, aq_error *err) {
+    const aq_st_tensor *cells = layer->tensor[AQ_CALIB_SKETCH];
+    const aq_st_tensor *tops = layer->tensor[AQ_CALIB_SKETCH_TOP];
+    size_t t = layer->out.timestep_count;
+    int64_t *counts, *top;
+    if (!cells || !tops) return AQ_OK;
+    int32_t *narrow = (int32_t *)aq_arena_alloc(layer->arena, t * sizeof(int32_t));
+    if (!narrow) return aq_fail_memory(err, t * sizeof(int32_t));
+    aq_status status = aq_calib_integers(layer->in, layer->arena, cells,
+                                         (uint64_t)t * AQ_SKETCH_CELLS, 0,
+                                         INT64_C(1) << 53, &counts, err);
+    if (status == AQ_OK) /* up to the bucket of the largest float */
+        status = aq_calib_integers(layer->in, layer->arena, tops, t, AQ_SKETCH_SIDE,
+                                   (0x7F800000 >> AQ_SKETCH_SHIFT) - 1, &top, err);
+    if (status != AQ_OK) return status;
+    for (size_t i = 0; i < t; i++) {
+        uint64_t total = 0;
+        narrow[i] = (int32_t)top[i];
+        for (size_t k = 0; k < AQ_SKETCH_CELLS; k++)
+            total += (uint64_t)counts[i * AQ_SKETCH_CELLS + k];
+        if (!total) return aq_calib_bad(layer->in, cells->name, "a sketch is empty", err);
+    }
+    layer->out.sketch = (const uint64_t *)(const void *)counts;
+    layer->out.sketch_top = narrow;
+    return AQ_OK;
+}
+
+/* What no data can give. */
+static aq_status aq_calib_possible(const aq_calib_layer *layer, aq_error *err) {
+    const aq_calibration_layer *out = &layer->out;
+    size_t t = out->timestep_count, all = t * (size_t)out->channels;
+    for (size_t i = 0; i < t; i++) {
+        if (out->min[i] > out->max[i])
+            return aq_calib_bad(layer->in, layer->tensor[AQ_CALIB_MIN]->name,
+                                "a minimum is above the maximum", err);
+        if (out->std[i] < 0.0f)
+            return aq_calib_bad(layer->in, layer->tensor[AQ_CALIB_STD]->name,
+                                "a standard deviation is negative", err);
+    }
+    for (size_t i = 0; i < all; i++) {
+        if (out->absmax && out->absmax[i] < 0.0f)
+            return aq_calib_bad(layer->in, layer->tensor[AQ_CALIB_ABSMAX]->name,
+                                "a largest magnitude is negative", err);
+        if (out->sqmean && out->sqmean[i] < 0.0f)
+            return aq_calib_bad(layer->in, layer->tensor[AQ_CALIB_SQMEAN]->name,
+                                "a mean square is negative", err);
+        if (out->channel_min && out->channel_max && out->channel_min[i] > out->channel_max[i])
+            return aq_calib_bad(layer->in, layer->tensor[AQ_CALIB_CHANNEL_MIN]->name,
+                                "a minimum is above the maximum", err);
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_calib_figures(aq_calib_layer *layer, aq_error *err) {
+    aq_calibration_layer *out = &layer->out;
+    uint64_t channels = out->channels;
+    int64_t *rows = NULL;
+    for (unsigned f = AQ_CALIB_MIN; f <= AQ_CALIB_STD; f++) {
+        if (!layer->tensor[f])
+            return aq_fail_tensor(err, AQ_ERR_METADATA, out->name, 0,
+                                  "%s: layer %s: %s%s is missing; record the statistics again",
+                                  layer->in->header.path, out->name, out->name,
+                                  aq_calib_suffixes[f]);
+    }
+    aq_status status = aq_calib_figure(layer, AQ_CALIB_MIN, 1, &out->min, err);
+    if (status == AQ_OK) status = aq_calib_figure(layer, AQ_CALIB_MAX, 1, &out->max, err);
+    if (status == AQ_OK) status = aq_calib_figure(layer, AQ_CALIB_MEAN, 1, &out->mean, err);
+    if (status == AQ_OK) status = aq_calib_figure(layer, AQ_CALIB_STD, 1, &out->std, err);
+    if (status == AQ_OK)
+        status = aq_calib_figure(layer, AQ_CALIB_ABSMAX, channels, &out->absmax, err);
+    if (status == AQ_OK)
+        status = aq_calib_figure(layer, AQ_CALIB_SQMEAN, channels, &out->sqmean, err);
+    if (status == AQ_OK)
+        status = aq_calib_figure(layer, AQ_CALIB_CHANNEL_MIN, channels, &out->channel_min, err);
+    if (status == AQ_OK)
+        status = aq_calib_figure(layer, AQ_CALIB_CHANNEL_MAX, channels, &out->channel_max, err);
+    if (status == AQ_OK && layer->in->shown.percentile_count)
+        status = aq_calib_figure(layer, AQ_CALIB_PERCENTILES, layer->in->shown.percentile_count,
+                                 &out->percentiles, err);
+    if (status == AQ_OK) status = aq_calib_sketch(layer, err);
+    if (status == AQ_OK && layer->tensor[AQ_CALIB_ROWS])
+        status = aq_calib_integers(layer->in, layer->arena, layer->tensor[AQ_CALIB_ROWS],
+                                   out->timestep_count, 1, INT64_C(1) << 53, &rows, err);
+    out->rows = (const uint64_t *)(const void *)rows;
+    return status == AQ_OK ? aq_calib_possible(layer, err) : status;
+}
+
+/* Notes where the second moments are; they are read when somebody asks for them. */
+static aq_status aq_calib_moments(aq_calib_layer *layer, aq_error *err) {
+    aq_calibration_reader *reader = layer->in->reader;
+    const aq_st_tensor *tensor = layer->tensor[AQ_CALIB_HESSIAN];
+    int64_t *rows = NULL;
+    aq_moment_list *list = reader->moments;
+    if (!aq_dtype_is_float(tensor->dtype))
+        return aq_calib_bad(layer->in, tensor->name, "a float type was expected", err);
+    if (layer->tensor[AQ_CALIB_HESSIAN_ROWS]) {
+        aq_status status = aq_calib_integers(layer->in, layer->arena,
+                                             layer->tensor[AQ_CALIB_HESSIAN_ROWS], 1, 1,
+                                             INT64_C(1) << 53, &rows, err);
+        if (status != AQ_OK) return status;
+    }
+    while (list && strcmp(list->name, layer->out.name) != 0) list = list->next;
+    if (!list) {
+        list = (aq_moment_list *)aq_arena_alloc(reader->arena, sizeof(*list));
+        if (!list) return aq_fail_memory(err, sizeof(*list));
+        list->name = aq_arena_string(reader->arena, layer->out.name);
+        if (!list->name) return aq_fail_memory(err, strlen(layer->out.name));
+        list->channels = layer->out.channels;
+        list->next = reader->moments;
+        reader->moments = list;
+    }
+    aq_moment_part *part = (aq_moment_part *)aq_arena_alloc(reader->arena, sizeof(*part));
+    if (!part) return aq_fail_memory(err, sizeof(*part));
+    part->file = layer->in->file;
+    part->tensor = tensor;
+    part->rows = rows ? (uint64_t)rows[0] : 0;
+    part->next = list->first;
+    if (list->first && (!part->rows || !list->first->rows))
+        return aq_fail_tensor(err, AQ_ERR_METADATA, layer->out.name, 0,
+                              "%s: layer %s: two files have its second moments, and not both say "
+                              "of how many rows (hessian_rows); they cannot be weighed",
+                              layer->in->header.path, layer->out.name);
+    list->first = part;
+    return AQ_OK;
+}
+
+/* entries[first … end − 1] speak of one layer. */
+static aq_status aq_calib_layer_read(aq_calib_file *in, aq_arena *arena, size_t first, size_t end,
+                                     aq_error *err) {
+    aq_calib_layer layer;
+    bool figures = false;
+    aq_gathered *made;
+    memset(&layer, 0, sizeof(layer));
+    layer.in = in;
+    layer.arena = arena;
+    layer.out.name = aq_arena_copy(arena, in->entries[first]->name, in->entries[first]->size);
+    if (!layer.out.name) return aq_fail_memory(err, in->entries[first]->size);
+    for (size_t i = first; i < end; i++) {
+        aq_calib_field field = in->entries[i]->field;
+        if (layer.tensor[field])
+            return aq_calib_bad(in, in->entries[i]->tensor->name,
+                                "its layer's second moments are there twice", err);
+        layer.tensor[field] = in->entries[i]->tensor;
+        figures = figures || field < AQ_CALIB_ROWS;
+    }
+    aq_status status = figures ? aq_calib_timesteps(&layer, err) : AQ_OK;
+    if (status == AQ_OK) status = aq_calib_channels(&layer, err);
+    if (status == AQ_OK && figures) status = aq_calib_figures(&layer, err);
+    if (status != AQ_OK) return status;
+    if (figures)
+        status = aq_gathering_add(in->reader->gathering, &in->shown, &layer.out, in->header.path,
+                                  err);
+    else
+        status = aq_gathering_layer(in->reader->gathering, layer.out.name, layer.out.channels,
+                                    &made, err);
+    if (status != AQ_OK || !layer.tensor[AQ_CALIB_HESSIAN]) return status;
+    return aq_calib_moments(&layer, err);
+}
+
+static aq_status aq_calib_points(aq_calib_file *in, aq_arena *arena, aq_error *err) {
+    aq_gathering *gathering = in->reader->gathering;
+    if (!in->points) return AQ_OK;
+    uint64_t count = in->points->bytes / aq_dtype_size(in->points->dtype);
+    aq_status status = aq_calib_floats(in, arena, in->points, count, &in->shown.percentile_points,
+                                       err);
+    in->shown.percentile_count = (size_t)count;
+    if (status != AQ_OK || gathering->point_count) return status;
+    if (aq_gathering_points(gathering, in->shown.percentile_points, (size_t)count, NULL) == AQ_OK)
+        return AQ_OK;
+    return aq_calib_bad(in, in->points->name, "percentiles should ascend from 0 to 100", err);
+}
+
+AQ_LIB aq_status aq_calibration_read(aq_calibration_reader *reader, const char *path,
+                                     aq_file *file, aq_error *err) {
+    aq_calib_file in;
+    aq_arena sorted;
+    uint64_t size;
+    memset(&in, 0, sizeof(in));
+    in.reader = reader;
+    in.file = file;
+    aq_arena_init(&sorted, reader->context);
+    aq_status status = aq_st_read_header(reader->arena, path, &in.header, err);
+    if (status == AQ_OK) status = aq_file_open(file, in.header.path, &size, err);
+    if (status == AQ_OK) status = aq_calib_sort(&in, &sorted, err);
+    if (status == AQ_OK) status = aq_calib_points(&in, &sorted, err);
+    for (size_t i = 0, end; status == AQ_OK && i < in.entry_count; i = end) {
+        aq_arena arena;
+        const aq_calib_entry *first = in.entries[i];
+        for (end = i + 1; end < in.entry_count; end++) {
+            const aq_calib_entry *next = in.entries[end];
+            if (next->size != first->size || memcmp(next->name, first->name, first->size) != 0)
+                break;
+        }
+        aq_arena_init(&arena, reader->context);
+        status = aq_calib_layer_read(&in, &arena, i, end, err);
+        aq_arena_free(&arena);
+    }
+    aq_arena_free(&sorted);
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/calibration_read.c ---- */
+
+/* ---- begin src/format/calibration_open.c ---- */
+
+/* Opens calibration files, merges them, and reads second moments when they are asked for. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* What an opened calibration keeps. */
+typedef struct aq_calibration_source {
+    aq_file *files;
+    size_t file_count;
+    const aq_moment_list **lists; /* by owner */
+} aq_calibration_source;
+
+static void aq_source_close(struct aq_calibration_state *state) {
+    aq_calibration_source *source = (aq_calibration_source *)state->source;
+    for (size_t i = 0; i < source->file_count; i++) (void)aq_file_close(&source->files[i], NULL);
+}
+
+/* Adds `share` of one file's second moments to what is in `out`. */
+static aq_status aq_moments_add(aq_context *context, const aq_moment_part *part, size_t count,
+                                double share, float *out, aq_error *err) {
+    float *more = (float *)aq_alloc(context, count * sizeof(float));
+    if (!more) return aq_fail_memory(err, count * sizeof(float));
+    aq_status status = aq_st_read_floats(context, part->file, part->tensor, more, err);
+    for (size_t i = 0; status == AQ_OK && i < count; i++)
+        out[i] = (float)((double)out[i] + share * ((double)more[i] - (double)out[i]));
+    aq_free(context, more, count * sizeof(float));
+    return status;
+}
+
+static aq_status aq_source_read(aq_context *context, const aq_calibration *calibration,
+                                const aq_calibration_layer *layer, float *out, aq_error *err) {
+    const aq_calibration_source *source =
+        (const aq_calibration_source *)calibration->state->source;
+    const aq_moment_list *list = source->lists[layer->owner];
+    size_t count = (size_t)layer->channels * (size_t)layer->channels;
+    uint64_t rows = list->first->rows;
+    aq_status status = aq_st_read_floats(context, list->first->file, list->first->tensor, out, err);
+    for (const aq_moment_part *part = list->first->next; status == AQ_OK && part;
+         part = part->next) {
+        rows += part->rows;
+        status = aq_moments_add(context, part, count, (double)part->rows / (double)rows, out, err);
+    }
+    if (status != AQ_OK) return status;
+    return aq_moments_check(out, layer->channels, list->first->file->path, layer->name, err);
+}
+
+/* Gives each layer its list; all lists have a layer. */
+static aq_status aq_source_attach(aq_calibration *calibration, aq_calibration_source *source,
+                                  const aq_calibration_reader *reader, aq_error *err) {
+    aq_calibration_layer *layers = (aq_calibration_layer *)(uintptr_t)calibration->layers;
+    size_t bytes = (calibration->layer_count + 1) * sizeof(void *);
+    source->lists = (const aq_moment_list **)aq_arena_alloc(reader->arena, bytes);
+    if (!source->lists) return aq_fail_memory(err, bytes);
+    for (const aq_moment_list *list = reader->moments; list; list = list->next) {
+        for (size_t i = 0; i < calibration->layer_count; i++) {
+            if (strcmp(layers[i].name, list->name) != 0) continue;
+            source->lists[i] = list;
+            layers[i].has_hessian = true;
+            layers[i].owner = i;
+            for (const aq_moment_part *part = list->first; part; part = part->next)
+                layers[i].hessian_rows += part->rows;
+        }
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_calibration_open_all(aq_calibration *calibration, aq_calibration_reader *reader,
+                                         const char *const *paths, size_t count, aq_error *err) {
+    struct aq_calibration_state *state = calibration->state;
+    aq_calibration_source *source =
+        (aq_calibration_source *)aq_arena_alloc(reader->arena, sizeof(*source));
+    aq_file *files = (aq_file *)aq_arena_alloc(reader->arena, count * sizeof(aq_file));
+    if (!source || !files) return aq_fail_memory(err, count * sizeof(aq_file));
+    for (size_t i = 0; i < count; i++) files[i].handle = -1;
+    source->files = files;
+    source->file_count = count;
+    state->source = source;
+    state->close = aq_source_close;
+    state->read = aq_source_read;
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && i < count; i++) {
+        const char *path = paths[i] ? aq_arena_string(reader->arena, paths[i]) : NULL;
+        if (!paths[i])
+            return aq_fail(err, AQ_ERR_ARGUMENT, "aq_calibration_open: path %zu is NULL", i);
+        if (!path) return aq_fail_memory(err, strlen(paths[i]) + 1);
+        status = aq_calibration_read(reader, path, &files[i], err);
+    }
+    if (status == AQ_OK)
+        status = aq_calibration_fill(calibration, reader->gathering, false, err);
+    if (status == AQ_OK) status = aq_source_attach(calibration, source, reader, err);
+    return status == AQ_OK ? aq_calibration_finish(calibration, err) : status;
+}
+
+ARROWQUANT_API aq_status aq_calibration_open(aq_context *context, const char *const *paths,
+                                             size_t count, uint32_t samples, aq_calibration **out,
+                                             aq_error *err) {
+    if (!paths || !count || !out)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_calibration_open: paths and out must not be NULL, "
+                       "and there must be a path");
+    aq_calibration_reader reader;
+    aq_gathering gathering;
+    aq_status status = aq_calibration_new(context, out, err);
+    if (status != AQ_OK) return status;
+    memset(&reader, 0, sizeof(reader));
+    memset(&gathering, 0, sizeof(gathering));
+    gathering.context = context;
+    reader.context = context;
+    reader.arena = &(*out)->state->arena;
+    reader.gathering = &gathering;
+    reader.samples = samples;
+    status = aq_calibration_open_all(*out, &reader, paths, count, err);
+    aq_gathering_free(&gathering);
+    if (status == AQ_OK) return AQ_OK;
+    aq_calibration_close(*out);
+    *out = NULL;
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/calibration_open.c ---- */
+
+/* ---- begin src/format/calibration_write.c ---- */
+
+/* Writes a calibration as one safetensors file, tensors of 8-byte elements first. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* One tensor to be written: from memory, or second moments that are read first. */
+typedef struct aq_calib_part {
+    aq_st_output output;
+    const void *data;
+    const aq_calibration_layer *moments;
+} aq_calib_part;
+
+typedef struct aq_calib_writer {
+    aq_context *context;
+    const aq_calibration *calibration;
+    aq_arena arena;
+    aq_calib_part *parts;
+    size_t count, capacity;
+    uint64_t end;
+    bool failed;
+} aq_calib_writer;
+
+static void aq_calib_put(aq_calib_writer *writer, const char *layer, const char *suffix,
+                         aq_dtype dtype, const void *data, uint64_t first, uint64_t second) {
+    size_t size = strlen(layer) + strlen(suffix) + 1;
+    if (!data || writer->failed) return;
+    if (writer->count == writer->capacity) {
+        size_t capacity = writer->capacity ? writer->capacity * 2 : 64;
+        aq_calib_part *grown = (aq_calib_part *)aq_resize(
+            writer->context, writer->parts, writer->capacity * sizeof(*grown),
+            capacity * sizeof(*grown));
+        writer->failed = !grown;
+        if (!grown) return;
+        writer->parts = grown;
+        writer->capacity = capacity;
+    }
+    char *name = (char *)aq_arena_alloc(&writer->arena, size);
+    uint64_t *shape = (uint64_t *)aq_arena_alloc(&writer->arena, 2 * sizeof(uint64_t));
+    writer->failed = !name || !shape;
+    if (writer->failed) return;
+    aq_format(name, size, "%s%s", layer, suffix);
+    shape[0] = first;
+    shape[1] = second;
+    aq_calib_part *part = &writer->parts[writer->count++];
+    memset(part, 0, sizeof(*part));
+    part->output.name = name;
+    part->output.dtype = dtype;
+    part->output.rank = second ? 2 : 1;
+    part->output.shape = shape;
+    part->output.begin = writer->end;
+    writer->end += first * (second ? second : 1) * aq_dtype_size(dtype);
+    part->output.end = writer->end;
+    part->data = data;
+}
+
+static void aq_calib_put_integers(aq_calib_writer *writer, const aq_calibration_layer *layer) {
+    size_t t = layer->timestep_count;
+    if (t) {
+        aq_calib_put(writer, layer->name, ".act_timesteps", AQ_DTYPE_I64, layer->timesteps, t, 0);
+        aq_calib_put(writer, layer->name, ".act_rows", AQ_DTYPE_U64, layer->rows, t, 0);
+        aq_calib_put(writer, layer->name, ".act_sketch", AQ_DTYPE_U64, layer->sketch, t,
+                     AQ_SKETCH_CELLS);
+    }
+    if (layer->has_hessian && layer->hessian_rows)
+        aq_calib_put(writer, layer->name, ".hessian_rows", AQ_DTYPE_U64, &layer->hessian_rows, 1,
+                     0);
+}
+
+static void aq_calib_put_floats(aq_calib_writer *writer, const aq_calibration_layer *layer) {
+    size_t t = layer->timestep_count, points = writer->calibration->percentile_count;
+    uint64_t c = layer->channels;
+    if (t) {
+        aq_calib_put(writer, layer->name, ".act_min", AQ_DTYPE_F32, layer->min, t, 0);
+        aq_calib_put(writer, layer->name, ".act_max", AQ_DTYPE_F32, layer->max, t, 0);
+        aq_calib_put(writer, layer->name, ".act_mean", AQ_DTYPE_F32, layer->mean, t, 0);
+        aq_calib_put(writer, layer->name, ".act_std", AQ_DTYPE_F32, layer->std, t, 0);
+        aq_calib_put(writer, layer->name, ".act_absmax", AQ_DTYPE_F32, layer->absmax, t, c);
+        aq_calib_put(writer, layer->name, ".act_sqmean", AQ_DTYPE_F32, layer->sqmean, t, c);
+        aq_calib_put(writer, layer->name, ".act_channel_min", AQ_DTYPE_F32, layer->channel_min, t,
+                     c);
+        aq_calib_put(writer, layer->name, ".act_channel_max", AQ_DTYPE_F32, layer->channel_max, t,
+                     c);
+        if (points)
+            aq_calib_put(writer, layer->name, ".act_percentiles", AQ_DTYPE_F32, layer->percentiles,
+                         t, points);
+        aq_calib_put(writer, layer->name, ".act_sketch_top", AQ_DTYPE_I32, layer->sketch_top, t, 0);
+    }
+    if (!layer->has_hessian) return;
+    aq_calib_put(writer, layer->name, ".hessian", AQ_DTYPE_F32, layer, c, c);
+    if (!writer->failed) writer->parts[writer->count - 1].moments = layer;
+}
+
+static aq_status aq_calib_write_part(aq_calib_writer *writer, const aq_file *file, uint64_t start,
+                                     const aq_calib_part *part, aq_error *err) {
+    size_t bytes = (size_t)(part->output.end - part->output.begin);
+    size_t width = aq_dtype_size(part->output.dtype);
+    char *copy = (char *)aq_alloc(writer->context, bytes);
+    aq_status status = AQ_OK;
+    if (!copy) return aq_fail_memory(err, bytes);
+    if (part->moments)
+        status = aq_calibration_hessian(writer->context, writer->calibration, part->moments,
+                                        (float *)(void *)copy, err);
+    else if (bytes)
+        memcpy(copy, part->data, bytes);
+    aq_little_endian(copy, bytes / width, width);
+    if (status == AQ_OK)
+        status = aq_file_write(file, start + part->output.begin, copy, bytes, err);
+    aq_free(writer->context, copy, bytes);
+    return status;
+}
+
+static aq_status aq_calib_write_file(aq_calib_writer *writer, const char *path, aq_error *err) {
+    static const char metadata[] = "{\"arrowquant_calibration\":\"1\"}";
+    aq_file file = AQ_FILE_CLOSED;
+    uint64_t capacity;
+    aq_st_output *outputs = (aq_st_output *)aq_arena_alloc(
+        &writer->arena, (writer->count + 1) * sizeof(aq_st_output));
+    if (!outputs) return aq_fail_memory(err, writer->count * sizeof(aq_st_output));
+    for (size_t i = 0; i < writer->count; i++) outputs[i] = writer->parts[i].output;
+    aq_status status = aq_st_header_size(writer->context, outputs, writer->count, metadata,
+                                         &capacity, err);
+    if (status == AQ_OK) status = aq_file_create(&file, path, err);
+    if (status != AQ_OK) return status;
+    status = aq_st_write_header(writer->context, &file, capacity, outputs, writer->count, metadata,
+                                err);
+    for (size_t i = 0; status == AQ_OK && i < writer->count; i++)
+        status = aq_calib_write_part(writer, &file, 8 + capacity, &writer->parts[i], err);
+    if (status == AQ_OK) status = aq_file_sync(&file, err);
+    aq_status closed = aq_file_close(&file, status == AQ_OK ? err : NULL);
+    return status == AQ_OK ? closed : status;
+}
+
+static aq_status aq_calib_write_replace(aq_calib_writer *writer, const char *path, aq_error *err) {
+    size_t size = strlen(path) + 40;
+    char *temporary = (char *)aq_arena_alloc(&writer->arena, size);
+    if (!temporary) return aq_fail_memory(err, size);
+    aq_format(temporary, size, "%s.%llu.tmp", path, (unsigned long long)aq_process_id());
+    aq_status status = aq_calib_write_file(writer, temporary, err);
+    if (status == AQ_OK) status = aq_rename(temporary, path, AQ_RENAME_REPLACE, err);
+    if (status != AQ_OK) (void)aq_remove_tree(writer->context, temporary, NULL);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_calibration_save(aq_context *context,
+                                             const aq_calibration *calibration, const char *path,
+                                             aq_error *err) {
+    if (!calibration || !path)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_calibration_save: calibration and path must not "
+                       "be NULL");
+    aq_calib_writer writer;
+    memset(&writer, 0, sizeof(writer));
+    writer.context = context;
+    writer.calibration = calibration;
+    aq_arena_init(&writer.arena, context);
+    for (size_t i = 0; i < calibration->layer_count; i++)
+        aq_calib_put_integers(&writer, &calibration->layers[i]);
+    if (calibration->percentile_count)
+        aq_calib_put(&writer, "percentiles", "", AQ_DTYPE_F32, calibration->percentile_points,
+                     calibration->percentile_count, 0);
+    for (size_t i = 0; i < calibration->layer_count; i++)
+        aq_calib_put_floats(&writer, &calibration->layers[i]);
+    aq_status status = writer.failed ? aq_fail_memory(err, writer.count * sizeof(aq_calib_part))
+                                     : aq_calib_write_replace(&writer, path, err);
+    aq_free(context, writer.parts, writer.capacity * sizeof(aq_calib_part));
+    aq_arena_free(&writer.arena);
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/calibration_write.c ---- */
 
 /* ---- begin src/model/folder.h ---- */
 
@@ -20475,6 +22266,13 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  undef AQ_BLOCK_WEIGHTS
 #  undef AQ_TILE_WEIGHTS
 #  undef AQ_TILE_GROUPS
+#  undef AQ_SKETCH_SIDE
+#  undef AQ_SKETCH_SHIFT
+#  undef AQ_HAS_ABSMAX
+#  undef AQ_HAS_LIMITS
+#  undef AQ_HAS_SQUARES
+#  undef AQ_HAS_SKETCH
+#  undef AQ_HAS_PERCENTILES
 #  undef AQ_ST_HEADER_LIMIT
 #  undef AQ_ST_INDEX_LIMIT
 #  undef AQ_NATIVE_VERSION

@@ -350,6 +350,72 @@ ARROWQUANT_API aq_status aq_config_validate(const aq_config *config, aq_error *e
 ARROWQUANT_API bool aq_config_equal(const aq_config *a, const aq_config *b);
 ARROWQUANT_API void aq_config_free(aq_config *config); /* NULL and never-loaded ones allowed */
 
+/* ============================================================ calibration */
+
+/* What a layer's input was, in a real run of the model: figures by timestep, over all rows (tokens,
+ * patches, samples) that were fed at it. An array that is not known is NULL. All belong to the
+ * calibration. */
+typedef struct aq_calibration_layer {
+    const char *name;   /* of the module: the weight's name without ".weight" */
+    uint64_t channels;  /* of the input: columns of the weight */
+    size_t timestep_count;     /* 0: only the second moments are known */
+    const int64_t *timesteps;  /* [timesteps], ascending */
+    const uint64_t *rows;      /* [timesteps] fed at each; NULL: unknown, taken as equal */
+    const float *min, *max, *mean, *std;        /* [timesteps], over all channels */
+    const float *absmax, *sqmean;               /* [timesteps, channels]; sqmean: mean square */
+    const float *channel_min, *channel_max;     /* [timesteps, channels] */
+    const float *percentiles;  /* [timesteps, percentile_count], in the order of the points */
+    const uint64_t *sketch;    /* [timesteps, AQ_SKETCH_CELLS]; how many values fell where */
+    const int32_t *sketch_top; /* [timesteps]; see docs/CALIBRATION.md */
+    const float *pooled_absmax; /* [channels], over all timesteps */
+    const float *pooled_sqmean; /* [channels], over all timesteps by their rows, or the diagonal of
+                                   the second moments: what weights a column in aq_quantize */
+    bool has_hessian;          /* aq_calibration_hessian gives XᵀX / n */
+    uint64_t hessian_rows;     /* n; 0: unknown */
+    size_t owner;              /* private: where the second moments are */
+} aq_calibration_layer;
+
+#define AQ_SKETCH_CELLS 641u
+
+typedef struct aq_calibration {
+    const aq_calibration_layer *layers; /* sorted by name */
+    size_t layer_count;
+    const float *percentile_points;     /* 0 … 100, ascending */
+    size_t percentile_count;
+    struct aq_calibration_state *state; /* private */
+} aq_calibration;
+
+/* The layer of that name: a module, or a weight ("….weight"), with or without a component in front
+ * ("transformer/…"). NULL: not there. */
+ARROWQUANT_API const aq_calibration_layer *aq_calibration_find(const aq_calibration *calibration,
+                                                               const char *name);
+/* XᵀX / n of the layer's input into out [channels, channels]: symmetric, finite, no negative
+ * diagonal. Read from the file at each call, so that only the caller's copy takes memory; may be
+ * called from several threads. AQ_ERR_ARGUMENT without has_hessian, AQ_ERR_CORRUPT naming the
+ * tensor when the stored numbers are none of that. */
+ARROWQUANT_API aq_status aq_calibration_hessian(aq_context *context,
+                                                const aq_calibration *calibration,
+                                                const aq_calibration_layer *layer, float *out,
+                                                aq_error *err);
+ARROWQUANT_API void aq_calibration_close(aq_calibration *calibration); /* NULL allowed */
+#ifndef ARROWQUANT_NO_STDIO
+/* Opens statistics files (safetensors, described in docs/CALIBRATION.md) and merges them. The files
+ * stay open for second moments.
+ * A layer that says nothing of its own second moments has those of a layer whose statistics are the
+ * same bit for bit (its input is the same), or of to_q or q_proj beside it, where it is to_k, to_v,
+ * k_proj or v_proj of a self-attention.
+ * Errors: AQ_ERR_CORRUPT and AQ_ERR_SHAPE naming file and tensor for NaN, infinity, impossible
+ * figures (min > max, a negative mean square) and shapes that disagree, in one file or between two.
+ * `samples` (0: all) is how many records of raw activations of a layer and timestep are taken. */
+ARROWQUANT_API aq_status aq_calibration_open(aq_context *context, const char *const *paths,
+                                             size_t count, uint32_t samples, aq_calibration **out,
+                                             aq_error *err);
+/* Writes it as one file, second moments included; replaces `path` in one step. */
+ARROWQUANT_API aq_status aq_calibration_save(aq_context *context,
+                                             const aq_calibration *calibration, const char *path,
+                                             aq_error *err);
+#endif
+
 #ifndef ARROWQUANT_NO_STDIO
 /* ================================================================= models */
 

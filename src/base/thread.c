@@ -153,6 +153,31 @@ static void aq_thread_join(aq_thread thread) { (void)pthread_join(thread, NULL);
 
 #endif
 
+/* ---- a lock on the heap */
+
+struct aq_guard {
+    aq_mutex mutex;
+};
+
+AQ_LIB struct aq_guard *aq_guard_create(const aq_context *context) {
+    struct aq_guard *guard = (struct aq_guard *)aq_alloc(context, sizeof(*guard));
+    if (guard && !aq_mutex_init(&guard->mutex)) {
+        aq_free(context, guard, sizeof(*guard));
+        guard = NULL;
+    }
+    return guard;
+}
+
+AQ_LIB void aq_guard_enter(struct aq_guard *guard) { aq_mutex_lock(&guard->mutex); }
+
+AQ_LIB void aq_guard_leave(struct aq_guard *guard) { aq_mutex_unlock(&guard->mutex); }
+
+AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard) {
+    if (!guard) return;
+    aq_mutex_destroy(&guard->mutex);
+    aq_free(context, guard, sizeof(*guard));
+}
+
 /* ---- the loop */
 
 typedef struct aq_loop {

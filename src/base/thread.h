@@ -18,6 +18,12 @@ AQ_LIB int aq_atomic_load(const int *value);
 AQ_LIB void aq_atomic_store(int *value, int desired);
 AQ_LIB bool aq_is_cancelled(const aq_context *context); /* NULL: false */
 
+/* A lock on the heap; does nothing with NO_THREADS. NULL: no memory. */
+AQ_LIB struct aq_guard *aq_guard_create(const aq_context *context);
+AQ_LIB void aq_guard_enter(struct aq_guard *guard);
+AQ_LIB void aq_guard_leave(struct aq_guard *guard);
+AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard); /* NULL allowed */
+
 /* One step of a parallel loop. `worker` < threads; worker 0 is the calling thread. */
 typedef aq_status (*aq_task_fn)(void *user, size_t index, uint32_t worker, aq_error *err);
 

@@ -12,6 +12,8 @@
 #include "../../src/simd/simd.h"
 #include "../../src/quant/quant.h"
 #include "../../src/config/fields.h"
+#include "../../src/calib/calib.h"
+#include "../../src/format/calibration.h"
 #include "../../src/format/native.h"
 #include "../../src/format/safetensors.h"
 #include "../../src/model/folder.h"

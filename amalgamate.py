@@ -130,6 +130,7 @@ LIBRARY = [
     "model/policy.c",
     "model/fp8.c",
     "model/plan_fp8.c",
+    "model/plan_calibration.c",
     "model/container_native.c",
     "model/container.c",
     "model/plan_checks.c",

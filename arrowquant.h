@@ -393,6 +393,8 @@ typedef struct aq_config {
         aq_interpolation interpolation;
     } boundary_smoothing; /* YAML: thermodynamic.boundary_smoothing */
 
+    const char *const *calibration;      /* files for aq_calibration_open; none: data-free */
+    size_t calibration_count;
     const char *variant;                 /* "fp16": read model.fp16.safetensors; NULL: none */
     const char *const *components;       /* pipeline folders to quantize; none: the denoiser */
     size_t component_count;
@@ -562,6 +564,7 @@ typedef struct aq_plan_tensor {
     const uint64_t *shape;
     uint64_t rows, cols;
     uint64_t offset, bytes;     /* in the input shard's file */
+    const aq_calibration_layer *statistics; /* of its layer's input, or NULL: data-free */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
     uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
@@ -9720,6 +9723,8 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
     X(num_time_groups, INT, num_time_groups, "num_time_groups", 1, 100, 5, 10, 20,                 \
       "ARROW_QUANT_NUM_TIME_GROUPS", AQ_ERR_TIME_GROUPS,                                           \
       "groups of timesteps with activation scales of their own")                                   \
+    X(calibration, TEXT_LIST, calibration, "calibration", 0, 0, 0, 0, 0, "",                       \
+      AQ_ERR_CONFIGURATION, "files of activation statistics from a real run of the model")         \
     X(calibration_samples, INT, calibration_samples, "calibration_samples", 1, 1000000, 32, 128,   \
       512, "ARROW_QUANT_CALIBRATION_SAMPLES", AQ_ERR_CONFIGURATION,                                \
       "most calibration samples that are used")                                                    \
@@ -9968,6 +9973,7 @@ AQ_LIB const void *aq_field_of_const(const aq_config *config, aq_field_id id) {
 
 AQ_LIB size_t *aq_field_count_of(aq_config *config, aq_field_id id) {
     switch (id) {
+    case AQ_FIELD_calibration: return &config->calibration_count;
     case AQ_FIELD_components: return &config->component_count;
     case AQ_FIELD_sensitive_layers: return &config->sensitive_layer_count;
     case AQ_FIELD_sensitive_patterns: return &config->sensitive_pattern_count;
@@ -9978,6 +9984,7 @@ AQ_LIB size_t *aq_field_count_of(aq_config *config, aq_field_id id) {
 
 AQ_LIB size_t aq_field_count(const aq_config *config, aq_field_id id) {
     switch (id) {
+    case AQ_FIELD_calibration: return config->calibration_count;
     case AQ_FIELD_components: return config->component_count;
     case AQ_FIELD_sensitive_layers: return config->sensitive_layer_count;
     case AQ_FIELD_sensitive_patterns: return config->sensitive_pattern_count;
@@ -10055,7 +10062,7 @@ ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile) {
         if (!aq_field_is_text(aq_field_table[i].kind))
             aq_field_put_number(&config, (aq_field_id)i, aq_field_table[i].defaults[profile]);
     config.variant = NULL; /* where NULL is not all zero bits */
-    config.components = config.sensitive_layers = config.sensitive_patterns = NULL;
+    config.calibration = config.components = config.sensitive_layers = config.sensitive_patterns = NULL;
     config.layer_bits = NULL;
     config.owned = NULL;
     return config;
@@ -10179,6 +10186,10 @@ AQ_LIB aq_status aq_config_copy(aq_arena *arena, const aq_config *from, aq_confi
     if (from->variant) {
         copy.variant = aq_arena_string(arena, from->variant);
         done = copy.variant != NULL;
+    }
+    if (done && from->calibration_count != 0) {
+        copy.calibration = aq_copy_texts(arena, from->calibration, from->calibration_count);
+        done = copy.calibration != NULL;
     }
     if (done && from->component_count != 0) {
         copy.components = aq_copy_texts(arena, from->components, from->component_count);
@@ -16574,6 +16585,7 @@ struct aq_plan_state {
     const aq_container *container;
     void *container_state;               /* what the container's prepare left (arena), or NULL */
     aq_folder folder;
+    aq_calibration *calibration;         /* NULL: data-free */
     aq_component **shard_component;      /* of each shard of the plan */
     const aq_st_file **shard_file;
     const aq_st_tensor *const **by_name; /* of each shard: its tensors sorted by name */
@@ -16596,6 +16608,10 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits);
 /* model/plan_checks.c: what this version cannot do, and inputs that are quantized already */
 AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
+/* model/plan_calibration.c: opens the statistics and gives each matrix those of its input */
+AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err);
+/* Tells of quantized layers that have none. */
+AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err);
 /* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
 AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);
@@ -17929,6 +17945,116 @@ AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err) {
 
 /* ---- end src/model/plan_fp8.c ---- */
 
+/* ---- begin src/model/plan_calibration.c ---- */
+
+/* Activation statistics of a plan: opened once, found for each matrix by its name, compared with its
+ * width. What is missing or left over is said, never made up. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_NAMES_SHOWN 3u
+
+/* The first names of a kind, and how many there are. */
+typedef struct aq_name_list {
+    const char *shown[AQ_NAMES_SHOWN];
+    size_t count;
+} aq_name_list;
+
+static void aq_name_add(aq_name_list *list, const char *name) {
+    if (list->count < AQ_NAMES_SHOWN) list->shown[list->count] = name;
+    list->count++;
+}
+
+static aq_status aq_note_names(aq_plan *plan, const aq_name_list *list, const char *what,
+                               aq_error *err) {
+    const char *none = "";
+    if (!list->count) return AQ_OK;
+    return aq_note(&plan->state->arena, &plan->state->notes, err, "calibration: %zu %s: %s%s%s%s%s%s",
+                   list->count, what, list->shown[0], list->count > 1 ? ", " : none,
+                   list->count > 1 ? list->shown[1] : none, list->count > 2 ? ", " : none,
+                   list->count > 2 ? list->shown[2] : none, list->count > 3 ? ", …" : none);
+}
+
+/* A convolution meets patches: statistics of its bare input channels say too little about them. */
+static bool aq_is_bare_convolution(const aq_plan_tensor *tensor, const aq_calibration_layer *layer) {
+    return tensor->rank > 2 && tensor->shape[1] == layer->channels;
+}
+
+static aq_status aq_give_statistics(aq_plan *plan, aq_plan_tensor *tensor, aq_name_list *bare,
+                                    aq_error *err) {
+    const aq_calibration_layer *layer =
+        aq_calibration_find(plan->state->calibration, tensor->name);
+    if (!layer || tensor->rank < 2) return AQ_OK;
+    if (layer->channels == tensor->cols) {
+        tensor->statistics = layer;
+        return AQ_OK;
+    }
+    if (aq_is_bare_convolution(tensor, layer)) {
+        aq_name_add(bare, tensor->name);
+        return AQ_OK;
+    }
+    return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0,
+                          "calibration: layer %s has %llu input channels there, tensor %s has %llu "
+                          "columns; the statistics are of another model", layer->name,
+                          (unsigned long long)layer->channels, tensor->name,
+                          (unsigned long long)tensor->cols);
+}
+
+/* Whether some tensor has this layer's statistics, its own or shared. */
+static bool aq_layer_is_used(const aq_plan *plan, const aq_calibration_layer *layer) {
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        if (plan->tensors[i].statistics == layer) return true;
+    }
+    return false;
+}
+
+AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err) {
+    struct aq_plan_state *state = plan->state;
+    const aq_config *config = &plan->config;
+    aq_name_list bare, unknown;
+    size_t given = 0;
+    memset(&bare, 0, sizeof(bare));
+    memset(&unknown, 0, sizeof(unknown));
+    if (!config->calibration_count) return AQ_OK;
+    aq_status status =
+        aq_calibration_open(state->context, config->calibration, config->calibration_count,
+                            config->calibration_samples, &state->calibration, err);
+    for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
+        status = aq_give_statistics(plan, &plan->tensors[i], &bare, err);
+        given += plan->tensors[i].statistics != NULL;
+    }
+    if (status != AQ_OK) return status;
+    if (!given)
+        return aq_fail(err, AQ_ERR_METADATA, "calibration: none of the %zu layers of %s is in the "
+                       "model; give the statistics of this model", state->calibration->layer_count,
+                       config->calibration[0]);
+    for (size_t i = 0; i < state->calibration->layer_count; i++) {
+        const aq_calibration_layer *layer = &state->calibration->layers[i];
+        if (!aq_layer_is_used(plan, layer)) aq_name_add(&unknown, layer->name);
+    }
+    status = aq_note_names(plan, &unknown, "layers are not in the model", err);
+    if (status == AQ_OK)
+        status = aq_note_names(plan, &bare, "convolutions have statistics of their channels and not "
+                               "of their patches, and run data-free", err);
+    return status;
+}
+
+AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err) {
+    aq_name_list missing;
+    memset(&missing, 0, sizeof(missing));
+    for (size_t i = 0; plan->state->calibration && i < plan->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->bits < 16 && !tensor->statistics) aq_name_add(&missing, tensor->name);
+    }
+    return aq_note_names(plan, &missing, "quantized layers have no statistics and run data-free",
+                         err);
+}
+
+#undef AQ_NAMES_SHOWN
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/plan_calibration.c ---- */
+
 /* ---- begin src/model/container_native.c ---- */
 
 /* The native format: a safetensors file for each shard, a layer's codes and parameters as tensors of
@@ -18365,9 +18491,11 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
     aq_arena *arena = &plan->state->arena;
     aq_notes *notes = &plan->state->notes;
     aq_status status = AQ_OK;
-    if (config->enable_time_aware && aq_config_is_explicit(config, AQ_FIELD_enable_time_aware))
-        return aq_refuse("enable_time_aware", "needs activation statistics of a real run, which "
-                         "this version cannot read yet", err);
+    bool data_free = !config->calibration_count;
+    if (data_free && config->enable_time_aware &&
+        aq_config_is_explicit(config, AQ_FIELD_enable_time_aware))
+        return aq_refuse("enable_time_aware", "needs activation statistics of a real run "
+                         "(calibration)", err);
     if (config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial))
         return aq_refuse("enable_spatial", "needs activation statistics of a real run, which this "
                          "version cannot read yet", err);
@@ -18381,12 +18509,12 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
     if (config->target_model_size_mb)
         return aq_refuse("target_model_size_mb", "this version does not choose bits by size yet; "
                          "use bit_width, group_size and layer_bits", err);
-    if (config->enable_time_aware || config->enable_spatial)
+    if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",
                          config->enable_time_aware ? ", without time groups" : "",
                          config->enable_spatial ? ", without spatial equalization" : "");
-    if (status == AQ_OK && config->bit_width == 2)
+    if (status == AQ_OK && data_free && config->bit_width == 2)
         status = aq_note(arena, notes, err, "2 bits without calibration cost quality: look at the "
                          "SQNR, and at samples of the model, before you use it");
     return status;
@@ -18609,6 +18737,7 @@ static aq_status aq_plan_notes(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < state->folder.skipped_count; i++)
         status = aq_note(&state->arena, &state->notes, err, "left behind: %s (%s)",
                          state->folder.skipped[i].path, state->folder.skipped[i].why);
+    if (status == AQ_OK) status = aq_note_data_free(plan, err);
     size_t quantized = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) quantized += plan->tensors[i].bits < 16;
     if (status == AQ_OK && !quantized)
@@ -18656,6 +18785,7 @@ static aq_status aq_plan_fill(aq_plan *plan, const char *model_path, const aq_co
     plan->modality = state->folder.modality;
     status = aq_plan_check_input(plan, err);
     if (status == AQ_OK) status = aq_plan_shards(plan, err);
+    if (status == AQ_OK) status = aq_plan_calibrate(plan, err);
     if (status == AQ_OK) status = aq_plan_tensors(plan, err);
     if (status == AQ_OK) status = aq_plan_other_bytes(plan, err);
     return status == AQ_OK ? aq_plan_notes(plan, err) : status;
@@ -18687,6 +18817,7 @@ ARROWQUANT_API void aq_plan_destroy(aq_plan *plan) {
     struct aq_plan_state *state = plan->state;
     const aq_context *context = state->context;
     aq_staging_end(&state->staging);
+    aq_calibration_close(state->calibration);
     aq_arena_free(&state->arena);
     aq_free(context, plan, sizeof(aq_plan_storage)); /* the plan is the storage's first member */
 }

@@ -42,6 +42,7 @@ typedef enum flag_id {
     FLAG_CONFIG,
     FLAG_SET,
     FLAG_COMPONENTS,
+    FLAG_CALIBRATION,
     FLAG_LAYER_BITS,
     FLAG_KEEP,
     FLAG_GATE, /* a field, and tells validate to use the gates given */
@@ -95,6 +96,8 @@ static const flag FLAGS[] = {
       "folders of a pipeline to quantize, not the denoiser" },
     { "--variant", "NAME", CONFIGURED, FLAG_FIELD, "variant", NULL,
       "read the files of a variant: fp16" },
+    { "--calibration", "FILE", CONFIGURED, FLAG_CALIBRATION, NULL, NULL,
+      "activation statistics of a real run; repeatable" },
     { "--modality", "NAME", CONFIGURED, FLAG_FIELD, "modality", NULL,
       "text, code, image or audio, when it is not detected" },
     { "--set", "FIELD=VALUE", CONFIGURED, FLAG_SET, NULL, NULL,
@@ -196,7 +199,7 @@ struct tool {
     aq_context *context;
     aq_config config;
     aq_layer_bits *layer_bits; /* storage of the config's lists */
-    const char **layers, **patterns;
+    const char **layers, **patterns, **calibration;
     char **texts;
     size_t text_count;
     meter progress;
@@ -493,6 +496,17 @@ static int apply_set(tool *t, const given *g) {
     return EXIT_OK;
 }
 
+/* --calibration stands in place of a file's list: statistics are of one model and one run. */
+static void apply_calibration(tool *t) {
+    size_t i, count = 0;
+    t->calibration = (const char **)allocate(t->flag_count, sizeof *t->calibration);
+    for (i = 0; i < t->flag_count; i++)
+        if (t->flags[i].which->id == FLAG_CALIBRATION) t->calibration[count++] = t->flags[i].value;
+    if (!count) return;
+    t->config.calibration = t->calibration;
+    t->config.calibration_count = count;
+}
+
 /* --components A,B as a YAML list */
 static int apply_components(tool *t, const given *g) {
     size_t used = 0, i, size = strlen(g->value);
@@ -586,6 +600,7 @@ static int apply_flags(tool *t) {
         if (status != EXIT_OK) return status;
     }
     apply_keep(t);
+    apply_calibration(t);
     return apply_layer_bits(t);
 }
 
@@ -1680,6 +1695,7 @@ static void clean_up(tool *t) {
     free(t->layer_bits);
     free((void *)t->layers);
     free((void *)t->patterns);
+    free((void *)t->calibration);
     free(t->flags);
 }
 

@@ -301,6 +301,8 @@ typedef struct aq_config {
         aq_interpolation interpolation;
     } boundary_smoothing; /* YAML: thermodynamic.boundary_smoothing */
 
+    const char *const *calibration;      /* files for aq_calibration_open; none: data-free */
+    size_t calibration_count;
     const char *variant;                 /* "fp16": read model.fp16.safetensors; NULL: none */
     const char *const *components;       /* pipeline folders to quantize; none: the denoiser */
     size_t component_count;
@@ -470,6 +472,7 @@ typedef struct aq_plan_tensor {
     const uint64_t *shape;
     uint64_t rows, cols;
     uint64_t offset, bytes;     /* in the input shard's file */
+    const aq_calibration_layer *statistics; /* of its layer's input, or NULL: data-free */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
     uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */

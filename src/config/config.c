@@ -86,6 +86,7 @@ AQ_LIB const void *aq_field_of_const(const aq_config *config, aq_field_id id) {
 
 AQ_LIB size_t *aq_field_count_of(aq_config *config, aq_field_id id) {
     switch (id) {
+    case AQ_FIELD_calibration: return &config->calibration_count;
     case AQ_FIELD_components: return &config->component_count;
     case AQ_FIELD_sensitive_layers: return &config->sensitive_layer_count;
     case AQ_FIELD_sensitive_patterns: return &config->sensitive_pattern_count;
@@ -96,6 +97,7 @@ AQ_LIB size_t *aq_field_count_of(aq_config *config, aq_field_id id) {
 
 AQ_LIB size_t aq_field_count(const aq_config *config, aq_field_id id) {
     switch (id) {
+    case AQ_FIELD_calibration: return config->calibration_count;
     case AQ_FIELD_components: return config->component_count;
     case AQ_FIELD_sensitive_layers: return config->sensitive_layer_count;
     case AQ_FIELD_sensitive_patterns: return config->sensitive_pattern_count;
@@ -173,7 +175,7 @@ ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile) {
         if (!aq_field_is_text(aq_field_table[i].kind))
             aq_field_put_number(&config, (aq_field_id)i, aq_field_table[i].defaults[profile]);
     config.variant = NULL; /* where NULL is not all zero bits */
-    config.components = config.sensitive_layers = config.sensitive_patterns = NULL;
+    config.calibration = config.components = config.sensitive_layers = config.sensitive_patterns = NULL;
     config.layer_bits = NULL;
     config.owned = NULL;
     return config;
@@ -297,6 +299,10 @@ AQ_LIB aq_status aq_config_copy(aq_arena *arena, const aq_config *from, aq_confi
     if (from->variant) {
         copy.variant = aq_arena_string(arena, from->variant);
         done = copy.variant != NULL;
+    }
+    if (done && from->calibration_count != 0) {
+        copy.calibration = aq_copy_texts(arena, from->calibration, from->calibration_count);
+        done = copy.calibration != NULL;
     }
     if (done && from->component_count != 0) {
         copy.components = aq_copy_texts(arena, from->components, from->component_count);

@@ -41,6 +41,8 @@
     X(num_time_groups, INT, num_time_groups, "num_time_groups", 1, 100, 5, 10, 20,                 \
       "ARROW_QUANT_NUM_TIME_GROUPS", AQ_ERR_TIME_GROUPS,                                           \
       "groups of timesteps with activation scales of their own")                                   \
+    X(calibration, TEXT_LIST, calibration, "calibration", 0, 0, 0, 0, 0, "",                       \
+      AQ_ERR_CONFIGURATION, "files of activation statistics from a real run of the model")         \
     X(calibration_samples, INT, calibration_samples, "calibration_samples", 1, 1000000, 32, 128,   \
       512, "ARROW_QUANT_CALIBRATION_SAMPLES", AQ_ERR_CONFIGURATION,                                \
       "most calibration samples that are used")                                                    \

@@ -174,6 +174,7 @@ static aq_status aq_plan_notes(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < state->folder.skipped_count; i++)
         status = aq_note(&state->arena, &state->notes, err, "left behind: %s (%s)",
                          state->folder.skipped[i].path, state->folder.skipped[i].why);
+    if (status == AQ_OK) status = aq_note_data_free(plan, err);
     size_t quantized = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) quantized += plan->tensors[i].bits < 16;
     if (status == AQ_OK && !quantized)
@@ -221,6 +222,7 @@ static aq_status aq_plan_fill(aq_plan *plan, const char *model_path, const aq_co
     plan->modality = state->folder.modality;
     status = aq_plan_check_input(plan, err);
     if (status == AQ_OK) status = aq_plan_shards(plan, err);
+    if (status == AQ_OK) status = aq_plan_calibrate(plan, err);
     if (status == AQ_OK) status = aq_plan_tensors(plan, err);
     if (status == AQ_OK) status = aq_plan_other_bytes(plan, err);
     return status == AQ_OK ? aq_plan_notes(plan, err) : status;
@@ -252,6 +254,7 @@ ARROWQUANT_API void aq_plan_destroy(aq_plan *plan) {
     struct aq_plan_state *state = plan->state;
     const aq_context *context = state->context;
     aq_staging_end(&state->staging);
+    aq_calibration_close(state->calibration);
     aq_arena_free(&state->arena);
     aq_free(context, plan, sizeof(aq_plan_storage)); /* the plan is the storage's first member */
 }

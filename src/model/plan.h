@@ -3,6 +3,7 @@
 #define AQ_PLAN_H
 
 #include "../base/text.h"
+#include "../calib/calib.h"
 #include "container.h"
 #include "fp8.h"
 #include "staging.h"
@@ -26,6 +27,7 @@ struct aq_plan_state {
     const aq_container *container;
     void *container_state;               /* what the container's prepare left (arena), or NULL */
     aq_folder folder;
+    aq_calibration *calibration;         /* NULL: data-free */
     aq_component **shard_component;      /* of each shard of the plan */
     const aq_st_file **shard_file;
     const aq_st_tensor *const **by_name; /* of each shard: its tensors sorted by name */
@@ -48,6 +50,10 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits);
 /* model/plan_checks.c: what this version cannot do, and inputs that are quantized already */
 AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
+/* model/plan_calibration.c: opens the statistics and gives each matrix those of its input */
+AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err);
+/* Tells of quantized layers that have none. */
+AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err);
 /* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
 AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);

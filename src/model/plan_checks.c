@@ -15,9 +15,11 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
     aq_arena *arena = &plan->state->arena;
     aq_notes *notes = &plan->state->notes;
     aq_status status = AQ_OK;
-    if (config->enable_time_aware && aq_config_is_explicit(config, AQ_FIELD_enable_time_aware))
-        return aq_refuse("enable_time_aware", "needs activation statistics of a real run, which "
-                         "this version cannot read yet", err);
+    bool data_free = !config->calibration_count;
+    if (data_free && config->enable_time_aware &&
+        aq_config_is_explicit(config, AQ_FIELD_enable_time_aware))
+        return aq_refuse("enable_time_aware", "needs activation statistics of a real run "
+                         "(calibration)", err);
     if (config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial))
         return aq_refuse("enable_spatial", "needs activation statistics of a real run, which this "
                          "version cannot read yet", err);
@@ -31,12 +33,12 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
     if (config->target_model_size_mb)
         return aq_refuse("target_model_size_mb", "this version does not choose bits by size yet; "
                          "use bit_width, group_size and layer_bits", err);
-    if (config->enable_time_aware || config->enable_spatial)
+    if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",
                          config->enable_time_aware ? ", without time groups" : "",
                          config->enable_spatial ? ", without spatial equalization" : "");
-    if (status == AQ_OK && config->bit_width == 2)
+    if (status == AQ_OK && data_free && config->bit_width == 2)
         status = aq_note(arena, notes, err, "2 bits without calibration cost quality: look at the "
                          "SQNR, and at samples of the model, before you use it");
     return status;

@@ -141,6 +141,8 @@ static void randomize_lists(aq_config *config, const char *lists[3][4], aq_layer
         layers[i].pattern = words[(first + i) % WORDS];
         layers[i].bits = 2u << below(state, 4);
     }
+    config->calibration = lists[1];
+    config->calibration_count = (size_t)below(state, 5);
     config->components = lists[0];
     config->sensitive_layers = lists[1];
     config->sensitive_patterns = lists[2];

@@ -4,14 +4,15 @@
 Makes a BF16 model of 7 billion parameters in 9 shards (14 GB), quantizes it at every bit width with
 `enable_streaming` off and on, compares the two outputs byte for byte, and removes everything again.
 Then the same with a seventh of the size, one giant tensor, and ten thousand tiny ones; `--only WORD`
-runs one of these. Prints a Markdown table: time, Mweights/s, the process's own peak memory (VmHWM),
-and the time as a ratio to `cp` of the input followed by `sync` in the same run; then the counts, and
-whether time grows faster than size. Needs NumPy and Linux.
+runs one of these. Prints a Markdown table: time, Mweights/s, CPU seconds (what else runs on the machine changes these
+little), the process's own peak memory (VmHWM), and the time as a ratio to `cp` of the input followed by
+`sync` in the same run; then the counts, and whether time grows faster than size. Needs NumPy and Linux.
 """
 import argparse
 import filecmp
 import json
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -96,13 +97,19 @@ def peak_of(process):
     return peak
 
 
+def cpu_seconds():
+    """Of all programs that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def quantize(model, out, *flags):
-    begin = time.monotonic()
+    begin, before = time.monotonic(), cpu_seconds()
     process = subprocess.Popen([TOP / "build/aq", "quantize", model, out, "--quiet", *map(str, flags)])
     peak = peak_of(process)
     if process.wait():
         sys.exit(f"aq quantize {model} failed")
-    return time.monotonic() - begin, peak
+    return time.monotonic() - begin, cpu_seconds() - before, peak
 
 
 def copy_seconds(model, out):
@@ -123,7 +130,7 @@ def same(a, b):
 
 def measure(label, folder, shards, weights, runs):
     """One model: made, copied for comparison, quantized, removed. Returns its rows: (label, bits,
-    streaming, seconds per 10⁹ weights, peak, whether the outputs are the same)."""
+    streaming, seconds and CPU seconds a weight, peak, whether the outputs are the same)."""
     count = make(folder / "model", shards, weights)
     subprocess.run(["sync"], check=True)
     copying, all_rows = copy_seconds(folder / "model", folder / "copy"), []
@@ -131,14 +138,15 @@ def measure(label, folder, shards, weights, runs):
         rows = []
         for streaming in ("false", "true"):
             out = folder / f"out-{streaming}"
-            seconds, peak = quantize(folder / "model", out, "--bits", bits, "--set",
+            seconds, cpu, peak = quantize(folder / "model", out, "--bits", bits, "--set",
                                      f"enable_streaming={streaming}", "--min-accuracy", 0)
-            rows.append((streaming, seconds, peak))
+            rows.append((streaming, seconds, cpu, peak))
         equal = same(folder / "out-false", folder / "out-true")
-        for streaming, seconds, peak in rows:
-            all_rows.append((label, bits, streaming, seconds / count * 1e9, peak, equal))
-            print(f"| {label} | {count / 1e9:.2f} | {bits} | {'on' if streaming == 'true' else 'off'} | {seconds:.1f} "
-                  f"| {count / seconds / 1e6:.0f} | {peak:.0f} | {seconds / copying:.2f} "
+        for streaming, seconds, cpu, peak in rows:
+            all_rows.append((label, bits, streaming, seconds / count, cpu / count, peak, equal))
+            switch = "on" if streaming == "true" else "off"
+            print(f"| {label} | {count / 1e9:.2f} | {bits} | {switch} | {seconds:.1f} "
+                  f"| {count / seconds / 1e6:.0f} | {cpu:.1f} | {peak:.0f} | {seconds / copying:.2f} "
                   f"| {'yes' if equal else 'NO'} |", flush=True)
         shutil.rmtree(folder / "out-false")
         shutil.rmtree(folder / "out-true")
@@ -148,14 +156,15 @@ def measure(label, folder, shards, weights, runs):
 
 def summary(rows):
     """The counts, and the growth of time; whether all is well."""
-    peak, equal = max(row[4] for row in rows), sum(row[5] for row in rows) // 2
+    peak, equal = max(row[5] for row in rows), sum(row[6] for row in rows) // 2
     print(f"\n{len(rows)} runs, {equal} of {len(rows) // 2} outputs the same with and without streaming; largest "
           f"peak {peak:.0f} MiB of {LIMIT_MIB} allowed")
     for streaming in ("false", "true"):
-        each = {row[0]: row[3] for row in rows if row[1] == 4 and row[2] == streaming}
+        each = {row[0]: row[3:5] for row in rows if row[1] == 4 and row[2] == streaming}
         if "whole" in each and "a seventh" in each:
-            print(f"streaming {'on' if streaming == 'true' else 'off'}: time a weight, whole / a seventh, is "
-                  f"{each['whole'] / each['a seventh']:.2f} (1 is linear)")
+            growth = [a / b for a, b in zip(each["whole"], each["a seventh"])]
+            print(f"streaming {'on' if streaming == 'true' else 'off'}: a weight of the whole costs {growth[0]:.2f} "
+                  f"times the time and {growth[1]:.2f} times the CPU time of one of a seventh")
     return peak <= LIMIT_MIB and equal == len(rows) // 2
 
 
@@ -174,8 +183,9 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="scale-", dir=parent))
     try:
         weights = Weights()
-        print("| model | 10⁹ weights | bits | streaming | s | Mweights/s | peak MiB | time / (cp + sync) | same bytes |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("| model | 10⁹ weights | bits | streaming | s | Mweights/s | CPU s | peak MiB "
+              "| time / (cp + sync) | same bytes |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
         rows = int(options.billions / 7 * 1e9 / 16384)
         tiny = [[(f"layers.{s * 1000 + i}.w.weight", (256, 128)) for i in range(1000)] for s in range(10)]
         models = [("whole", llm(options.billions, 9), (2, 4, 8)),

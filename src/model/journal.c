@@ -146,7 +146,6 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
 
 static bool aq_journal_read_stored(aq_run *run, const aq_json_node *rows) {
     run->out.cursor = 0;
-    run->out.stored_first = run->out.stored_count;
     for (const aq_json_node *row = rows ? rows->first : NULL; row; row = row->next) {
         const aq_json_node *node = row->first;
         const char *name = node ? aq_json_string(node) : NULL;
@@ -163,29 +162,39 @@ static bool aq_journal_read_stored(aq_run *run, const aq_json_node *rows) {
     return true;
 }
 
-/* One line: the shard's file is there as it was left, and every tensor of the plan is told of. */
-static bool aq_journal_read_output(aq_run *run, size_t output, const aq_json_node *line) {
+/* One line: the file is there as it was left, and every tensor of the plan is told of. A line that
+ * cannot be believed to its end changes nothing. */
+static bool aq_journal_read_output(aq_run *run, size_t output, aq_arena *scratch,
+                                   const aq_json_node *line) {
     aq_plan *plan = run->plan;
     aq_arena *arena = &plan->state->arena;
     const aq_plan_output *written = &plan->outputs[output];
-    const aq_json_node *tensors = aq_json_get(line, "tensors");
+    aq_plan_tensor *tensors = plan->tensors + written->first_tensor;
+    const aq_json_node *rows = aq_json_get(line, "tensors");
+    size_t size = written->tensor_count * sizeof(*tensors), i = 0;
     uint64_t number, bytes, found = 0;
     aq_file file = AQ_FILE_CLOSED;
     char *path = aq_path_join(arena, plan->state->staging.folder, written->path);
-    if (!path || !tensors || tensors->count != written->tensor_count ||
+    aq_plan_tensor *read = (aq_plan_tensor *)aq_arena_alloc(scratch, size);
+    if (!path || !read || !rows || rows->count != written->tensor_count ||
         !aq_json_u64(aq_json_get(line, "shard"), &number) || number != output ||
         !aq_json_u64(aq_json_get(line, "bytes"), &bytes))
         return false;
     if (aq_file_open(&file, path, &found, NULL) != AQ_OK) return false;
     (void)aq_file_close(&file, NULL);
     if (found != bytes) return false;
-    size_t index = written->first_tensor;
-    for (const aq_json_node *row = tensors->first; row; row = row->next) {
-        run->meter.done += plan->tensors[index].bytes;
-        if (!aq_journal_read_tensor(arena, row, &plan->tensors[index++])) return false;
+    if (size) memcpy(read, tensors, size);
+    for (const aq_json_node *row = rows->first; row; row = row->next)
+        if (!aq_journal_read_tensor(arena, row, &read[i++])) return false;
+    run->out.stored_first = run->out.stored_count;
+    if (!aq_journal_read_stored(run, aq_json_get(line, "stored"))) {
+        run->out.stored_count = run->out.stored_first;
+        return false;
     }
+    if (size) memcpy(tensors, read, size);
+    for (i = 0; i < written->tensor_count; i++) run->meter.done += tensors[i].bytes;
     plan->state->output_bytes += bytes;
-    return aq_journal_read_stored(run, aq_json_get(line, "stored"));
+    return true;
 }
 
 /* Lines as long as they can be believed; *end: behind the last of them. */
@@ -200,7 +209,7 @@ static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t f
         aq_arena_init(&arena, run->context);
         bool good = aq_json_parse(&arena, text + begin, length, AQ_JOURNAL_NAME, AQ_ERR_CORRUPT,
                                   &line, NULL) == AQ_OK &&
-                    aq_journal_read_output(run, run->finished, line);
+                    aq_journal_read_output(run, run->finished, &arena, line);
         aq_arena_free(&arena);
         if (!good) return;
         aq_append(&run->journal, text + begin, length);
@@ -209,21 +218,58 @@ static void aq_journal_read(aq_run *run, const char *text, size_t size, size_t f
     }
 }
 
-AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
+/* Whether `path` in the output is a finished file, or a folder with one below it. */
+static bool aq_journal_holds(const aq_run *run, const char *path) {
+    size_t size = strlen(path);
+    for (size_t i = 0; i < run->finished; i++) {
+        const char *output = run->plan->outputs[i].path;
+        if (strncmp(output, path, size) == 0 && (!output[size] || output[size] == '/')) return true;
+    }
+    return strcmp(path, AQ_JOURNAL_NAME) == 0;
+}
+
+/* The rest of what was taken up goes: half a shard, a text that was being written, files that the
+ * input may have lost since. `folder`: below the output, "" for itself. */
+static aq_status aq_journal_tidy(aq_run *run, const char *folder, aq_error *err) {
     struct aq_plan_state *state = run->plan->state;
+    aq_arena *arena = &state->arena;
+    aq_folder_entry *entries;
+    size_t count;
+    const char *path = *folder ? aq_path_join(arena, state->staging.folder, folder)
+                               : state->staging.folder;
+    if (!path) return aq_fail_memory(err, 0);
+    aq_status status = aq_list_folder(arena, path, &entries, &count, err);
+    for (size_t i = 0; status == AQ_OK && i < count; i++) {
+        const char *name = entries[i].name;
+        const char *relative = *folder ? aq_path_join(arena, folder, name) : name;
+        char *full = aq_path_join(arena, path, name);
+        if (!relative || !full) return aq_fail_memory(err, 0);
+        if (!aq_journal_holds(run, relative)) status = aq_remove_tree(run->context, full, err);
+        else if (entries[i].kind == AQ_PATH_FOLDER) status = aq_journal_tidy(run, relative, err);
+    }
+    return status;
+}
+
+static aq_status aq_journal_take_up(aq_run *run, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    size_t first_line = run->journal.size, size;
     char *path, *text;
-    size_t size;
-    aq_builder_init(&run->journal, run->context);
-    if (run->plan->output_count < 2) return AQ_OK;
-    aq_status status = aq_journal_first_line(run, &run->journal, err);
-    if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
-    if (status == AQ_OK) status = aq_journal_path(run, &path, err);
-    if (status != AQ_OK || !state->staging.resumed) return status;
-    size_t first_line = run->journal.size;
-    if (aq_read_text(&state->arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK &&
+    aq_status status = aq_journal_path(run, &path, err);
+    if (status != AQ_OK) return status;
+    if (first_line && !run->journal.failed &&
+        aq_read_text(&state->arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK &&
         size >= first_line && memcmp(text, run->journal.data, first_line) == 0)
         aq_journal_read(run, text, size, first_line);
-    return run->journal.failed ? aq_fail_memory(err, 0) : AQ_OK;
+    return aq_journal_tidy(run, "", err);
+}
+
+AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
+    aq_status status = AQ_OK;
+    aq_builder_init(&run->journal, run->context);
+    if (run->plan->output_count > 1) status = aq_journal_first_line(run, &run->journal, err);
+    if (status == AQ_OK && run->plan->state->staging.resumed) status = aq_journal_take_up(run, err);
+    if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
+    return status;
 }
 
 #undef AQ_JOURNAL_NAME

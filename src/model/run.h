@@ -92,7 +92,8 @@ AQ_LIB aq_status aq_run_folders(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_component_files(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
 /* model/journal.c: begins the journal, and in a folder that was taken up fills run->finished and
- * all that the finished outputs left; adds an output; removes the journal before the commit */
+ * all that the finished outputs left, and removes all else; adds an output; removes the journal
+ * before the commit */
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err);
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);

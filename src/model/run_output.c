@@ -13,12 +13,6 @@ AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, cha
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
-/* In a folder that was taken up, what the earlier run left half done makes room. */
-static aq_status aq_run_clear(aq_run *run, const char *path, aq_error *err) {
-    if (!run->plan->state->staging.resumed) return AQ_OK;
-    return aq_remove_tree(run->context, path, err);
-}
-
 /* The input file that a tensor is read from; the one before it is closed. */
 static aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err) {
     char *path;
@@ -79,7 +73,6 @@ AQ_LIB aq_status aq_run_output(aq_run *run, size_t output, aq_error *err) {
     aq_status status = aq_run_path(run, true, run->plan->outputs[output].path, &to, err);
     if (status == AQ_OK)
         status = aq_run_input(run, (uint32_t)run->plan->outputs[output].first_shard, err);
-    if (status == AQ_OK) status = aq_run_clear(run, to, err);
     if (status == AQ_OK) status = aq_file_create(&run->out.file, to, err);
     if (status == AQ_OK) status = aq_output_tensors(run, output, err);
     (void)aq_file_close(&run->input, NULL);
@@ -123,8 +116,7 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err) {
         status = aq_meter_tell(&run->meter, 0, i == 0, err);
         if (status == AQ_OK) status = aq_run_path(run, false, folder->others[i], &from, err);
         if (status == AQ_OK) status = aq_run_path(run, true, folder->others[i], &to, err);
-        if (status == AQ_OK) status = aq_run_clear(run, to, err);
-        if (status == AQ_OK) status = aq_copy_file(run->context, from, to, err);
+            if (status == AQ_OK) status = aq_copy_file(run->context, from, to, err);
         if (status == AQ_OK) status = aq_file_open(&file, to, &size, err);
         (void)aq_file_close(&file, NULL);
         run->meter.done += size;

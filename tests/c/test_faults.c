@@ -1,6 +1,6 @@
 /* Memory that fails: each allocation of a small run of each public function fails in turn, once alone
- * and once with all that follow. The status says so, nothing leaks, no output appears, and the next
- * call works. */
+ * and once with all that follow. The status says so, nothing leaks, no output appears, an earlier one
+ * stays, and the next call works. Functions without a context: tool_malloc.c. */
 #include "test.h"
 
 #ifdef ARROWQUANT_NO_STDIO
@@ -175,20 +175,92 @@ typedef struct run {
 static const run *now;
 static unsigned long faults_total;
 
-/* Temporaries beside the output. */
-static size_t left_overs(void) {
+/* What the runs of a test find and leave, all of them copies in `root`; NULL: nothing. */
+static const char *earlier;     /* the output before, and after a failure */
+static const char *interrupted; /* the temporary folder of an interrupted run */
+static const char *wanted;      /* the output after a success */
+
+/* Temporaries beside the output; removed on demand. */
+static size_t left_overs(bool removed) {
     aq_arena arena;
     aq_folder_entry *entries = NULL;
     size_t count = 0, found = 0;
     aq_arena_init(&arena, NULL);
     CHECK_STATUS(aq_list_folder(&arena, root, &entries, &count, NULL), AQ_OK);
-    for (size_t i = 0; i < count; i++) found += strstr(entries[i].name, "tmp-") != NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (!strstr(entries[i].name, "tmp-")) continue;
+        found++;
+        if (removed) CHECK_STATUS(aq_remove_tree(NULL, at(entries[i].name), NULL), AQ_OK);
+    }
     aq_arena_free(&arena);
     return found;
 }
 
+static void copy_tree(const char *from, const char *to) {
+    aq_arena arena;
+    aq_folder_entry *entries = NULL;
+    size_t count = 0, size = 0;
+    char *text = NULL;
+    aq_arena_init(&arena, NULL);
+    CHECK_STATUS(aq_make_folder(to, NULL), AQ_OK);
+    CHECK_STATUS(aq_list_folder(&arena, from, &entries, &count, NULL), AQ_OK);
+    for (size_t i = 0; i < count; i++) {
+        char *path = aq_path_join(&arena, from, entries[i].name);
+        char *copied = aq_path_join(&arena, to, entries[i].name);
+        if (entries[i].kind == AQ_PATH_FOLDER) {
+            copy_tree(path, copied);
+            continue;
+        }
+        CHECK_STATUS(aq_read_text(&arena, path, 1 << 20, &text, &size, NULL), AQ_OK);
+        CHECK_STATUS(aq_write_text(copied, text, size, NULL), AQ_OK);
+    }
+    aq_arena_free(&arena);
+}
+
+/* Both folders hold the same files, byte for byte. */
+static bool same_tree(const char *one, const char *other) {
+    aq_arena arena;
+    aq_folder_entry *entries = NULL, *others = NULL;
+    size_t count = 0, other_count = 0, sizes[2];
+    char *texts[2];
+    aq_arena_init(&arena, NULL);
+    bool same = aq_list_folder(&arena, one, &entries, &count, NULL) == AQ_OK &&
+                aq_list_folder(&arena, other, &others, &other_count, NULL) == AQ_OK &&
+                count == other_count;
+    for (size_t i = 0; same && i < count; i++) {
+        char *a = aq_path_join(&arena, one, entries[i].name);
+        char *b = aq_path_join(&arena, other, entries[i].name);
+        if (entries[i].kind == AQ_PATH_FOLDER) {
+            same = same_tree(a, b);
+            continue;
+        }
+        same = aq_read_text(&arena, a, 1 << 20, &texts[0], &sizes[0], NULL) == AQ_OK &&
+               aq_read_text(&arena, b, 1 << 20, &texts[1], &sizes[1], NULL) == AQ_OK &&
+               sizes[0] == sizes[1] && memcmp(texts[0], texts[1], sizes[0]) == 0;
+    }
+    aq_arena_free(&arena);
+    return same;
+}
+
+static void before_call(void) {
+    if (earlier) copy_tree(at(earlier), at(now->output));
+    if (interrupted) {
+        copy_tree(at(interrupted), at(".out.aq-tmp-1-1-0"));
+        put_text(".out.aq-tmp-1-1-0.lock", "");
+    }
+}
+
+/* As it must be, whatever the call said. */
+static bool output_is_right(aq_status status) {
+    if (!now->output) return true;
+    if (status == AQ_OK) return !wanted || same_tree(at(now->output), at(wanted));
+    if (earlier) return same_tree(at(now->output), at(earlier));
+    return aq_path_kind_of(at(now->output)) == AQ_PATH_NONE;
+}
+
 static void clear_output(void) {
     if (now->output) CHECK_STATUS(aq_remove_tree(NULL, at(now->output), NULL), AQ_OK);
+    if (earlier || interrupted) (void)left_overs(true); /* or the next run would take them up */
 }
 
 /* One fault; false when the call came through without meeting it. */
@@ -196,6 +268,7 @@ static bool one_fault(unsigned long number, bool lasting, unsigned long *well) {
     aq_error err;
     size_t bytes = m.bytes, blocks = m.blocks;
     memset(&err, 0, sizeof(err));
+    before_call();
     m.requests = 0;
     m.fail_at = number;
     m.lasting = lasting;
@@ -204,19 +277,19 @@ static bool one_fault(unsigned long number, bool lasting, unsigned long *well) {
     m.armed = false;
     bool good = m.bytes == bytes && m.blocks == blocks && !m.wrong;
     if (!m.hit) {
-        good = good && status == AQ_OK && !left_overs();
+        good = good && status == AQ_OK && !left_overs(false);
     } else if (status == AQ_OK) {
         ++*well;
     } else {
         good = good && status == AQ_ERR_OUT_OF_MEMORY && err.status == status && err.message[0];
-        if (now->output) good = good && aq_path_kind_of(at(now->output)) == AQ_PATH_NONE;
     }
+    good = good && output_is_right(status);
     if (!good) {
         test_broken = 1;
         printf("%s: allocation %lu%s: %s (%s), %llu bytes and %llu blocks leaked, %lu wrong sizes, "
                "%u left over\n", now->name, number, lasting ? " and all after it" : "",
                aq_status_name(status), err.message, (unsigned long long)(m.bytes - bytes),
-               (unsigned long long)(m.blocks - blocks), m.wrong, (unsigned)left_overs());
+               (unsigned long long)(m.blocks - blocks), m.wrong, (unsigned)left_overs(false));
     }
     clear_output();
     return m.hit && number < 100000;
@@ -374,6 +447,29 @@ static aq_status call_quantize_gates(aq_error *err) { /* every layer is raised, 
                                    NULL, err));
 }
 
+static aq_config config_again(void) { /* notes at the end; see keep_interrupted */
+    aq_config config = config_of();
+    config.bit_width = 2;
+    config.min_sqnr_db = 30;
+    config.overwrite = true;
+    config.resume = true;
+    return config;
+}
+
+static aq_status call_quantize_again(aq_error *err) { /* overwrites and takes up what there is */
+    aq_config config = config_again();
+    aq_result result;
+    arm();
+    aq_status status = armed(aq_quantize_model(context, at(now->model), at(now->output), &config,
+                                               NULL, NULL, &result, err));
+    if (status == AQ_OK) {
+        if (interrupted && !m.hit)
+            CHECK(strncmp(result.notes[result.note_count - 1], "taken up", 8) == 0);
+        aq_result_free(&result);
+    }
+    return status;
+}
+
 static aq_status call_result_to_json(aq_error *err) {
     aq_config config = config_of();
     aq_result result;
@@ -491,6 +587,69 @@ TEST(writing) {
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) every_fault(&runs[i]);
 }
 
+/* The first note comes when all shards are finished and the journal is still there: the temporary
+ * folder is copied then, as a killed run would leave it. */
+static void keep_interrupted(void *user, aq_log_level level, const char *message) {
+    aq_arena arena;
+    aq_folder_entry *entries = NULL;
+    size_t count = 0;
+    (void)level;
+    (void)message;
+    if (*(bool *)user) return;
+    *(bool *)user = true;
+    aq_arena_init(&arena, NULL);
+    CHECK_STATUS(aq_list_folder(&arena, root, &entries, &count, NULL), AQ_OK);
+    for (size_t i = 0; i < count; i++)
+        if (strstr(entries[i].name, "tmp-") && !aq_ends_with(entries[i].name, ".lock"))
+            copy_tree(at(entries[i].name), at("interrupted"));
+    aq_arena_free(&arena);
+}
+
+/* As if the kill had come one shard earlier: the last line of the journal is not there yet. */
+static void cut_journal(void) {
+    aq_arena arena;
+    char *text = NULL;
+    size_t size = 0;
+    aq_arena_init(&arena, NULL);
+    copy_tree(at("interrupted"), at("interrupted-earlier"));
+    CHECK_STATUS(aq_read_text(&arena, at("interrupted/.aq-journal"), 1 << 20, &text, &size, NULL),
+                 AQ_OK);
+    while (size > 1 && text[size - 2] != '\n') size--;
+    CHECK_STATUS(aq_write_text(at("interrupted-earlier/.aq-journal"), text, size - 1, NULL), AQ_OK);
+    aq_arena_free(&arena);
+}
+
+/* Where memory fails while the journal is read, the shard is made again; after the commit, the replaced
+ * output stays for the next run to remove. Both end well, with the right output. */
+TEST(writing_again) {
+    static const run runs[] = {
+        { "aq_quantize_model, overwriting", call_quantize_again, "sharded", "out", 60 },
+        { "aq_quantize_model, 2 of 2 shards taken up", call_quantize_again, "sharded", "out", 250 },
+        { "aq_quantize_model, 1 of 2 shards taken up", call_quantize_again, "sharded", "out", 250 },
+        { "aq_quantize_model, taken up, overwriting", call_quantize_again, "sharded", "out", 250 },
+    };
+    static const char *const before[] = { "q-earlier", NULL, NULL, "q-earlier" };
+    static const char *const left[] = { NULL, "interrupted", "interrupted-earlier", "interrupted" };
+    bool kept = false;
+    aq_config config = config_of(), again = config_again();
+    CHECK_STATUS(aq_quantize_model(NULL, at("sharded"), at("q-earlier"), &config, NULL, NULL, NULL,
+                                   NULL), AQ_OK);
+    context->log = keep_interrupted;
+    context->log_user = &kept;
+    CHECK_STATUS(aq_quantize_model(context, at("sharded"), at("q-again"), &again, NULL, NULL, NULL,
+                                   NULL), AQ_OK);
+    context->log = NULL;
+    CHECK(kept);
+    cut_journal();
+    wanted = "q-again";
+    for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+        earlier = before[i];
+        interrupted = left[i];
+        every_fault(&runs[i]);
+    }
+    wanted = earlier = interrupted = NULL;
+}
+
 TEST(reading) {
     static const run runs[] = {
         { "aq_model_open, plain", call_open, "sharded", NULL, 0 },
@@ -528,6 +687,7 @@ int main(void) {
     make_models();
     RUN(configurations);
     RUN(writing);
+    RUN(writing_again);
     RUN(reading);
     aq_context_destroy(context);
     if (m.bytes || m.blocks) {

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -163,7 +164,7 @@ def test_resume_believes_only_what_fits(aq, model, reference, tmp_path):
     killed_between_shards(aq, model, tmp_path, "--bits", "8")
     assert "nothing to take up" in resume(aq, model, tmp_path / "out")[0]
     assert tree(tmp_path / "out") == reference[0]
-    for damage in ("cut", "scribble", "input"):
+    for damage in ("cut", "scribble", "end of line", "input"):
         subprocess.run(["rm", "-r", tmp_path / "out"], check=True)
         killed_between_shards(aq, model, tmp_path)
         folder, = (p for p in tmp_path.glob(".out.aq-tmp-*") if p.is_dir())
@@ -173,10 +174,28 @@ def test_resume_believes_only_what_fits(aq, model, reference, tmp_path):
         elif damage == "scribble":
             journal = folder / ".aq-journal"
             journal.write_text(journal.read_text().replace('"shard":0', '"shard":zero'))
+        elif damage == "end of line":
+            journal = folder / ".aq-journal"
+            journal.write_text(re.sub(r"\d+\]\]\}\n", "-1]]}\n", journal.read_text(), count=1))
         else:
             os.utime(model / shard.name, (1, 1))
         assert "nothing to take up" in resume(aq, model, tmp_path / "out")[0]
         assert tree(tmp_path / "out") == reference[0]
+
+
+def test_resume_removes_what_was_half_written(aq, model, reference, tmp_path):
+    """A kill may hit a text while it is written under another name, and the input may have changed
+    what is carried over: only finished shards stay."""
+    killed_between_shards(aq, model, tmp_path)
+    folder, = (p for p in tmp_path.glob(".out.aq-tmp-*") if p.is_dir())
+    (folder / ".aq-journal.tmp-123-0").write_text("half")
+    (folder / "vocab.txt").write_text("no longer in the input")
+    (folder / "more/below").mkdir(parents=True)
+    (folder / "more/below/x.json").write_text("{}")
+    (folder / f"model-{SHARDS:05d}-of-{SHARDS:05d}.safetensors").write_bytes(b"half")
+    note, = resume(aq, model, tmp_path / "out")
+    assert re.match(rf"taken up: [1-{SHARDS}] of {SHARDS} ", note), note
+    assert tree(tmp_path / "out") == reference[0]
 
 
 def test_resume_without_a_left_over(aq, model, reference, tmp_path):

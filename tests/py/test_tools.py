@@ -61,10 +61,10 @@ def build():
     return make
 
 
-def check(command, seconds=280, status=0, **options):
+def check(command, seconds=280, status=0, extra=None, **options):
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True,
                           errors="replace", stdin=subprocess.DEVNULL, timeout=seconds,
-                          env=environment(**ENVIRONMENT), **options)
+                          env=environment(**ENVIRONMENT, **(extra or {})), **options)
     output = done.stdout + done.stderr
     assert done.returncode == status and "WARNING: ThreadSanitizer" not in output \
         and "runtime error" not in output, f"{command}\n{done.returncode}\n{output[-6000:]}"
@@ -109,6 +109,14 @@ def test_each_piece_of_an_arena_fails(build, record_property):
     output = check([build("pieces", "test_faults")], cwd=REPO)
     assert ", 0 failed" in output
     record_property("figure", re.search(r"\d+ allocation faults", output).group() + " (by pieces)")
+
+
+def test_each_malloc_fails(tool, digits, tmp_path, record_property):
+    """Where no context brings an allocator."""
+    output = check([tool("malloc"), digits / "transformer", tmp_path / "out"],
+                   extra={"ARROW_QUANT_BIT_WIDTH": "8"})
+    assert ", 0 failed" in output and " 0 blocks leaked" in output, output
+    record_property("figure", re.search(r"\d+ faults of malloc", output).group() + " without a context")
 
 
 @pytest.mark.parametrize("kind", ["tsan", "asan", "valgrind"])

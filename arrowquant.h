@@ -317,6 +317,39 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
                                      void *params, void *extra, aq_quality *quality,
                                      aq_error *err);
 
+/* What a layer puts out on the inputs x that a Hessian H = Σ x·xᵀ/n stands for, and what rounding its
+ * weights does to that: output_error / output_signal is ‖(W − Ŵ)X‖²/‖WX‖². */
+typedef struct aq_gptq_result {
+    aq_quality quality;   /* of the weights themselves */
+    double output_signal; /* Σ over rows of w·H·wᵀ */
+    double output_error;  /* Σ over rows of (w − ŵ)·H·(w − ŵ)ᵀ */
+    double damping;       /* part of H's mean diagonal that was added to its diagonal */
+} aq_gptq_result;
+
+/* As aq_quantize, with the second moments of the layer's input: hessian [cols, cols], F32, symmetric,
+ * the mean of x·xᵀ over input rows x (any positive multiple of it does as well). The parameters of a
+ * group minimise the squared error weighted by H's diagonal; then the columns are rounded one after
+ * the other, by descending diagonal, and the error of each is made up for by those that follow: GPTQ,
+ * arXiv 2210.17323. H is damped by 1 % of its mean diagonal, tenfold more until its Cholesky factor
+ * exists. A column whose input is always 0 is rounded to nearest. The weights' own error grows a
+ * little; that of the output falls several times.
+ * Bit-identical on every ISA and for every thread count. `result` may be NULL, which saves half the
+ * time. Allocates about 4·cols² bytes while H is factored, then 2·cols², and 9·cols bytes for each
+ * row at work (at most 256 a thread).
+ * Errors: as aq_quantize; AQ_ERR_QUANTIZATION also for NaN, infinity or a negative diagonal in H
+ * (err->offset is the index), and for an H that damping does not mend. */
+ARROWQUANT_API aq_status aq_quantize_gptq(aq_context *context, const aq_quant_spec *spec,
+                                          const void *weights, aq_dtype dtype, uint64_t rows,
+                                          uint64_t cols, const float *hessian, void *codes,
+                                          void *params, void *extra, aq_gptq_result *result,
+                                          aq_error *err);
+/* Measures a tensor that was quantized by whatever method. */
+ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_spec *spec,
+                                           const void *weights, aq_dtype dtype, uint64_t rows,
+                                           uint64_t cols, const float *hessian, const void *codes,
+                                           const void *params, const void *extra,
+                                           aq_gptq_result *result, aq_error *err);
+
 /* The inverse, into `out` [rows, cols] of dtype F32, F16 or BF16 (computed in F32, rounded once).
  * To dequantize some rows, pass pointers to their first row. Allocates nothing. */
 ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,
@@ -896,6 +929,11 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    /* Linear algebra on panels: columns of 32 values, one behind the other. For each of `columns`
+     * (at most 8) columns j of c:
+     * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
+    void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
+                   size_t columns);
     const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
     /* Exact: Σ a·b. count ≤ 65536 */
     int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
@@ -906,6 +944,9 @@ struct aq_kernels {
     /* Packed codes, one byte each: for many x, unpack once and call dot_codes with 8 bits. */
     void (*unpack)(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 };
+
+#define AQ_SIMD_PANEL 32u /* values of a column of `update` */
+#define AQ_SIMD_STRIP 8u  /* columns that it takes at once */
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
  * (2^bits − 1)/2 + shift[i] falls on the middle of the range. The start with the best solution is
@@ -974,6 +1015,8 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
+                                  size_t depth, size_t columns);
 AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                      uint32_t bits, const int8_t *x, size_t count, size_t group,
@@ -1785,6 +1828,46 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
 
 /* ---- end src/simd/scalar_codes.c ---- */
 
+/* ---- begin src/simd/scalar_linear.c ---- */
+
+/* Scalar kernels: the update of a panel, by fused multiply-adds that need no hardware for them. */
+
+/* a·b + c rounded once. The product of two floats is exact in a double; their sum is rounded to odd,
+ * so that rounding it again to a float is as if there had been only one (Boldo and Melquiond,
+ * "Emulation of FMA and correctly rounded sums"). */
+AQ_SIMD_EXACT static inline float aq_fused(float a, float b, float c) {
+    AQ_SIMD_EXACT_BODY
+#if defined(__FP_FAST_FMAF) && (defined(__GNUC__) || defined(__clang__))
+    return __builtin_fmaf(a, b, c);
+#else
+    double product = (double)a * (double)b, addend = (double)c, sum = product + addend;
+    double part = sum - product, rest = (product - (sum - part)) + (addend - part);
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    if (rest != 0.0 && !(bits & 1u) && (bits << 1) < UINT64_C(0xFFE0000000000000)) {
+        bits += (rest > 0.0) == (sum > 0.0) ? UINT64_C(1) : ~UINT64_C(0);
+        memcpy(&sum, &bits, sizeof sum);
+    }
+    return (float)sum;
+#endif
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b,
+                                                size_t b_step, size_t depth, size_t columns) {
+    AQ_SIMD_EXACT_BODY
+    size_t i, j, k;
+    for (k = 0; k < depth; k++, a += AQ_SIMD_PANEL, b += b_step) {
+        for (j = 0; j < columns; j++) {
+            float factor = -b[j];
+            for (i = 0; i < AQ_SIMD_PANEL; i++) {
+                c[AQ_SIMD_PANEL * j + i] = aq_fused(a[i], factor, c[AQ_SIMD_PANEL * j + i]);
+            }
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_linear.c ---- */
+
 /* ---- begin src/simd/scalar_dots.c ---- */
 
 /* Scalar kernels: exact dot products of 8-bit integers, and of packed codes with them. */
@@ -1932,6 +2015,8 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
+AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth, size_t columns);
 AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
                                    const int8_t *x, size_t count, size_t group, int32_t *out);
@@ -2667,6 +2752,65 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 
 /* ---- end src/simd/neon_codes.c ---- */
 
+/* ---- begin src/simd/neon_linear.c ---- */
+
+/* NEON kernels: the update of a panel. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* Half of a panel's rows in four registers a column. */
+#define AQ_LOAD(j)                                                                        \
+    float32x4_t p##j = vld1q_f32(c + 32 * j), q##j = vld1q_f32(c + 32 * j + 4),           \
+                r##j = vld1q_f32(c + 32 * j + 8), s##j = vld1q_f32(c + 32 * j + 12)
+#define AQ_STEP(j)                            \
+    p##j = vfmsq_laneq_f32(p##j, p, four, j); \
+    q##j = vfmsq_laneq_f32(q##j, q, four, j); \
+    r##j = vfmsq_laneq_f32(r##j, r, four, j); \
+    s##j = vfmsq_laneq_f32(s##j, s, four, j)
+#define AQ_STORE(j)                   \
+    vst1q_f32(c + 32 * j, p##j);      \
+    vst1q_f32(c + 32 * j + 4, q##j);  \
+    vst1q_f32(c + 32 * j + 8, r##j);  \
+    vst1q_f32(c + 32 * j + 12, s##j)
+
+static void aq_neon_update_tile(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth) {
+    size_t k;
+    AQ_LOAD(0); AQ_LOAD(1); AQ_LOAD(2); AQ_LOAD(3);
+    for (k = 0; k < depth; k++, a += 32, b += b_step) {
+        float32x4_t p = vld1q_f32(a), q = vld1q_f32(a + 4), r = vld1q_f32(a + 8);
+        float32x4_t s = vld1q_f32(a + 12), four = vld1q_f32(b);
+        AQ_STEP(0); AQ_STEP(1); AQ_STEP(2); AQ_STEP(3);
+    }
+    AQ_STORE(0); AQ_STORE(1); AQ_STORE(2); AQ_STORE(3);
+}
+
+AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth, size_t columns) {
+    size_t half, i, j, k;
+    for (half = 0; half < 32; half += 16) {
+        for (j = 0; j + 4 <= columns; j += 4) {
+            aq_neon_update_tile(c + 32 * j + half, a + half, b + j, b_step, depth);
+        }
+    }
+    for (j = columns / 4 * 4; j < columns; j++) {
+        for (i = 0; i < 32; i += 4) {
+            float32x4_t sum = vld1q_f32(c + 32 * j + i);
+            for (k = 0; k < depth; k++) {
+                sum = vfmsq_f32(sum, vld1q_f32(a + 32 * k + i), vdupq_n_f32(b[k * b_step + j]));
+            }
+            vst1q_f32(c + 32 * j + i, sum);
+        }
+    }
+}
+
+#undef AQ_LOAD
+#undef AQ_STEP
+#undef AQ_STORE
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_linear.c ---- */
+
 /* ---- begin src/simd/neon_dots.c ---- */
 
 /* NEON kernels: exact dot products of 8-bit integers, and of packed codes with them, 16 at a time.
@@ -2856,14 +3000,20 @@ AQ_X86_END
 
 /* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
  * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
- * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. */
+ * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. AQ_AVX2_FMA is for
+ * the linear algebra, where products and sums are fused on purpose, on every ISA. */
 #if defined(__clang__)
+#  define AQ_AVX2_FMA __attribute__((target("avx2,fma")))
+#  define AQ_AVX2_FMA_INLINE __attribute__((target("avx2,fma"), always_inline))
 #  define AQ_AVX2 __attribute__((target("avx2,f16c")))
 #  define AQ_AVX2_INLINE __attribute__((target("avx2,f16c"), always_inline))
 #  define AQ_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
 #  define AQ_AVX512_INLINE \
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), always_inline))
 #elif defined(__GNUC__)
+#  define AQ_AVX2_FMA __attribute__((target("avx2,fma"), optimize("fp-contract=off")))
+#  define AQ_AVX2_FMA_INLINE \
+      __attribute__((target("avx2,fma"), optimize("fp-contract=off"), always_inline))
 #  define AQ_AVX2 __attribute__((target("avx2,f16c"), optimize("fp-contract=off")))
 #  define AQ_AVX2_INLINE \
       __attribute__((target("avx2,f16c"), optimize("fp-contract=off"), always_inline))
@@ -2874,6 +3024,8 @@ AQ_X86_END
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
                      optimize("fp-contract=off"), always_inline))
 #else
+#  define AQ_AVX2_FMA
+#  define AQ_AVX2_FMA_INLINE
 #  define AQ_AVX2
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
@@ -2951,6 +3103,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
+AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns);
 AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                            uint32_t bits, const int8_t *x, size_t count,
@@ -2982,6 +3136,8 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns);
 #endif
 
 #if defined(AQ_HAVE_VNNI)
@@ -4006,6 +4162,65 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 
 /* ---- end src/simd/avx2_codes.c ---- */
 
+/* ---- begin src/simd/avx2_linear.c ---- */
+
+/* AVX2 and FMA kernels: the update of a panel. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Half of a panel's rows and four columns: eight sums, which hide the latency of an FMA. */
+#define AQ_LOAD(j) \
+    __m256 low##j = _mm256_loadu_ps(c + 32 * j), high##j = _mm256_loadu_ps(c + 32 * j + 8)
+#define AQ_STEP(j)                                       \
+    factor = _mm256_set1_ps(b[j]);                       \
+    low##j = _mm256_fnmadd_ps(low, factor, low##j);      \
+    high##j = _mm256_fnmadd_ps(high, factor, high##j)
+#define AQ_STORE(j)                         \
+    _mm256_storeu_ps(c + 32 * j, low##j);   \
+    _mm256_storeu_ps(c + 32 * j + 8, high##j)
+
+AQ_AVX2_FMA static void aq_avx2_update_tile(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth) {
+    size_t k;
+    AQ_LOAD(0); AQ_LOAD(1); AQ_LOAD(2); AQ_LOAD(3);
+    for (k = 0; k < depth; k++, a += 32, b += b_step) {
+        __m256 low = _mm256_loadu_ps(a), high = _mm256_loadu_ps(a + 8), factor;
+        AQ_STEP(0); AQ_STEP(1); AQ_STEP(2); AQ_STEP(3);
+    }
+    AQ_STORE(0); AQ_STORE(1); AQ_STORE(2); AQ_STORE(3);
+}
+
+AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns) {
+    size_t half, j;
+    for (half = 0; half < 32; half += 16) {
+        for (j = 0; j + 4 <= columns; j += 4) {
+            aq_avx2_update_tile(c + 32 * j + half, a + half, b + j, b_step, depth);
+        }
+    }
+    for (j = columns / 4 * 4; j < columns; j++) {
+        for (half = 0; half < 32; half += 16) {
+            float *column = c + 32 * j + half;
+            __m256 low = _mm256_loadu_ps(column), high = _mm256_loadu_ps(column + 8);
+            size_t k;
+            for (k = 0; k < depth; k++) {
+                __m256 factor = _mm256_set1_ps(b[k * b_step + j]);
+                low = _mm256_fnmadd_ps(_mm256_loadu_ps(a + 32 * k + half), factor, low);
+                high = _mm256_fnmadd_ps(_mm256_loadu_ps(a + 32 * k + half + 8), factor, high);
+            }
+            _mm256_storeu_ps(column, low);
+            _mm256_storeu_ps(column + 8, high);
+        }
+    }
+}
+
+#undef AQ_LOAD
+#undef AQ_STEP
+#undef AQ_STORE
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_linear.c ---- */
+
 /* ---- begin src/simd/avx2_dots.c ---- */
 
 /* AVX2 kernels: exact dot products of 8-bit integers, and of packed codes with them, 32 at a time.
@@ -4723,6 +4938,66 @@ AQ_X86_END
 
 /* ---- end src/simd/avx512_codes.c ---- */
 
+/* ---- begin src/simd/avx512_linear.c ---- */
+
+/* AVX-512 kernels: the update of a panel. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* Two registers of a column, and what one step does to them. */
+#define AQ_LOAD(j) \
+    __m512 low##j = _mm512_loadu_ps(c + 32 * j), high##j = _mm512_loadu_ps(c + 32 * j + 16)
+#define AQ_STEP(j)                                       \
+    factor = _mm512_set1_ps(b[j]);                       \
+    low##j = _mm512_fnmadd_ps(low, factor, low##j);      \
+    high##j = _mm512_fnmadd_ps(high, factor, high##j)
+#define AQ_STORE(j)                         \
+    _mm512_storeu_ps(c + 32 * j, low##j);   \
+    _mm512_storeu_ps(c + 32 * j + 16, high##j)
+
+AQ_AVX512 static void aq_avx512_update_strip(float *c, const float *a, const float *b,
+                                             size_t b_step, size_t depth) {
+    size_t k;
+    AQ_LOAD(0); AQ_LOAD(1); AQ_LOAD(2); AQ_LOAD(3);
+    AQ_LOAD(4); AQ_LOAD(5); AQ_LOAD(6); AQ_LOAD(7);
+    for (k = 0; k < depth; k++, a += 32, b += b_step) {
+        __m512 low = _mm512_loadu_ps(a), high = _mm512_loadu_ps(a + 16), factor;
+        AQ_STEP(0); AQ_STEP(1); AQ_STEP(2); AQ_STEP(3);
+        AQ_STEP(4); AQ_STEP(5); AQ_STEP(6); AQ_STEP(7);
+    }
+    AQ_STORE(0); AQ_STORE(1); AQ_STORE(2); AQ_STORE(3);
+    AQ_STORE(4); AQ_STORE(5); AQ_STORE(6); AQ_STORE(7);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns) {
+    size_t j;
+    if (columns == AQ_SIMD_STRIP) {
+        aq_avx512_update_strip(c, a, b, b_step, depth);
+        return;
+    }
+    for (j = 0; j < columns; j++, c += 32, b++) {
+        size_t k;
+        AQ_LOAD(0);
+        for (k = 0; k < depth; k++) {
+            __m512 low = _mm512_loadu_ps(a + 32 * k), high = _mm512_loadu_ps(a + 32 * k + 16);
+            __m512 factor = _mm512_set1_ps(b[k * b_step]);
+            low0 = _mm512_fnmadd_ps(low, factor, low0);
+            high0 = _mm512_fnmadd_ps(high, factor, high0);
+        }
+        AQ_STORE(0);
+    }
+}
+
+#undef AQ_LOAD
+#undef AQ_STEP
+#undef AQ_STORE
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_linear.c ---- */
+
 /* ---- begin src/simd/avx512_dots.c ---- */
 
 /* AVX-512 kernels: exact dot products of 8-bit integers, and of packed codes with them, by VNNI:
@@ -4882,6 +5157,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
     NULL,
+    aq_scalar_update,
     "scalar",
     aq_scalar_dot,
     aq_scalar_dot_codes,
@@ -4904,6 +5180,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_decode,
     aq_avx2_compare,
     aq_avx2_stream,
+    aq_avx2_update,
     "avx2",
     aq_avx2_dot,
     aq_avx2_dot_codes,
@@ -4918,7 +5195,8 @@ static const struct aq_kernels aq_avx2_kernels = {
           "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
-              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, dots, dot, dot_codes, unpack  \
+              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_update, dots, dot,  \
+              dot_codes, unpack                                                                    \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -4937,7 +5215,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, dots, dot, dot_codes, aq_neon_unpack                          \
+              aq_neon_compare, NULL, aq_neon_update, dots, dot, dot_codes, aq_neon_unpack          \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
                                                                aq_neon_dot_codes);
@@ -4989,7 +5267,7 @@ static uint32_t aq_cpu_saved(void) {
 }
 
 static uint32_t aq_cpu_features(void) {
-    const uint32_t first = 1u << 27 | 1u << 28 | 1u << 29; /* OSXSAVE, AVX, F16C */
+    const uint32_t first = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29; /* FMA, OSXSAVE, AVX, F16C */
     const uint32_t wide = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX-512 F, DQ, BW, VL */
     uint32_t reg[4], saved, features = 0;
     aq_cpu_id(0, reg);
@@ -11077,6 +11355,10 @@ AQ_LIB void aq_quantize_block(const aq_context *context, const aq_quant_spec *sp
                               const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
                               const float *column_weights, void *codes, void *params, void *extra,
                               aq_block_outcome *outcome);
+AQ_LIB bool aq_outcome_is_final(const aq_block_outcome *outcome); /* one of the flags is true */
+/* The error of such a block, whose first row is `first_row` of the tensor. */
+AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first_row,
+                                 uint64_t cols, aq_param_type params, aq_error *err);
 /* Rows to F32, single-threaded. */
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,
@@ -12114,7 +12396,7 @@ typedef struct aq_row_parts {
     size_t param_bytes; /* a group */
 } aq_row_parts;
 
-static bool aq_outcome_is_final(const aq_block_outcome *outcome) {
+AQ_LIB bool aq_outcome_is_final(const aq_block_outcome *outcome) {
     return outcome->not_finite || outcome->needs_f32 || outcome->needs_wide;
 }
 
@@ -12332,11 +12614,9 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
     return AQ_OK;
 }
 
-/* The error of the first block that has one; its position counts from the tensor's first weight. */
-static aq_status aq_outcome_error(const aq_quantize_run *run, const aq_block_outcome *outcome,
-                                  uint64_t block, aq_error *err) {
-    uint64_t cols = run->layout.cols;
-    uint64_t index = block * run->block_rows * cols + outcome->bad_index;
+AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first_row,
+                                 uint64_t cols, aq_param_type params, aq_error *err) {
+    uint64_t index = first_row * cols + outcome->bad_index;
     unsigned long long row = (unsigned long long)(index / cols);
     unsigned long long col = (unsigned long long)(index % cols);
     if (outcome->not_finite) {
@@ -12349,8 +12629,7 @@ static aq_status aq_outcome_error(const aq_quantize_run *run, const aq_block_out
     if (outcome->needs_f32) {
         return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                               "the scale or minimum of the group at [%llu, %llu] does not fit %s; "
-                              "use AQ_PARAM_F32", row, col,
-                              aq_param_type_name(run->job.spec.params));
+                              "use AQ_PARAM_F32", row, col, aq_param_type_name(params));
     }
     return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                           "the group at [%llu, %llu] is constant, which Q8 parameters cannot hold; "
@@ -12408,7 +12687,8 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
         }
         for (i = 0; i < count; i++) {
             if (aq_outcome_is_final(&run->outcomes[i])) {
-                return aq_outcome_error(run, &run->outcomes[i], run->first_block + i, err);
+                return aq_outcome_fail(&run->outcomes[i], (run->first_block + i) * run->block_rows,
+                                       run->layout.cols, run->job.spec.params, err);
             }
             aq_quality_add(total, &run->outcomes[i].quality);
         }
@@ -12610,6 +12890,1137 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
 #undef AQ_STREAM_WEIGHTS
 
 /* ---- end src/quant/dequantize.c ---- */
+
+/* ---- begin src/quant/linear.h ---- */
+
+/* Linear algebra for methods that know the second moments of a layer's input: a Cholesky factor, and
+ * the feedback of rounding errors from column to column. Inside quant/ only.
+ *
+ * With H = XᵀX/n, rounding a row w to ŵ changes the output by e·H·eᵀ, e = ŵ − w. H is factored as
+ * R·D·Rᵀ with R upper triangular, ones on its diagonal: the change is then Σ_j d_j·(e·R)_j², and
+ * (e·R)_j = e_j + Σ_{k<j} e_k·R_kj. So column j is best rounded from w_j − Σ_{k<j} e_k·R_kj, as soon
+ * as those before it are. This is GPTQ (Frantar et al., arXiv 2210.17323) in the form of
+ * Chee et al., arXiv 2307.13304, section 4: the same feedback, and H need not be inverted.
+ *
+ * All sums are F32, one fused multiply-add a term, k ascending: the same bits whatever the ISA, the
+ * threads and the blocks. Matrices lie in panels of 32 rows: [columns][32] floats. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_PANEL AQ_SIMD_PANEL
+#define AQ_STRIP AQ_SIMD_STRIP
+#define AQ_LAZY 128u /* columns after which the feedback is passed on to all that follow */
+
+/* H = XᵀX/n of a layer, factored. Columns are taken in the order of descending diagonals. */
+typedef struct aq_factor {
+    const aq_context *context;
+    size_t n, padded;   /* padded: to whole panels */
+    float *strips;      /* R by strips of 8 columns: [k ≤ last column of the strip][8] */
+    float *pivots;      /* D [padded] */
+    float *added;       /* what was added to the diagonal, by place */
+    uint32_t *order;    /* order[place] = column */
+    float *diagonal;    /* of H itself, by column */
+    double damping;     /* part of the mean diagonal that was added */
+    uint32_t dead;      /* columns whose diagonal is 0: an input that is always 0 */
+    void *memory;       /* all arrays */
+    size_t memory_bytes;
+} aq_factor;
+
+/* Damping starts at this part of the mean diagonal and grows tenfold until the factor exists. */
+#define AQ_DAMPING 0.01
+#define AQ_DAMPING_STEPS 5u
+
+/* Bytes at most in use while a factor of n columns is made. */
+AQ_LIB uint64_t aq_factor_bytes(uint64_t n);
+/* Checks and factors hessian [n, n], symmetric; on context->num_threads threads. AQ_ERR_QUANTIZATION
+ * for NaN, infinity, a negative diagonal, and a matrix that no damping makes positive definite. */
+AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_t n,
+                                aq_factor *out, aq_error *err);
+AQ_LIB void aq_factor_free(aq_factor *factor); /* a zeroed one allowed */
+
+/* The next address that is a multiple of 64: columns of panels must not straddle cache lines. */
+AQ_LIB void *aq_align_64(void *pointer);
+/* Strip s of R: rows k of 8 values. */
+AQ_LIB const float *aq_factor_strip(const aq_factor *factor, size_t strip);
+
+#define AQ_FEEDBACK_PANELS 8u /* so many panels are taken through the columns at most */
+
+/* Rounds one column of `rows` rows (whole panels): `target` is what is to be rounded, `rounded` what
+ * a reader will see. `place` counts in the order of the factor, `column` as in the layer. */
+typedef struct aq_rounding {
+    void (*round)(void *user, size_t place, size_t column, const float *target, float *rounded,
+                  size_t rows);
+    void *user;
+} aq_rounding;
+
+/* Goes through the columns of `panels` panels. x holds w by place, [panels][padded][32], and at the
+ * end the errors ŵ − w; `sums`, as large, is overwritten. With `rounding` NULL, x holds the errors
+ * from the start. Unless NULL, `energy` [panels × 32] gets e·H·eᵀ of each row added, without what
+ * damping put into H. Single-threaded, allocates nothing; the caller sets the floating-point mode. */
+AQ_LIB void aq_feedback(const struct aq_kernels *kernels, const aq_factor *factor,
+                        const aq_rounding *rounding, float *x, float *sums, size_t panels,
+                        double *energy);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/linear.h ---- */
+
+/* ---- begin src/quant/gptq.h ---- */
+
+/* Rows of one tensor rounded with the feedback of their errors, and what a rounding does to the
+ * layer's output. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct aq_factor;
+
+#define AQ_GPTQ_ROWS 256u /* rows that are worked on at once at most; what is computed is the same */
+
+/* Bytes of work space for `rows` rows, at most AQ_GPTQ_ROWS, of a factor's columns. */
+AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const struct aq_factor *factor,
+                              uint64_t rows);
+
+/* Of each row, unless NULL: w·H·wᵀ and e·H·eᵀ with e = ŵ − w, so what the layer puts out for the
+ * inputs of the Hessian, and what is wrong with it. */
+typedef struct aq_output_sums {
+    double *signal, *error;
+} aq_output_sums;
+
+/* As aq_quantize_block, of at most AQ_GPTQ_ROWS rows; the parameters are fitted with the Hessian's
+ * diagonal as weights, then the codes are chosen with feedback. The outcome's quality is not that of
+ * these codes: measure them. */
+AQ_LIB void aq_gptq_block(const aq_context *context, const struct aq_factor *factor,
+                          const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
+                          uint64_t rows, void *codes, void *params, void *extra, void *space,
+                          aq_block_outcome *outcome, const aq_output_sums *sums);
+/* The sums for rows that are quantized already, by whatever method. */
+AQ_LIB void aq_output_block(const aq_context *context, const struct aq_factor *factor,
+                            const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
+                            uint64_t rows, const void *codes, const void *params,
+                            const void *extra, void *space, const aq_output_sums *sums);
+/* The quality of rows that are quantized already, added row by row. */
+AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spec,
+                             const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                             const void *codes, const void *params, const void *extra,
+                             aq_quality *quality);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/gptq.h ---- */
+
+/* ---- begin src/quant/cholesky.c ---- */
+
+/* The factor of a damped Hessian: H = R·D·Rᵀ, R upper triangular in the order of descending diagonals.
+ *
+ * Turned around, this is the ordinary Cholesky factor: index i of the work stands for place
+ * padded − 1 − i, and the lower triangle L of it gives R_kj = L_ik/L_kk. Blocked by AQ_LAZY columns;
+ * the panels below a block, and then those that it updates, are shared by the threads. */
+
+/* The lower triangle while it is made, panel by panel: panel p has 32·(p + 1) columns. */
+typedef struct aq_cholesky {
+    const struct aq_kernels *kernels;
+    const float *hessian;
+    const aq_factor *factor;
+    float *lower;
+    float damping;     /* absolute, what is added to the diagonal */
+    float behind;      /* the diagonal behind the last column */
+    size_t begin, end; /* the block at work */
+    size_t panels;
+} aq_cholesky;
+
+static float *aq_lower_panel(const aq_cholesky *work, size_t panel) {
+    return work->lower + AQ_PANEL * AQ_PANEL * (panel * (panel + 1) / 2);
+}
+
+/* Floats of the lower triangle, and of the strips of R, which take as much. */
+static uint64_t aq_triangle_floats(uint64_t padded) {
+    uint64_t panels = padded / AQ_PANEL;
+    return AQ_PANEL * AQ_PANEL * (panels * (panels + 1) / 2);
+}
+
+static uint64_t aq_padded(uint64_t n) {
+    return (n + AQ_PANEL - 1) / AQ_PANEL * AQ_PANEL;
+}
+
+AQ_LIB uint64_t aq_factor_bytes(uint64_t n) {
+    uint64_t padded = aq_padded(n);
+    return 2 * sizeof(float) * aq_triangle_floats(padded) + 4 * sizeof(float) * padded + 128;
+}
+
+AQ_LIB const float *aq_factor_strip(const aq_factor *factor, size_t strip) {
+    return factor->strips + AQ_STRIP * AQ_STRIP * (strip * (strip + 1) / 2);
+}
+
+/* ---- the Hessian's diagonal: checks, order, damping */
+
+static aq_status aq_hessian_check(const float *hessian, size_t n, aq_error *err) {
+    size_t i, count = n * n;
+    for (i = 0; i < count; i++) {
+        bool finite = (aq_simd_bits(hessian[i]) & 0x7F800000u) != 0x7F800000u;
+        if (!finite || (i % (n + 1) == 0 && hessian[i] < 0.0f)) {
+            return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", i,
+                                  "the Hessian holds %s at [%zu, %zu], expected finite second "
+                                  "moments of the layer's input; calibrate again",
+                                  finite ? "a negative square" : "NaN or infinity", i / n, i % n);
+        }
+    }
+    return AQ_OK;
+}
+
+/* By descending diagonal, equal ones by column: sorted by merging runs. `spare` is as long. */
+static void aq_order_columns(const float *diagonal, uint32_t *order, uint32_t *spare, size_t n) {
+    size_t width, i;
+    for (i = 0; i < n; i++) {
+        order[i] = (uint32_t)i;
+    }
+    for (width = 1; width < n; width *= 2) {
+        for (i = 0; i < n; i += 2 * width) {
+            size_t middle = n - i < width ? n : i + width;
+            size_t end = n - i < 2 * width ? n : i + 2 * width;
+            size_t left = i, right = middle, to;
+            for (to = i; to < end; to++) {
+                bool take = right == end || (left < middle && diagonal[order[left]] >=
+                                                                  diagonal[order[right]]);
+                spare[to] = take ? order[left++] : order[right++];
+            }
+        }
+        memcpy(order, spare, n * sizeof *order);
+    }
+}
+
+/* ---- the triangle */
+
+/* Rows of one panel, damped. Places behind the last column are a diagonal matrix. */
+static aq_status aq_cholesky_gather(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_cholesky *work = (const aq_cholesky *)user;
+    const aq_factor *factor = work->factor;
+    size_t last = factor->padded - 1, lane, j, columns;
+    float *panel = aq_lower_panel(work, work->panels - 1 - index);
+    (void)worker;
+    (void)err;
+    index = work->panels - 1 - index; /* long ones first */
+    columns = AQ_PANEL * (index + 1);
+    for (lane = 0; lane < AQ_PANEL; lane++) {
+        size_t i = AQ_PANEL * index + lane, place = last - i;
+        bool real = place < factor->n;
+        const float *row = work->hessian + (real ? factor->order[place] * factor->n : 0);
+        for (j = 0; j < columns; j++) {
+            size_t other = last - j;
+            bool both = real && other < factor->n;
+            panel[AQ_PANEL * j + lane] = both     ? row[factor->order[other]]
+                                         : i == j ? work->behind : 0.0f;
+        }
+        if (real) {
+            panel[AQ_PANEL * i + lane] += factor->added[place];
+        }
+    }
+    return AQ_OK;
+}
+
+/* Columns of the block in one panel, when all above it have theirs. On the diagonal it finds the
+ * pivots; false when one has lost its digits: each is at least the damping in exact arithmetic. */
+static bool aq_cholesky_panel(const aq_cholesky *work, size_t index) {
+    float *panel = aq_lower_panel(work, index);
+    size_t end = AQ_PANEL * (index + 1) < work->end ? AQ_PANEL * (index + 1) : work->end;
+    size_t strip, j, i;
+    for (strip = work->begin; strip < end; strip += AQ_STRIP) {
+        const float *other = aq_lower_panel(work, strip / AQ_PANEL) + strip % AQ_PANEL;
+        work->kernels->update(panel + AQ_PANEL * strip, panel + AQ_PANEL * work->begin,
+                              other + AQ_PANEL * work->begin, AQ_PANEL, strip - work->begin,
+                              AQ_STRIP);
+        for (j = strip; j < strip + AQ_STRIP; j++) {
+            float *column = panel + AQ_PANEL * j, root;
+            work->kernels->update(column, panel + AQ_PANEL * strip,
+                                  other + AQ_PANEL * strip + (j - strip), AQ_PANEL, j - strip, 1);
+            if (j / AQ_PANEL == index) {
+                if (!(column[j % AQ_PANEL] >= 0.5f * work->damping)) {
+                    return false;
+                }
+                column[j % AQ_PANEL] = sqrtf(column[j % AQ_PANEL]);
+            }
+            root = aq_lower_panel(work, j / AQ_PANEL)[AQ_PANEL * j + j % AQ_PANEL];
+            for (i = j / AQ_PANEL == index ? j % AQ_PANEL + 1 : 0; i < AQ_PANEL; i++) {
+                column[i] /= root;
+            }
+        }
+    }
+    return true;
+}
+
+static aq_status aq_cholesky_below(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_cholesky *work = (const aq_cholesky *)user;
+    (void)worker;
+    (void)err;
+    (void)aq_cholesky_panel(work, work->end / AQ_PANEL + index);
+    return AQ_OK;
+}
+
+/* Subtracts the block's part from the rest of one panel, the longest first. */
+static aq_status aq_cholesky_update(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_cholesky *work = (const aq_cholesky *)user;
+    size_t number = work->panels - 1 - index, strip;
+    float *panel = aq_lower_panel(work, number);
+    (void)worker;
+    (void)err;
+    for (strip = work->end; strip < AQ_PANEL * (number + 1); strip += AQ_STRIP) {
+        const float *other = aq_lower_panel(work, strip / AQ_PANEL) + strip % AQ_PANEL;
+        work->kernels->update(panel + AQ_PANEL * strip, panel + AQ_PANEL * work->begin,
+                              other + AQ_PANEL * work->begin, AQ_PANEL, work->end - work->begin,
+                              AQ_STRIP);
+    }
+    return AQ_OK;
+}
+
+/* Runs one step over panels, each thread in the library's floating-point mode. */
+typedef struct aq_cholesky_step {
+    aq_cholesky *work;
+    aq_task_fn task;
+} aq_cholesky_step;
+
+static aq_status aq_cholesky_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    aq_cholesky_step *step = (aq_cholesky_step *)user;
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_status status = step->task(step->work, index, worker, err);
+    aq_simd_mode_leave(mode);
+    return status;
+}
+
+static aq_status aq_cholesky_each(aq_context *context, aq_cholesky *work, aq_task_fn task,
+                                  size_t count, aq_error *err) {
+    aq_cholesky_step step;
+    step.work = work;
+    step.task = task;
+    return aq_parallel_for(context, count > 1 ? aq_thread_count(context) : 1, count,
+                           aq_cholesky_task, &step, err);
+}
+
+/* Fills and factors the triangle; *good is false when more damping is needed. */
+static aq_status aq_cholesky_run(aq_context *context, aq_cholesky *work, bool *good,
+                                 aq_error *err) {
+    size_t padded = work->factor->padded, panel;
+    aq_status status = aq_cholesky_each(context, work, aq_cholesky_gather, work->panels, err);
+    *good = true;
+    for (work->begin = 0; status == AQ_OK && work->begin < padded; work->begin = work->end) {
+        work->end = padded - work->begin < AQ_LAZY ? padded : work->begin + AQ_LAZY;
+        aq_simd_mode mode = aq_simd_mode_enter();
+        for (panel = work->begin / AQ_PANEL; panel < work->end / AQ_PANEL && *good; panel++) {
+            *good = aq_cholesky_panel(work, panel);
+        }
+        aq_simd_mode_leave(mode);
+        if (!*good) {
+            return AQ_OK;
+        }
+        status = aq_cholesky_each(context, work, aq_cholesky_below,
+                                  work->panels - work->end / AQ_PANEL, err);
+        if (status == AQ_OK) {
+            status = aq_cholesky_each(context, work, aq_cholesky_update,
+                                      work->panels - work->end / AQ_PANEL, err);
+        }
+    }
+    return status;
+}
+
+/* ---- R from L */
+
+/* One strip of R: column `place` of it is column padded − 1 − place of L, upside down. */
+static aq_status aq_cholesky_strip(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_cholesky *work = (const aq_cholesky *)user;
+    const aq_factor *factor = work->factor;
+    size_t strip = factor->padded / AQ_STRIP - 1 - index, last = factor->padded - 1, panel, j, i;
+    float *out = factor->strips + AQ_STRIP * AQ_STRIP * (strip * (strip + 1) / 2);
+    (void)worker;
+    (void)err;
+    for (j = 0; j < AQ_STRIP; j++) {
+        size_t place = AQ_STRIP * strip + j, column = last - place;
+        float root = aq_lower_panel(work, column / AQ_PANEL)[AQ_PANEL * column + column % AQ_PANEL];
+        factor->pivots[place] = root * root;
+        for (panel = column / AQ_PANEL; panel < work->panels; panel++) {
+            const float *from = aq_lower_panel(work, panel) + AQ_PANEL * column;
+            for (i = 0; i < AQ_PANEL; i++) {
+                size_t row = AQ_PANEL * panel + i;
+                if (row > column) {
+                    out[AQ_STRIP * (last - row) + j] = from[i] / root;
+                }
+            }
+        }
+        for (i = place; i < AQ_STRIP * (strip + 1); i++) { /* at and below the diagonal */
+            out[AQ_STRIP * i + j] = i == place ? 1.0f : 0.0f;
+        }
+    }
+    return AQ_OK;
+}
+
+/* ---- all of it */
+
+AQ_LIB void *aq_align_64(void *pointer) {
+    return (unsigned char *)pointer + (64 - (uintptr_t)pointer % 64) % 64;
+}
+
+static aq_status aq_factor_allocate(aq_factor *out, aq_error *err) {
+    size_t padded = out->padded;
+    uint64_t triangle = aq_triangle_floats(padded);
+    uint64_t bytes = (triangle + 4 * (uint64_t)padded) * sizeof(float) + 64;
+    float *at;
+    if (bytes > SIZE_MAX || padded > UINT32_MAX) {
+        return aq_fail_memory(err, SIZE_MAX);
+    }
+    out->memory = aq_alloc(out->context, (size_t)bytes);
+    if (!out->memory) {
+        return aq_fail_memory(err, (size_t)bytes);
+    }
+    out->memory_bytes = (size_t)bytes;
+    at = (float *)aq_align_64(out->memory);
+    out->strips = at;
+    out->pivots = at + (size_t)triangle;
+    out->added = out->pivots + padded;
+    out->diagonal = out->added + padded;
+    out->order = (uint32_t *)(void *)(out->diagonal + padded);
+    return AQ_OK;
+}
+
+AQ_LIB void aq_factor_free(aq_factor *factor) {
+    aq_free(factor->context, factor->memory, factor->memory_bytes);
+    memset(factor, 0, sizeof *factor);
+}
+
+/* The diagonal and the order of the columns; the mean of the squares. */
+static double aq_factor_open(aq_factor *out, const float *hessian) {
+    double sum = 0.0;
+    size_t i;
+    for (i = 0; i < out->n; i++) {
+        out->diagonal[i] = hessian[i * (out->n + 1)];
+        sum += (double)out->diagonal[i];
+        out->dead += out->diagonal[i] == 0.0f;
+    }
+    aq_order_columns(out->diagonal, out->order, (uint32_t *)(void *)out->strips, out->n);
+    return sum / (double)out->n;
+}
+
+/* What each place gets on its diagonal. A dead column has no part in the output: any diagonal does. */
+AQ_SIMD_EXACT static void aq_factor_damp(aq_factor *out, double mean, double damping) {
+    AQ_SIMD_EXACT_BODY
+    size_t place;
+    out->damping = damping;
+    for (place = 0; place < out->padded; place++) {
+        bool dead = place < out->n && out->diagonal[out->order[place]] == 0.0f;
+        out->added[place] = place < out->n ? (float)(damping * mean + (dead ? mean : 0.0)) : 0.0f;
+        if (place < out->n && !(out->added[place] > 0.0f)) {
+            out->added[place] = 1.0f; /* nothing is ever put in, or almost nothing */
+        }
+    }
+}
+
+AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_t n,
+                                aq_factor *out, aq_error *err) {
+    aq_cholesky work;
+    aq_status status = aq_hessian_check(hessian, n, err);
+    bool good = false;
+    uint32_t step;
+    double mean, damping = AQ_DAMPING;
+    memset(out, 0, sizeof *out);
+    out->context = context;
+    out->n = n;
+    out->padded = (size_t)aq_padded(n);
+    size_t bytes = (size_t)aq_triangle_floats(out->padded) * sizeof(float) + 64;
+    if (status == AQ_OK) {
+        status = aq_factor_allocate(out, err);
+    }
+    void *memory = status == AQ_OK ? aq_alloc(context, bytes) : NULL;
+    if (status == AQ_OK && !memory) {
+        status = aq_fail_memory(err, bytes);
+    }
+    memset(&work, 0, sizeof work);
+    if (status == AQ_OK) {
+        work.lower = (float *)aq_align_64(memory);
+        work.kernels = aq_kernels_of(context);
+        work.hessian = hessian;
+        work.factor = out;
+        work.panels = out->padded / AQ_PANEL;
+        mean = aq_factor_open(out, hessian);
+        for (step = 0; status == AQ_OK && !good && step < AQ_DAMPING_STEPS; step++, damping *= 10.0) {
+            aq_factor_damp(out, mean, damping);
+            work.damping = (float)(damping * mean);
+            work.behind = mean > 0.0 ? (float)mean : 1.0f;
+            status = aq_cholesky_run(context, &work, &good, err);
+        }
+        if (status == AQ_OK && !good) {
+            status = aq_fail(err, AQ_ERR_QUANTIZATION, "the Hessian is not one of real inputs: no "
+                             "damping makes it positive definite; calibrate again");
+        }
+    }
+    if (status == AQ_OK) {
+        status = aq_cholesky_each(context, &work, aq_cholesky_strip, out->padded / AQ_STRIP, err);
+    }
+    aq_free(context, memory, bytes);
+    if (status != AQ_OK) {
+        aq_factor_free(out);
+    }
+    return status;
+}
+
+/* ---- end src/quant/cholesky.c ---- */
+
+/* ---- begin src/quant/feedback.c ---- */
+
+/* The feedback of rounding errors: column after column of some rows is rounded, and what that does to
+ * the output is taken out of the columns that follow. What rounds is the caller's: the nearest code of
+ * a grid (gptq.c), or any other code. */
+
+/* Rows that stand side by side: the caller's panels. */
+typedef struct aq_sweep {
+    const struct aq_kernels *kernels;
+    const aq_factor *factor;
+    const aq_rounding *rounding;
+    float *x, *sums;
+    size_t panels, stride; /* of a panel in both */
+    double *energy;
+} aq_sweep;
+
+/* sums −= errors·R for the columns of one strip, by the errors at places begin … end − 1. */
+static void aq_sweep_strip(const aq_sweep *sweep, size_t strip, size_t begin, size_t end) {
+    const float *r = aq_factor_strip(sweep->factor, strip) + AQ_STRIP * begin;
+    size_t panel;
+    for (panel = 0; panel < sweep->panels; panel++) {
+        size_t at = panel * sweep->stride;
+        sweep->kernels->update(sweep->sums + at + AQ_PANEL * AQ_STRIP * strip,
+                               sweep->x + at + AQ_PANEL * begin, r, AQ_STRIP, end - begin,
+                               AQ_STRIP);
+    }
+}
+
+/* Rounds w + sums; x becomes the error ŵ − w. */
+AQ_SIMD_EXACT static void aq_sweep_round(const aq_sweep *sweep, size_t place) {
+    AQ_SIMD_EXACT_BODY
+    float target[AQ_PANEL * AQ_FEEDBACK_PANELS], rounded[AQ_PANEL * AQ_FEEDBACK_PANELS];
+    size_t panel, i;
+    for (panel = 0; panel < sweep->panels; panel++) {
+        size_t at = panel * sweep->stride + AQ_PANEL * place;
+        for (i = 0; i < AQ_PANEL; i++) {
+            target[AQ_PANEL * panel + i] = sweep->x[at + i] + sweep->sums[at + i];
+        }
+    }
+    sweep->rounding->round(sweep->rounding->user, place, sweep->factor->order[place], target,
+                           rounded, AQ_PANEL * sweep->panels);
+    for (panel = 0; panel < sweep->panels; panel++) {
+        size_t at = panel * sweep->stride + AQ_PANEL * place;
+        for (i = 0; i < AQ_PANEL; i++) {
+            sweep->x[at + i] = rounded[AQ_PANEL * panel + i] - sweep->x[at + i];
+        }
+    }
+}
+
+/* Adds d·(e·R)² of one column to the rows' energies: e·R is x − sums by now. What the damping added
+ * is taken off again. */
+AQ_SIMD_EXACT static void aq_sweep_energy(const aq_sweep *sweep, size_t place) {
+    AQ_SIMD_EXACT_BODY
+    double pivot = (double)sweep->factor->pivots[place];
+    double added = (double)sweep->factor->added[place];
+    double *energy = sweep->energy;
+    size_t panel, i;
+    for (panel = 0; panel < sweep->panels; panel++, energy += AQ_PANEL) {
+        size_t at = panel * sweep->stride + AQ_PANEL * place;
+        for (i = 0; i < AQ_PANEL; i++) {
+            double error = (double)sweep->x[at + i], change = error - (double)sweep->sums[at + i];
+            energy[i] += pivot * (change * change) - added * (error * error);
+        }
+    }
+}
+
+/* The columns of one strip, each after those before it. */
+static void aq_sweep_columns(const aq_sweep *sweep, size_t strip) {
+    const float *r = aq_factor_strip(sweep->factor, strip);
+    size_t first = AQ_STRIP * strip, j, panel;
+    for (j = 0; j < AQ_STRIP && first + j < sweep->factor->n; j++) {
+        for (panel = 0; panel < sweep->panels && j; panel++) {
+            size_t at = panel * sweep->stride + AQ_PANEL * first;
+            sweep->kernels->update(sweep->sums + at + AQ_PANEL * j, sweep->x + at,
+                                   r + AQ_STRIP * first + j, AQ_STRIP, j, 1);
+        }
+        if (sweep->rounding) {
+            aq_sweep_round(sweep, first + j);
+        }
+        if (sweep->energy) {
+            aq_sweep_energy(sweep, first + j);
+        }
+    }
+}
+
+AQ_LIB void aq_feedback(const struct aq_kernels *kernels, const aq_factor *factor,
+                        const aq_rounding *rounding, float *x, float *sums, size_t panels,
+                        double *energy) {
+    size_t strips = factor->padded / AQ_STRIP, begin, end, strip;
+    aq_sweep sweep;
+    sweep.kernels = kernels;
+    sweep.factor = factor;
+    sweep.rounding = rounding;
+    sweep.x = x;
+    sweep.sums = sums;
+    sweep.panels = panels;
+    sweep.stride = AQ_PANEL * factor->padded;
+    sweep.energy = energy;
+    memset(sums, 0, panels * sweep.stride * sizeof *sums);
+    for (begin = 0; begin < factor->padded; begin = end) {
+        end = factor->padded - begin < AQ_LAZY ? factor->padded : begin + AQ_LAZY;
+        for (strip = begin / AQ_STRIP; strip < end / AQ_STRIP; strip++) {
+            if (AQ_STRIP * strip > begin) {
+                aq_sweep_strip(&sweep, strip, begin, AQ_STRIP * strip);
+            }
+            aq_sweep_columns(&sweep, strip);
+        }
+        for (; strip < strips; strip++) {
+            aq_sweep_strip(&sweep, strip, begin, end);
+        }
+    }
+}
+
+/* ---- end src/quant/feedback.c ---- */
+
+/* ---- begin src/quant/gptq.c ---- */
+
+/* GPTQ (Frantar et al., arXiv 2210.17323): the codes of a row are chosen column by column, the error
+ * of each taken out of the columns that follow. The parameters of a group are fixed beforehand, by
+ * weighted least squares, and belong to the columns as they lie in the layer, so that readers need no
+ * index of groups. */
+
+/* The work space of some rows. Rows are filled up to whole panels by zeros. */
+typedef struct aq_gptq_space {
+    size_t rows, panels, wide; /* wide: rows as panels have them */
+    size_t groups;
+    float *x, *sums;     /* [panels][padded][32] */
+    float *scale, *min;  /* [groups][wide] */
+    float *line, *other; /* [n] */
+    uint8_t *codes;      /* [places][wide], then */
+    uint8_t *flat;       /* [n], the codes of a row */
+    double *energy;      /* [wide] */
+} aq_gptq_space;
+
+static size_t aq_space_groups(const aq_quant_spec *spec, const aq_factor *factor) {
+    return (factor->n + spec->group_size - 1) / spec->group_size;
+}
+
+static uint64_t aq_space_round(uint64_t bytes) {
+    return (bytes + 63) & ~(uint64_t)63;
+}
+
+AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const aq_factor *factor, uint64_t rows) {
+    uint64_t wide = (rows + AQ_PANEL - 1) / AQ_PANEL * AQ_PANEL, padded = factor->padded;
+    uint64_t groups = aq_space_groups(spec, factor);
+    return 64 + 2 * wide * padded * sizeof(float) + 2 * wide * groups * sizeof(float) +
+           2 * aq_space_round(factor->n * sizeof(float)) + wide * padded +
+           aq_space_round(factor->n) + wide * sizeof(double);
+}
+
+static void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
+                          uint64_t rows, void *memory) {
+    size_t line = (size_t)aq_space_round(factor->n * sizeof(float)) / sizeof(float);
+    space->rows = (size_t)rows;
+    space->panels = (space->rows + AQ_PANEL - 1) / AQ_PANEL;
+    space->wide = AQ_PANEL * space->panels;
+    space->groups = aq_space_groups(spec, factor);
+    space->x = (float *)aq_align_64(memory);
+    space->sums = space->x + space->wide * factor->padded;
+    space->scale = space->sums + space->wide * factor->padded;
+    space->min = space->scale + space->wide * space->groups;
+    space->line = space->min + space->wide * space->groups;
+    space->other = space->line + line;
+    space->energy = (double *)(void *)(space->other + line);
+    space->codes = (uint8_t *)(space->energy + space->wide);
+    space->flat = space->codes + space->wide * factor->padded;
+}
+
+/* ---- rows into panels */
+
+/* Puts a line of the layer into row `row` of x, by place. */
+static void aq_space_put(aq_gptq_space *space, const aq_factor *factor, size_t row,
+                         const float *line) {
+    float *to = space->x + row / AQ_PANEL * (AQ_PANEL * factor->padded) + row % AQ_PANEL;
+    size_t place;
+    for (place = 0; place < factor->n; place++) {
+        to[AQ_PANEL * place] = line[factor->order[place]];
+    }
+}
+
+static void aq_space_clear(aq_gptq_space *space, const aq_factor *factor) {
+    size_t panel = AQ_PANEL * factor->padded, last = space->panels - 1, p;
+    if (space->rows % AQ_PANEL) {
+        memset(space->x + last * panel, 0, panel * sizeof *space->x);
+    }
+    for (p = 0; p < space->panels; p++) { /* places behind the last column */
+        memset(space->x + p * panel + AQ_PANEL * factor->n, 0,
+               AQ_PANEL * (factor->padded - factor->n) * sizeof *space->x);
+    }
+}
+
+static void aq_space_weights(const aq_context *context, aq_gptq_space *space,
+                             const aq_factor *factor, const void *weights, aq_dtype dtype) {
+    size_t row, row_bytes = factor->n * aq_dtype_size(dtype);
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    aq_space_clear(space, factor);
+    for (row = 0; row < space->rows; row++) {
+        aq_widen(kernels, dtype, (const uint8_t *)weights + row * row_bytes, space->line,
+                 factor->n);
+        aq_space_put(space, factor, row, space->line);
+    }
+}
+
+/* Goes through the columns and hands the rows' energies to `out`. */
+static void aq_space_sweep(const aq_context *context, aq_gptq_space *space,
+                           const aq_factor *factor, const aq_rounding *rounding, double *out) {
+    size_t row;
+    memset(space->energy, 0, space->wide * sizeof *space->energy);
+    aq_feedback(aq_kernels_of(context), factor, rounding, space->x, space->sums, space->panels,
+                out ? space->energy : NULL);
+    for (row = 0; out && row < space->rows; row++) {
+        out[row] = space->energy[row] > 0.0 ? space->energy[row] : 0.0; /* what damping left */
+    }
+}
+
+/* ---- the nearest code */
+
+typedef struct aq_nearest {
+    const aq_gptq_space *space;
+    size_t group_size;
+    float least, most; /* codes less `half` */
+    float half;
+} aq_nearest;
+
+/* Halves to even, as in the kernels: |value| is small. A NaN, of sums beyond F32, becomes `least`. */
+AQ_SIMD_EXACT static void aq_nearest_column(void *user, size_t place, size_t column,
+                                            const float *target, float *rounded, size_t rows) {
+    AQ_SIMD_EXACT_BODY
+    const aq_nearest *nearest = (const aq_nearest *)user;
+    const float *scale = nearest->space->scale + column / nearest->group_size * rows;
+    const float *min = nearest->space->min + column / nearest->group_size * rows;
+    uint8_t *codes = nearest->space->codes + place * rows;
+    float least = nearest->least, most = nearest->most, half = nearest->half;
+    size_t i;
+    for (i = 0; i < rows; i++) {
+        float code = (target[i] - min[i]) / scale[i];
+        code = code > least ? code : least;
+        code = code < most ? code : most;
+        code = (code + 12582912.0f) - 12582912.0f;
+        rounded[i] = scale[i] * code + min[i];
+        codes[i] = (uint8_t)(int32_t)(code + half);
+    }
+}
+
+static void aq_nearest_open(aq_nearest *nearest, const aq_gptq_space *space,
+                            const aq_quant_spec *spec) {
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    float count = (float)(1u << spec->bits);
+    nearest->space = space;
+    nearest->group_size = spec->group_size;
+    nearest->half = symmetric ? 0.5f * count : 0.0f;
+    nearest->least = 0.0f - nearest->half;
+    nearest->most = count - 1.0f - nearest->half;
+}
+
+/* The grids of all rows, from the bytes that a reader gets. */
+static void aq_space_grids(const aq_context *context, aq_gptq_space *space,
+                           const aq_quant_spec *spec, const aq_quant_layout *layout,
+                           const uint8_t *params, const uint8_t *extra) {
+    size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups), row, begin, i;
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    for (row = 0; row < space->wide; row++) {
+        bool real = row < space->rows;
+        for (begin = 0; begin < space->groups; begin += AQ_TILE_GROUPS) {
+            size_t left = space->groups - begin;
+            size_t count = left < AQ_TILE_GROUPS ? left : AQ_TILE_GROUPS;
+            if (real) {
+                aq_grids_read(kernels, spec, params + begin * param_bytes, extra, count, grids);
+            }
+            for (i = 0; i < count; i++) {
+                space->scale[(begin + i) * space->wide + row] = real ? grids[i].scale : 1.0f;
+                space->min[(begin + i) * space->wide + row] = real ? grids[i].min : 0.0f;
+            }
+        }
+        if (real) {
+            params += (size_t)layout->row_param_bytes;
+            extra = extra ? extra + (size_t)layout->row_extra_bytes : NULL;
+        }
+    }
+}
+
+/* Codes of all rows to their bytes, LSB first. */
+static void aq_space_pack(const aq_gptq_space *space, const aq_factor *factor, uint32_t bits,
+                          const aq_quant_layout *layout, uint8_t *out) {
+    size_t per_byte = 8 / bits, row, place, i;
+    for (row = 0; row < space->rows; row++, out += (size_t)layout->row_code_bytes) {
+        for (place = 0; place < factor->n; place++) {
+            space->flat[factor->order[place]] = space->codes[place * space->wide + row];
+        }
+        memset(out, 0, (size_t)layout->row_code_bytes);
+        for (i = 0; i < factor->n; i++) {
+            out[i / per_byte] |= (uint8_t)(space->flat[i] << (i % per_byte * bits));
+        }
+    }
+}
+
+/* ---- blocks */
+
+AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
+                          const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
+                          uint64_t rows, void *codes, void *params, void *extra, void *space,
+                          aq_block_outcome *outcome, const aq_output_sums *sums) {
+    aq_quant_layout layout;
+    aq_gptq_space work;
+    aq_nearest nearest;
+    aq_rounding rounding;
+    aq_quantize_block(context, spec, weights, dtype, rows, factor->n, factor->diagonal, codes,
+                      params, extra, outcome);
+    if (aq_outcome_is_final(outcome) ||
+        aq_quantized_size(spec, rows, factor->n, &layout, NULL) != AQ_OK) {
+        return;
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_space_open(&work, spec, factor, rows, space);
+    aq_space_weights(context, &work, factor, weights, dtype);
+    if (sums->signal) {
+        aq_space_sweep(context, &work, factor, NULL, sums->signal);
+    }
+    aq_space_grids(context, &work, spec, &layout, (const uint8_t *)params,
+                   layout.extra_bytes ? (const uint8_t *)extra : NULL);
+    aq_nearest_open(&nearest, &work, spec);
+    rounding.round = aq_nearest_column;
+    rounding.user = &nearest;
+    aq_space_sweep(context, &work, factor, &rounding, sums->error);
+    aq_space_pack(&work, factor, spec->bits, &layout, (uint8_t *)codes);
+    aq_simd_mode_leave(mode);
+}
+
+AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
+                            const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
+                            uint64_t rows, const void *codes, const void *params,
+                            const void *extra, void *space, const aq_output_sums *sums) {
+    aq_gptq_space work;
+    aq_quant_layout layout;
+    size_t row, i, row_bytes = factor->n * aq_dtype_size(dtype);
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    if (aq_quantized_size(spec, rows, factor->n, &layout, NULL) != AQ_OK) {
+        return;
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_space_open(&work, spec, factor, rows, space);
+    aq_space_weights(context, &work, factor, weights, dtype);
+    if (sums->signal) {
+        aq_space_sweep(context, &work, factor, NULL, sums->signal);
+    }
+    for (row = 0; row < work.rows; row++) {
+        size_t extra_at = row * (size_t)layout.row_extra_bytes;
+        aq_widen(kernels, dtype, (const uint8_t *)weights + row * row_bytes, work.line, factor->n);
+        aq_dequantize_block(context, spec,
+                            (const uint8_t *)codes + row * (size_t)layout.row_code_bytes,
+                            (const uint8_t *)params + row * (size_t)layout.row_param_bytes,
+                            layout.extra_bytes ? (const uint8_t *)extra + extra_at : NULL, 1,
+                            factor->n, work.other);
+        for (i = 0; i < factor->n; i++) {
+            work.line[i] = work.other[i] - work.line[i];
+        }
+        aq_space_put(&work, factor, row, work.line);
+    }
+    if (sums->error) {
+        aq_space_sweep(context, &work, factor, NULL, sums->error);
+    }
+    aq_simd_mode_leave(mode);
+}
+
+AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spec,
+                             const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                             const void *codes, const void *params, const void *extra,
+                             aq_quality *quality) {
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    float first[AQ_TILE_WEIGHTS], second[AQ_TILE_WEIGHTS];
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_quant_layout layout;
+    size_t begin, size = aq_dtype_size(dtype), param_bytes;
+    uint64_t row;
+    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !cols) {
+        return;
+    }
+    param_bytes = (size_t)(layout.row_param_bytes / layout.groups);
+    aq_simd_mode mode = aq_simd_mode_enter();
+    for (row = 0; row < rows; row++) {
+        const uint8_t *from = (const uint8_t *)weights + (size_t)(row * cols) * size;
+        const uint8_t *code = (const uint8_t *)codes + (size_t)(row * layout.row_code_bytes);
+        const uint8_t *param = (const uint8_t *)params + (size_t)(row * layout.row_param_bytes);
+        const uint8_t *pair = layout.extra_bytes ? (const uint8_t *)extra +
+                                                       (size_t)(row * layout.row_extra_bytes)
+                                                 : NULL;
+        aq_quality sums;
+        memset(&sums, 0, sizeof sums);
+        for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
+            size_t left = (size_t)cols - begin;
+            size_t count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
+            aq_widen(kernels, dtype, from + begin * size, first, count);
+            aq_grids_read(kernels, spec, param + begin / spec->group_size * param_bytes, pair,
+                          (count + spec->group_size - 1) / spec->group_size, grids);
+            kernels->decode(code + begin * spec->bits / 8, count, spec->group_size, spec->bits,
+                            spec->code == AQ_CODE_SYMMETRIC, grids, second);
+            aq_compare_run(kernels, first, second, count, &sums);
+        }
+        aq_quality_add(quality, &sums);
+    }
+    aq_simd_mode_leave(mode);
+}
+
+/* ---- end src/quant/gptq.c ---- */
+
+/* ---- begin src/quant/gptq_tensor.c ---- */
+
+/* A whole tensor by GPTQ, and the output error of any quantized tensor: a factor of the Hessian, then
+ * rows on all threads. */
+
+typedef struct aq_gptq_run {
+    const aq_context *context;
+    aq_factor factor;
+    aq_quant_spec spec;
+    aq_quant_layout layout;
+    aq_dtype dtype;
+    const uint8_t *weights;
+    uint8_t *codes, *params, *extra;
+    bool measure_only;
+    uint64_t chunk_rows;
+    size_t chunks;
+    unsigned char *spaces;  /* a worker each */
+    size_t space_bytes;
+    uint32_t workers;
+    double *energies;       /* [2][rows]: signal, error; NULL: not wanted */
+    aq_block_outcome *outcomes; /* a chunk each; later a block each */
+    size_t outcome_count;
+} aq_gptq_run;
+
+static aq_status aq_gptq_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    aq_gptq_run *run = (aq_gptq_run *)user;
+    const aq_quant_layout *layout = &run->layout;
+    uint64_t first = (uint64_t)index * run->chunk_rows, left = layout->rows - first;
+    uint64_t rows = left < run->chunk_rows ? left : run->chunk_rows;
+    size_t row_bytes = (size_t)layout->cols * aq_dtype_size(run->dtype);
+    const uint8_t *weights = run->weights + (size_t)first * row_bytes;
+    uint8_t *codes = run->codes + (size_t)(first * layout->row_code_bytes);
+    uint8_t *params = run->params + (size_t)(first * layout->row_param_bytes);
+    uint8_t *extra = run->extra ? run->extra + (size_t)(first * layout->row_extra_bytes) : NULL;
+    void *space = run->spaces + worker * run->space_bytes;
+    aq_output_sums sums;
+    (void)err;
+    sums.signal = run->energies ? run->energies + (size_t)first : NULL;
+    sums.error = run->energies ? run->energies + (size_t)(layout->rows + first) : NULL;
+    if (run->measure_only) {
+        aq_output_block(run->context, &run->factor, &run->spec, weights, run->dtype, rows, codes,
+                        params, extra, space, &sums);
+    } else {
+        aq_gptq_block(run->context, &run->factor, &run->spec, weights, run->dtype, rows, codes,
+                      params, extra, space, &run->outcomes[index], &sums);
+    }
+    return AQ_OK;
+}
+
+/* The quality is measured over the same blocks as everywhere, so that its sums are the same. */
+static aq_status aq_gptq_quality_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    aq_gptq_run *run = (aq_gptq_run *)user;
+    const aq_quant_layout *layout = &run->layout;
+    uint64_t block = aq_block_rows(layout->cols), first = (uint64_t)index * block;
+    uint64_t rows = layout->rows - first < block ? layout->rows - first : block;
+    size_t row_bytes = (size_t)layout->cols * aq_dtype_size(run->dtype);
+    (void)worker;
+    (void)err;
+    memset(&run->outcomes[index].quality, 0, sizeof run->outcomes[index].quality);
+    aq_measure_block(run->context, &run->spec, run->weights + (size_t)first * row_bytes,
+                     run->dtype, rows, layout->cols,
+                     run->codes + (size_t)(first * layout->row_code_bytes),
+                     run->params + (size_t)(first * layout->row_param_bytes),
+                     run->extra ? run->extra + (size_t)(first * layout->row_extra_bytes) : NULL,
+                     &run->outcomes[index].quality);
+    return AQ_OK;
+}
+
+/* ---- arguments */
+
+static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, const char *function,
+                               aq_error *err) {
+    const aq_quant_layout *layout = &run->layout;
+    uint64_t bytes = 0, square = 0;
+    if (!aq_dtype_is_float(run->dtype)) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED,
+                       "weights of type %s cannot be quantized; expected a float type",
+                       aq_dtype_name(run->dtype));
+    }
+    if (!aq_mul_u64(layout->rows * layout->cols, aq_dtype_size(run->dtype), &bytes) ||
+        !aq_mul_u64(layout->cols, layout->cols, &square) || square > SIZE_MAX / 64 ||
+        bytes > SIZE_MAX || layout->code_bytes > SIZE_MAX || layout->param_bytes > SIZE_MAX ||
+        layout->rows > SIZE_MAX / 64) {
+        return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] does not fit this machine's memory",
+                       (unsigned long long)layout->rows, (unsigned long long)layout->cols);
+    }
+    if (bytes && (!run->weights || !run->codes || !run->params || !hessian ||
+                  (!run->extra && layout->extra_bytes))) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: %s is NULL", function,
+                       !run->weights  ? "weights"
+                       : !run->codes  ? "codes"
+                       : !run->params ? "params"
+                       : !hessian     ? "hessian" : "extra, which Q8 parameters need,");
+    }
+    return AQ_OK;
+}
+
+/* Rows at once: enough that the factor is read seldom, few enough that all threads have some. It
+ * depends on the shape alone. */
+static uint64_t aq_gptq_chunk_rows(uint64_t rows) {
+    uint64_t part = (rows / 8 + AQ_PANEL) / AQ_PANEL * AQ_PANEL;
+    return part < AQ_GPTQ_ROWS ? part : AQ_GPTQ_ROWS;
+}
+
+/* ---- memory */
+
+static aq_status aq_gptq_open(aq_context *context, aq_gptq_run *run, bool energies,
+                              aq_error *err) {
+    uint64_t rows = run->layout.rows, block = aq_block_rows(run->layout.cols);
+    size_t blocks = (size_t)((rows - 1) / block + 1), count;
+    run->chunk_rows = aq_gptq_chunk_rows(rows);
+    run->chunks = (size_t)((rows - 1) / run->chunk_rows + 1);
+    run->workers = aq_thread_count(context);
+    run->workers = run->workers > run->chunks ? (uint32_t)run->chunks : run->workers;
+    uint64_t bytes = aq_gptq_bytes(&run->spec, &run->factor, run->chunk_rows);
+    run->space_bytes = bytes > SIZE_MAX / run->workers ? 0 : (size_t)bytes;
+    count = blocks > run->chunks ? blocks : run->chunks;
+    run->outcome_count = count;
+    run->spaces = run->space_bytes
+                      ? (unsigned char *)aq_alloc(context, run->workers * run->space_bytes) : NULL;
+    run->outcomes = (aq_block_outcome *)aq_alloc(context, count * sizeof *run->outcomes);
+    run->energies =
+        energies ? (double *)aq_alloc(context, 2 * (size_t)rows * sizeof(double)) : NULL;
+    if (!run->spaces || !run->outcomes || (energies && !run->energies)) {
+        return aq_fail_memory(err, run->workers * run->space_bytes);
+    }
+    return AQ_OK;
+}
+
+static void aq_gptq_close(aq_context *context, aq_gptq_run *run) {
+    aq_free(context, run->spaces, run->workers * run->space_bytes);
+    aq_free(context, run->outcomes, run->outcome_count * sizeof *run->outcomes);
+    aq_free(context, run->energies, 2 * (size_t)run->layout.rows * sizeof(double));
+    aq_factor_free(&run->factor);
+}
+
+/* ---- the whole */
+
+/* Rows' energies in order, so that the sums do not depend on how the rows were shared out. */
+static void aq_gptq_energies(const aq_gptq_run *run, aq_gptq_result *result) {
+    size_t row, rows = (size_t)run->layout.rows;
+    result->output_signal = result->output_error = 0.0;
+    for (row = 0; row < rows; row++) {
+        result->output_signal += run->energies[row];
+        result->output_error += run->energies[rows + row];
+    }
+    result->damping = run->factor.damping;
+}
+
+static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq_result *result,
+                                  aq_error *err) {
+    uint64_t block = aq_block_rows(run->layout.cols);
+    size_t i, blocks = (size_t)((run->layout.rows - 1) / block + 1);
+    for (i = 0; i < run->chunks && !run->measure_only; i++) {
+        if (aq_outcome_is_final(&run->outcomes[i])) {
+            return aq_outcome_fail(&run->outcomes[i], i * run->chunk_rows, run->layout.cols,
+                                   run->spec.params, err);
+        }
+    }
+    if (!result) {
+        return AQ_OK;
+    }
+    aq_gptq_energies(run, result);
+    aq_status status = aq_parallel_for(context, run->workers, blocks, aq_gptq_quality_task, run,
+                                       err);
+    for (i = 0; status == AQ_OK && i < blocks; i++) {
+        aq_quality_add(&result->quality, &run->outcomes[i].quality);
+    }
+    return status;
+}
+
+static aq_status aq_gptq_run_all(aq_context *context, aq_gptq_run *run, const float *hessian,
+                                 aq_gptq_result *result, aq_error *err) {
+    aq_status status = aq_factor_make(context, hessian, (size_t)run->layout.cols, &run->factor,
+                                      err);
+    run->context = context;
+    if (status == AQ_OK) {
+        status = aq_gptq_open(context, run, result != NULL, err);
+    }
+    if (status == AQ_OK) {
+        status = aq_parallel_for(context, run->workers, run->chunks, aq_gptq_task, run, err);
+    }
+    if (status == AQ_OK) {
+        status = aq_gptq_outcomes(context, run, result, err);
+    }
+    aq_gptq_close(context, run);
+    return status;
+}
+
+static aq_status aq_gptq_call(aq_context *context, const char *function, aq_gptq_run *run,
+                              const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
+                              const float *hessian, aq_gptq_result *result, aq_error *err) {
+    aq_context local;
+    aq_gptq_result made;
+    aq_status status = aq_quantized_size(spec, rows, cols, &run->layout, err);
+    if (status != AQ_OK) {
+        return status;
+    }
+    run->spec = *spec;
+    memset(&made, 0, sizeof made);
+    status = aq_gptq_check(run, hessian, function, err);
+    if (status == AQ_OK && rows && cols) {
+        status = aq_gptq_run_all(aq_context_resolved(context, &local), run, hessian,
+                                 result ? &made : NULL, err);
+    }
+    if (status == AQ_OK && result) {
+        *result = made;
+    }
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_quantize_gptq(aq_context *context, const aq_quant_spec *spec,
+                                          const void *weights, aq_dtype dtype, uint64_t rows,
+                                          uint64_t cols, const float *hessian, void *codes,
+                                          void *params, void *extra, aq_gptq_result *result,
+                                          aq_error *err) {
+    aq_gptq_run run;
+    memset(&run, 0, sizeof run);
+    run.dtype = dtype;
+    run.weights = (const uint8_t *)weights;
+    run.codes = (uint8_t *)codes;
+    run.params = (uint8_t *)params;
+    run.extra = (uint8_t *)extra;
+    return aq_gptq_call(context, "aq_quantize_gptq", &run, spec, rows, cols, hessian, result, err);
+}
+
+/* The codes are only read: they are not const in the run because it writes them when it quantizes. */
+ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_spec *spec,
+                                           const void *weights, aq_dtype dtype, uint64_t rows,
+                                           uint64_t cols, const float *hessian, const void *codes,
+                                           const void *params, const void *extra,
+                                           aq_gptq_result *result, aq_error *err) {
+    aq_gptq_run run;
+    memset(&run, 0, sizeof run);
+    if (!result) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_measure_output: result is NULL");
+    }
+    run.dtype = dtype;
+    run.measure_only = true;
+    run.weights = (const uint8_t *)weights;
+    run.codes = (uint8_t *)(uintptr_t)codes;
+    run.params = (uint8_t *)(uintptr_t)params;
+    run.extra = (uint8_t *)(uintptr_t)extra;
+    return aq_gptq_call(context, "aq_measure_output", &run, spec, rows, cols, hessian, result, err);
+}
+
+/* ---- end src/quant/gptq_tensor.c ---- */
 
 /* ---- begin src/calib/calib.h ---- */
 
@@ -22436,6 +23847,13 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  undef AQ_BLOCK_WEIGHTS
 #  undef AQ_TILE_WEIGHTS
 #  undef AQ_TILE_GROUPS
+#  undef AQ_PANEL
+#  undef AQ_STRIP
+#  undef AQ_LAZY
+#  undef AQ_DAMPING
+#  undef AQ_DAMPING_STEPS
+#  undef AQ_FEEDBACK_PANELS
+#  undef AQ_GPTQ_ROWS
 #  undef AQ_SKETCH_SIDE
 #  undef AQ_SKETCH_SHIFT
 #  undef AQ_HAS_ABSMAX

@@ -262,6 +262,11 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    /* Linear algebra on panels: columns of 32 values, one behind the other. For each of `columns`
+     * (at most 8) columns j of c:
+     * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
+    void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
+                   size_t columns);
     const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
     /* Exact: Σ a·b. count ≤ 65536 */
     int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
@@ -272,6 +277,9 @@ struct aq_kernels {
     /* Packed codes, one byte each: for many x, unpack once and call dot_codes with 8 bits. */
     void (*unpack)(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 };
+
+#define AQ_SIMD_PANEL 32u /* values of a column of `update` */
+#define AQ_SIMD_STRIP 8u  /* columns that it takes at once */
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
  * (2^bits − 1)/2 + shift[i] falls on the middle of the range. The start with the best solution is
@@ -340,6 +348,8 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
+                                  size_t depth, size_t columns);
 AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                      uint32_t bits, const int8_t *x, size_t count, size_t group,
@@ -1151,6 +1161,46 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count,
 
 /* ---- end src/simd/scalar_codes.c ---- */
 
+/* ---- begin src/simd/scalar_linear.c ---- */
+
+/* Scalar kernels: the update of a panel, by fused multiply-adds that need no hardware for them. */
+
+/* a·b + c rounded once. The product of two floats is exact in a double; their sum is rounded to odd,
+ * so that rounding it again to a float is as if there had been only one (Boldo and Melquiond,
+ * "Emulation of FMA and correctly rounded sums"). */
+AQ_SIMD_EXACT static inline float aq_fused(float a, float b, float c) {
+    AQ_SIMD_EXACT_BODY
+#if defined(__FP_FAST_FMAF) && (defined(__GNUC__) || defined(__clang__))
+    return __builtin_fmaf(a, b, c);
+#else
+    double product = (double)a * (double)b, addend = (double)c, sum = product + addend;
+    double part = sum - product, rest = (product - (sum - part)) + (addend - part);
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    if (rest != 0.0 && !(bits & 1u) && (bits << 1) < UINT64_C(0xFFE0000000000000)) {
+        bits += (rest > 0.0) == (sum > 0.0) ? UINT64_C(1) : ~UINT64_C(0);
+        memcpy(&sum, &bits, sizeof sum);
+    }
+    return (float)sum;
+#endif
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b,
+                                                size_t b_step, size_t depth, size_t columns) {
+    AQ_SIMD_EXACT_BODY
+    size_t i, j, k;
+    for (k = 0; k < depth; k++, a += AQ_SIMD_PANEL, b += b_step) {
+        for (j = 0; j < columns; j++) {
+            float factor = -b[j];
+            for (i = 0; i < AQ_SIMD_PANEL; i++) {
+                c[AQ_SIMD_PANEL * j + i] = aq_fused(a[i], factor, c[AQ_SIMD_PANEL * j + i]);
+            }
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_linear.c ---- */
+
 /* ---- begin src/simd/scalar_dots.c ---- */
 
 /* Scalar kernels: exact dot products of 8-bit integers, and of packed codes with them. */
@@ -1298,6 +1348,8 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
+AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth, size_t columns);
 AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
                                    const int8_t *x, size_t count, size_t group, int32_t *out);
@@ -2033,6 +2085,65 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 
 /* ---- end src/simd/neon_codes.c ---- */
 
+/* ---- begin src/simd/neon_linear.c ---- */
+
+/* NEON kernels: the update of a panel. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* Half of a panel's rows in four registers a column. */
+#define AQ_LOAD(j)                                                                        \
+    float32x4_t p##j = vld1q_f32(c + 32 * j), q##j = vld1q_f32(c + 32 * j + 4),           \
+                r##j = vld1q_f32(c + 32 * j + 8), s##j = vld1q_f32(c + 32 * j + 12)
+#define AQ_STEP(j)                            \
+    p##j = vfmsq_laneq_f32(p##j, p, four, j); \
+    q##j = vfmsq_laneq_f32(q##j, q, four, j); \
+    r##j = vfmsq_laneq_f32(r##j, r, four, j); \
+    s##j = vfmsq_laneq_f32(s##j, s, four, j)
+#define AQ_STORE(j)                   \
+    vst1q_f32(c + 32 * j, p##j);      \
+    vst1q_f32(c + 32 * j + 4, q##j);  \
+    vst1q_f32(c + 32 * j + 8, r##j);  \
+    vst1q_f32(c + 32 * j + 12, s##j)
+
+static void aq_neon_update_tile(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth) {
+    size_t k;
+    AQ_LOAD(0); AQ_LOAD(1); AQ_LOAD(2); AQ_LOAD(3);
+    for (k = 0; k < depth; k++, a += 32, b += b_step) {
+        float32x4_t p = vld1q_f32(a), q = vld1q_f32(a + 4), r = vld1q_f32(a + 8);
+        float32x4_t s = vld1q_f32(a + 12), four = vld1q_f32(b);
+        AQ_STEP(0); AQ_STEP(1); AQ_STEP(2); AQ_STEP(3);
+    }
+    AQ_STORE(0); AQ_STORE(1); AQ_STORE(2); AQ_STORE(3);
+}
+
+AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth, size_t columns) {
+    size_t half, i, j, k;
+    for (half = 0; half < 32; half += 16) {
+        for (j = 0; j + 4 <= columns; j += 4) {
+            aq_neon_update_tile(c + 32 * j + half, a + half, b + j, b_step, depth);
+        }
+    }
+    for (j = columns / 4 * 4; j < columns; j++) {
+        for (i = 0; i < 32; i += 4) {
+            float32x4_t sum = vld1q_f32(c + 32 * j + i);
+            for (k = 0; k < depth; k++) {
+                sum = vfmsq_f32(sum, vld1q_f32(a + 32 * k + i), vdupq_n_f32(b[k * b_step + j]));
+            }
+            vst1q_f32(c + 32 * j + i, sum);
+        }
+    }
+}
+
+#undef AQ_LOAD
+#undef AQ_STEP
+#undef AQ_STORE
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_linear.c ---- */
+
 /* ---- begin src/simd/neon_dots.c ---- */
 
 /* NEON kernels: exact dot products of 8-bit integers, and of packed codes with them, 16 at a time.
@@ -2222,14 +2333,20 @@ AQ_X86_END
 
 /* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
  * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
- * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. */
+ * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. AQ_AVX2_FMA is for
+ * the linear algebra, where products and sums are fused on purpose, on every ISA. */
 #if defined(__clang__)
+#  define AQ_AVX2_FMA __attribute__((target("avx2,fma")))
+#  define AQ_AVX2_FMA_INLINE __attribute__((target("avx2,fma"), always_inline))
 #  define AQ_AVX2 __attribute__((target("avx2,f16c")))
 #  define AQ_AVX2_INLINE __attribute__((target("avx2,f16c"), always_inline))
 #  define AQ_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
 #  define AQ_AVX512_INLINE \
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), always_inline))
 #elif defined(__GNUC__)
+#  define AQ_AVX2_FMA __attribute__((target("avx2,fma"), optimize("fp-contract=off")))
+#  define AQ_AVX2_FMA_INLINE \
+      __attribute__((target("avx2,fma"), optimize("fp-contract=off"), always_inline))
 #  define AQ_AVX2 __attribute__((target("avx2,f16c"), optimize("fp-contract=off")))
 #  define AQ_AVX2_INLINE \
       __attribute__((target("avx2,f16c"), optimize("fp-contract=off"), always_inline))
@@ -2240,6 +2357,8 @@ AQ_X86_END
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
                      optimize("fp-contract=off"), always_inline))
 #else
+#  define AQ_AVX2_FMA
+#  define AQ_AVX2_FMA_INLINE
 #  define AQ_AVX2
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
@@ -2317,6 +2436,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
+AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns);
 AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                            uint32_t bits, const int8_t *x, size_t count,
@@ -2348,6 +2469,8 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns);
 #endif
 
 #if defined(AQ_HAVE_VNNI)
@@ -3372,6 +3495,65 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 
 /* ---- end src/simd/avx2_codes.c ---- */
 
+/* ---- begin src/simd/avx2_linear.c ---- */
+
+/* AVX2 and FMA kernels: the update of a panel. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Half of a panel's rows and four columns: eight sums, which hide the latency of an FMA. */
+#define AQ_LOAD(j) \
+    __m256 low##j = _mm256_loadu_ps(c + 32 * j), high##j = _mm256_loadu_ps(c + 32 * j + 8)
+#define AQ_STEP(j)                                       \
+    factor = _mm256_set1_ps(b[j]);                       \
+    low##j = _mm256_fnmadd_ps(low, factor, low##j);      \
+    high##j = _mm256_fnmadd_ps(high, factor, high##j)
+#define AQ_STORE(j)                         \
+    _mm256_storeu_ps(c + 32 * j, low##j);   \
+    _mm256_storeu_ps(c + 32 * j + 8, high##j)
+
+AQ_AVX2_FMA static void aq_avx2_update_tile(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth) {
+    size_t k;
+    AQ_LOAD(0); AQ_LOAD(1); AQ_LOAD(2); AQ_LOAD(3);
+    for (k = 0; k < depth; k++, a += 32, b += b_step) {
+        __m256 low = _mm256_loadu_ps(a), high = _mm256_loadu_ps(a + 8), factor;
+        AQ_STEP(0); AQ_STEP(1); AQ_STEP(2); AQ_STEP(3);
+    }
+    AQ_STORE(0); AQ_STORE(1); AQ_STORE(2); AQ_STORE(3);
+}
+
+AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns) {
+    size_t half, j;
+    for (half = 0; half < 32; half += 16) {
+        for (j = 0; j + 4 <= columns; j += 4) {
+            aq_avx2_update_tile(c + 32 * j + half, a + half, b + j, b_step, depth);
+        }
+    }
+    for (j = columns / 4 * 4; j < columns; j++) {
+        for (half = 0; half < 32; half += 16) {
+            float *column = c + 32 * j + half;
+            __m256 low = _mm256_loadu_ps(column), high = _mm256_loadu_ps(column + 8);
+            size_t k;
+            for (k = 0; k < depth; k++) {
+                __m256 factor = _mm256_set1_ps(b[k * b_step + j]);
+                low = _mm256_fnmadd_ps(_mm256_loadu_ps(a + 32 * k + half), factor, low);
+                high = _mm256_fnmadd_ps(_mm256_loadu_ps(a + 32 * k + half + 8), factor, high);
+            }
+            _mm256_storeu_ps(column, low);
+            _mm256_storeu_ps(column + 8, high);
+        }
+    }
+}
+
+#undef AQ_LOAD
+#undef AQ_STEP
+#undef AQ_STORE
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_linear.c ---- */
+
 /* ---- begin src/simd/avx2_dots.c ---- */
 
 /* AVX2 kernels: exact dot products of 8-bit integers, and of packed codes with them, 32 at a time.
@@ -4089,6 +4271,66 @@ AQ_X86_END
 
 /* ---- end src/simd/avx512_codes.c ---- */
 
+/* ---- begin src/simd/avx512_linear.c ---- */
+
+/* AVX-512 kernels: the update of a panel. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* Two registers of a column, and what one step does to them. */
+#define AQ_LOAD(j) \
+    __m512 low##j = _mm512_loadu_ps(c + 32 * j), high##j = _mm512_loadu_ps(c + 32 * j + 16)
+#define AQ_STEP(j)                                       \
+    factor = _mm512_set1_ps(b[j]);                       \
+    low##j = _mm512_fnmadd_ps(low, factor, low##j);      \
+    high##j = _mm512_fnmadd_ps(high, factor, high##j)
+#define AQ_STORE(j)                         \
+    _mm512_storeu_ps(c + 32 * j, low##j);   \
+    _mm512_storeu_ps(c + 32 * j + 16, high##j)
+
+AQ_AVX512 static void aq_avx512_update_strip(float *c, const float *a, const float *b,
+                                             size_t b_step, size_t depth) {
+    size_t k;
+    AQ_LOAD(0); AQ_LOAD(1); AQ_LOAD(2); AQ_LOAD(3);
+    AQ_LOAD(4); AQ_LOAD(5); AQ_LOAD(6); AQ_LOAD(7);
+    for (k = 0; k < depth; k++, a += 32, b += b_step) {
+        __m512 low = _mm512_loadu_ps(a), high = _mm512_loadu_ps(a + 16), factor;
+        AQ_STEP(0); AQ_STEP(1); AQ_STEP(2); AQ_STEP(3);
+        AQ_STEP(4); AQ_STEP(5); AQ_STEP(6); AQ_STEP(7);
+    }
+    AQ_STORE(0); AQ_STORE(1); AQ_STORE(2); AQ_STORE(3);
+    AQ_STORE(4); AQ_STORE(5); AQ_STORE(6); AQ_STORE(7);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns) {
+    size_t j;
+    if (columns == AQ_SIMD_STRIP) {
+        aq_avx512_update_strip(c, a, b, b_step, depth);
+        return;
+    }
+    for (j = 0; j < columns; j++, c += 32, b++) {
+        size_t k;
+        AQ_LOAD(0);
+        for (k = 0; k < depth; k++) {
+            __m512 low = _mm512_loadu_ps(a + 32 * k), high = _mm512_loadu_ps(a + 32 * k + 16);
+            __m512 factor = _mm512_set1_ps(b[k * b_step]);
+            low0 = _mm512_fnmadd_ps(low, factor, low0);
+            high0 = _mm512_fnmadd_ps(high, factor, high0);
+        }
+        AQ_STORE(0);
+    }
+}
+
+#undef AQ_LOAD
+#undef AQ_STEP
+#undef AQ_STORE
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_linear.c ---- */
+
 /* ---- begin src/simd/avx512_dots.c ---- */
 
 /* AVX-512 kernels: exact dot products of 8-bit integers, and of packed codes with them, by VNNI:
@@ -4248,6 +4490,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
     NULL,
+    aq_scalar_update,
     "scalar",
     aq_scalar_dot,
     aq_scalar_dot_codes,
@@ -4270,6 +4513,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_decode,
     aq_avx2_compare,
     aq_avx2_stream,
+    aq_avx2_update,
     "avx2",
     aq_avx2_dot,
     aq_avx2_dot_codes,
@@ -4284,7 +4528,8 @@ static const struct aq_kernels aq_avx2_kernels = {
           "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
-              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, dots, dot, dot_codes, unpack  \
+              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_update, dots, dot,  \
+              dot_codes, unpack                                                                    \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -4303,7 +4548,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, dots, dot, dot_codes, aq_neon_unpack                          \
+              aq_neon_compare, NULL, aq_neon_update, dots, dot, dot_codes, aq_neon_unpack          \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
                                                                aq_neon_dot_codes);
@@ -4355,7 +4600,7 @@ static uint32_t aq_cpu_saved(void) {
 }
 
 static uint32_t aq_cpu_features(void) {
-    const uint32_t first = 1u << 27 | 1u << 28 | 1u << 29; /* OSXSAVE, AVX, F16C */
+    const uint32_t first = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29; /* FMA, OSXSAVE, AVX, F16C */
     const uint32_t wide = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX-512 F, DQ, BW, VL */
     uint32_t reg[4], saved, features = 0;
     aq_cpu_id(0, reg);

@@ -225,6 +225,39 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
                                      void *params, void *extra, aq_quality *quality,
                                      aq_error *err);
 
+/* What a layer puts out on the inputs x that a Hessian H = Σ x·xᵀ/n stands for, and what rounding its
+ * weights does to that: output_error / output_signal is ‖(W − Ŵ)X‖²/‖WX‖². */
+typedef struct aq_gptq_result {
+    aq_quality quality;   /* of the weights themselves */
+    double output_signal; /* Σ over rows of w·H·wᵀ */
+    double output_error;  /* Σ over rows of (w − ŵ)·H·(w − ŵ)ᵀ */
+    double damping;       /* part of H's mean diagonal that was added to its diagonal */
+} aq_gptq_result;
+
+/* As aq_quantize, with the second moments of the layer's input: hessian [cols, cols], F32, symmetric,
+ * the mean of x·xᵀ over input rows x (any positive multiple of it does as well). The parameters of a
+ * group minimise the squared error weighted by H's diagonal; then the columns are rounded one after
+ * the other, by descending diagonal, and the error of each is made up for by those that follow: GPTQ,
+ * arXiv 2210.17323. H is damped by 1 % of its mean diagonal, tenfold more until its Cholesky factor
+ * exists. A column whose input is always 0 is rounded to nearest. The weights' own error grows a
+ * little; that of the output falls several times.
+ * Bit-identical on every ISA and for every thread count. `result` may be NULL, which saves half the
+ * time. Allocates about 4·cols² bytes while H is factored, then 2·cols², and 9·cols bytes for each
+ * row at work (at most 256 a thread).
+ * Errors: as aq_quantize; AQ_ERR_QUANTIZATION also for NaN, infinity or a negative diagonal in H
+ * (err->offset is the index), and for an H that damping does not mend. */
+ARROWQUANT_API aq_status aq_quantize_gptq(aq_context *context, const aq_quant_spec *spec,
+                                          const void *weights, aq_dtype dtype, uint64_t rows,
+                                          uint64_t cols, const float *hessian, void *codes,
+                                          void *params, void *extra, aq_gptq_result *result,
+                                          aq_error *err);
+/* Measures a tensor that was quantized by whatever method. */
+ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_spec *spec,
+                                           const void *weights, aq_dtype dtype, uint64_t rows,
+                                           uint64_t cols, const float *hessian, const void *codes,
+                                           const void *params, const void *extra,
+                                           aq_gptq_result *result, aq_error *err);
+
 /* The inverse, into `out` [rows, cols] of dtype F32, F16 or BF16 (computed in F32, rounded once).
  * To dequantize some rows, pass pointers to their first row. Allocates nothing. */
 ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,

@@ -29,6 +29,10 @@ AQ_LIB void aq_quantize_block(const aq_context *context, const aq_quant_spec *sp
                               const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
                               const float *column_weights, void *codes, void *params, void *extra,
                               aq_block_outcome *outcome);
+AQ_LIB bool aq_outcome_is_final(const aq_block_outcome *outcome); /* one of the flags is true */
+/* The error of such a block, whose first row is `first_row` of the tensor. */
+AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first_row,
+                                 uint64_t cols, aq_param_type params, aq_error *err);
 /* Rows to F32, single-threaded. */
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,

@@ -17,7 +17,7 @@ typedef struct aq_row_parts {
     size_t param_bytes; /* a group */
 } aq_row_parts;
 
-static bool aq_outcome_is_final(const aq_block_outcome *outcome) {
+AQ_LIB bool aq_outcome_is_final(const aq_block_outcome *outcome) {
     return outcome->not_finite || outcome->needs_f32 || outcome->needs_wide;
 }
 
@@ -235,11 +235,9 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
     return AQ_OK;
 }
 
-/* The error of the first block that has one; its position counts from the tensor's first weight. */
-static aq_status aq_outcome_error(const aq_quantize_run *run, const aq_block_outcome *outcome,
-                                  uint64_t block, aq_error *err) {
-    uint64_t cols = run->layout.cols;
-    uint64_t index = block * run->block_rows * cols + outcome->bad_index;
+AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first_row,
+                                 uint64_t cols, aq_param_type params, aq_error *err) {
+    uint64_t index = first_row * cols + outcome->bad_index;
     unsigned long long row = (unsigned long long)(index / cols);
     unsigned long long col = (unsigned long long)(index % cols);
     if (outcome->not_finite) {
@@ -252,8 +250,7 @@ static aq_status aq_outcome_error(const aq_quantize_run *run, const aq_block_out
     if (outcome->needs_f32) {
         return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                               "the scale or minimum of the group at [%llu, %llu] does not fit %s; "
-                              "use AQ_PARAM_F32", row, col,
-                              aq_param_type_name(run->job.spec.params));
+                              "use AQ_PARAM_F32", row, col, aq_param_type_name(params));
     }
     return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                           "the group at [%llu, %llu] is constant, which Q8 parameters cannot hold; "
@@ -311,7 +308,8 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
         }
         for (i = 0; i < count; i++) {
             if (aq_outcome_is_final(&run->outcomes[i])) {
-                return aq_outcome_error(run, &run->outcomes[i], run->first_block + i, err);
+                return aq_outcome_fail(&run->outcomes[i], (run->first_block + i) * run->block_rows,
+                                       run->layout.cols, run->job.spec.params, err);
             }
             aq_quality_add(total, &run->outcomes[i].quality);
         }

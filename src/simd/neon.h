@@ -94,6 +94,8 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
+AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
+                                size_t depth, size_t columns);
 AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
                                    const int8_t *x, size_t count, size_t group, int32_t *out);

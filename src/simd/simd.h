@@ -110,6 +110,11 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    /* Linear algebra on panels: columns of 32 values, one behind the other. For each of `columns`
+     * (at most 8) columns j of c:
+     * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
+    void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
+                   size_t columns);
     const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
     /* Exact: Σ a·b. count ≤ 65536 */
     int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
@@ -120,6 +125,9 @@ struct aq_kernels {
     /* Packed codes, one byte each: for many x, unpack once and call dot_codes with 8 bits. */
     void (*unpack)(const void *codes, size_t count, uint32_t bits, uint8_t *out);
 };
+
+#define AQ_SIMD_PANEL 32u /* values of a column of `update` */
+#define AQ_SIMD_STRIP 8u  /* columns that it takes at once */
 
 /* How the fit searches: start i has the scale range / divisor[i] and a grid whose code
  * (2^bits − 1)/2 + shift[i] falls on the middle of the range. The start with the best solution is
@@ -188,6 +196,8 @@ AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
+AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
+                                  size_t depth, size_t columns);
 AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                      uint32_t bits, const int8_t *x, size_t count, size_t group,

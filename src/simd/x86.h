@@ -38,14 +38,20 @@ AQ_X86_END
 
 /* AQ_AVX2 and AQ_AVX512 stand before each function of that ISA, the _INLINE forms before
  * `static inline`. A compiler inlines only between equal attributes, so they include AQ_SIMD_EXACT;
- * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. */
+ * AQ_SIMD_EXACT_BODY is still the first line of a body with float arithmetic. AQ_AVX2_FMA is for
+ * the linear algebra, where products and sums are fused on purpose, on every ISA. */
 #if defined(__clang__)
+#  define AQ_AVX2_FMA __attribute__((target("avx2,fma")))
+#  define AQ_AVX2_FMA_INLINE __attribute__((target("avx2,fma"), always_inline))
 #  define AQ_AVX2 __attribute__((target("avx2,f16c")))
 #  define AQ_AVX2_INLINE __attribute__((target("avx2,f16c"), always_inline))
 #  define AQ_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
 #  define AQ_AVX512_INLINE \
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), always_inline))
 #elif defined(__GNUC__)
+#  define AQ_AVX2_FMA __attribute__((target("avx2,fma"), optimize("fp-contract=off")))
+#  define AQ_AVX2_FMA_INLINE \
+      __attribute__((target("avx2,fma"), optimize("fp-contract=off"), always_inline))
 #  define AQ_AVX2 __attribute__((target("avx2,f16c"), optimize("fp-contract=off")))
 #  define AQ_AVX2_INLINE \
       __attribute__((target("avx2,f16c"), optimize("fp-contract=off"), always_inline))
@@ -56,6 +62,8 @@ AQ_X86_END
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
                      optimize("fp-contract=off"), always_inline))
 #else
+#  define AQ_AVX2_FMA
+#  define AQ_AVX2_FMA_INLINE
 #  define AQ_AVX2
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
@@ -133,6 +141,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
+AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns);
 AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                            uint32_t bits, const int8_t *x, size_t count,
@@ -164,6 +174,8 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_update(float *c, const float *a, const float *b,
+                                            size_t b_step, size_t depth, size_t columns);
 #endif
 
 #if defined(AQ_HAVE_VNNI)

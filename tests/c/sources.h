@@ -11,6 +11,8 @@
 #include "../../src/base/yaml.h"
 #include "../../src/simd/simd.h"
 #include "../../src/quant/quant.h"
+#include "../../src/quant/linear.h"
+#include "../../src/quant/gptq.h"
 #include "../../src/config/fields.h"
 #include "../../src/calib/calib.h"
 #include "../../src/format/calibration.h"

@@ -1,9 +1,11 @@
-/* Quantizes a file of raw weights for tests/py/test_quant_reference.py:
+/* Quantizes a file of raw weights for tests/py/test_quant_reference.py and test_gptq.py:
  *
  *     quant affine|symmetric F16|F32|Q8 BITS GROUP ROWS COLS DTYPE WEIGHTS COLUMN_WEIGHTS|- OUT
  *
  * writes codes, parameters, row parameters, decoded F32, then dot, original, quantized, error and
- * max_error as F64. Prints one line, "ok" or the error. */
+ * max_error as F64. Prints one line, "ok" or the error. GPTQ:HESSIAN in place of the column weights
+ * quantizes with that Hessian, MEASURE:HESSIAN only measures the output with it; then output_signal,
+ * output_error and damping follow. */
 #include "test.h"
 
 static void *read_file(const char *path, size_t size) {
@@ -31,14 +33,17 @@ static aq_dtype dtype_of(const char *name) {
 int main(int argc, char **argv) {
     aq_quant_spec spec;
     aq_quant_layout layout;
+    aq_gptq_result result;
     aq_quality quality;
     aq_error err;
     uint64_t rows, cols;
     aq_dtype dtype;
     void *weights, *column_weights = NULL;
+    float *hessian = NULL;
     uint8_t *out;
     float *decoded;
-    double figures[5];
+    double figures[8];
+    int gptq;
     size_t parts, count;
     FILE *file;
     if (argc != 11) {
@@ -54,7 +59,10 @@ int main(int argc, char **argv) {
     dtype = dtype_of(argv[7]);
     count = (size_t)(rows * cols);
     weights = read_file(argv[8], count * aq_dtype_size(dtype));
-    if (strcmp(argv[9], "-") != 0) {
+    gptq = strncmp(argv[9], "GPTQ:", 5) == 0;
+    if (strchr(argv[9], ':')) {
+        hessian = (float *)read_file(strchr(argv[9], ':') + 1, (size_t)(cols * cols) * sizeof(float));
+    } else if (strcmp(argv[9], "-") != 0) {
         column_weights = read_file(argv[9], (size_t)cols * sizeof(float));
     }
     if (aq_quantized_size(&spec, rows, cols, &layout, &err) != AQ_OK) {
@@ -65,14 +73,29 @@ int main(int argc, char **argv) {
     out = (uint8_t *)malloc(parts + 1);
     decoded = (float *)malloc(count * sizeof *decoded + 1);
     if (!out || !decoded ||
-        aq_quantize(NULL, &spec, weights, dtype, rows, cols, (const float *)column_weights, out,
-                    out + layout.code_bytes, out + layout.code_bytes + layout.param_bytes,
-                    &quality, &err) != AQ_OK ||
+        (gptq ? aq_quantize_gptq(NULL, &spec, weights, dtype, rows, cols, hessian, out,
+                                 out + layout.code_bytes,
+                                 out + layout.code_bytes + layout.param_bytes, &result, &err)
+              : aq_quantize(NULL, &spec, weights, dtype, rows, cols, (const float *)column_weights,
+                            out, out + layout.code_bytes,
+                            out + layout.code_bytes + layout.param_bytes, &quality, &err)) !=
+            AQ_OK ||
+        (hessian && !gptq &&
+         aq_measure_output(NULL, &spec, weights, dtype, rows, cols, hessian, out,
+                           out + layout.code_bytes, out + layout.code_bytes + layout.param_bytes,
+                           &result, &err) != AQ_OK) ||
         aq_dequantize(NULL, &spec, out, out + layout.code_bytes,
                       out + layout.code_bytes + layout.param_bytes, rows, cols, AQ_DTYPE_F32,
                       decoded, &err) != AQ_OK) {
         printf("%s: %s\n", aq_status_name(err.status), err.message);
         return 1;
+    }
+    memset(figures, 0, sizeof figures);
+    if (hessian) {
+        quality = result.quality;
+        figures[5] = result.output_signal;
+        figures[6] = result.output_error;
+        figures[7] = result.damping;
     }
     figures[0] = quality.dot;
     figures[1] = quality.original;
@@ -82,13 +105,15 @@ int main(int argc, char **argv) {
     file = fopen(argv[10], "wb");
     if (!file || fwrite(out, 1, parts, file) != parts ||
         fwrite(decoded, sizeof *decoded, count, file) != count ||
-        fwrite(figures, sizeof *figures, 5, file) != 5 || fclose(file) != 0) {
+        fwrite(figures, sizeof *figures, hessian ? 8 : 5, file) != (hessian ? 8u : 5u) ||
+        fclose(file) != 0) {
         printf("cannot write %s\n", argv[10]);
         return 2;
     }
     printf("ok\n");
     free(weights);
     free(column_weights);
+    free(hessian);
     free(out);
     free(decoded);
     return test_broken;

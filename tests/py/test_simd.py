@@ -11,7 +11,9 @@ from conftest import LIBS, REPO, WARNINGS, call, need
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 KERNELS = sorted((REPO / "src/simd").glob("*.c"))
-DECIDING = KERNELS + sorted((REPO / "src/quant").glob("*.c"))
+# Linear algebra fuses on purpose, on every ISA: tests/c/test_gptq.c compares it with fmaf.
+FUSING = sorted((REPO / "src/simd").glob("*_linear.c"))
+DECIDING = sorted({*KERNELS, *(REPO / "src/quant").glob("*.c")} - set(FUSING))
 FUSED = re.compile(r"\bvfn?m(?:add|sub)|\bfn?m(?:add|sub)\b|\bfml[as]\b")
 
 
@@ -116,6 +118,9 @@ def test_nothing_is_contracted(compiler, flags, tmp_path):
     for source in DECIDING:
         found = FUSED.findall(disassembled(compiler, flags, source, tmp_path))
         assert not found, f"{source.name}: {len(found)} × {found[0]}"
+    fused = {source.stem for source in FUSING
+             if FUSED.search(disassembled(compiler, flags, source, tmp_path))}
+    assert {"avx2_linear", "avx512_linear"} <= fused
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])

@@ -125,6 +125,18 @@ LIBRARY = [
     "format/calibration_read.c",
     "format/calibration_open.c",
     "format/calibration_write.c",
+    "format/flatbuffer.h",
+    "format/flatbuffer.c",
+    "format/arrow.h",
+    "format/arrow_ipc.h",
+    "format/arrow_type.c",
+    "format/arrow_shared.c",
+    "format/arrow_layers.c",
+    "format/arrow_import.c",
+    "format/arrow_ipc_schema.c",
+    "format/arrow_ipc_array.c",
+    "format/arrow_ipc_read.c",
+    "format/arrow_ipc_write.c",
     "model/folder.h",
     "model/policy.h",
     "model/staging.h",
@@ -159,6 +171,7 @@ LIBRARY = [
     "model/verify.c",
     "model/compare.c",
     "model/dequantize_model.c",
+    "model/arrow_model.c",
 ]
 
 QUOTED = re.compile(r'\s*#\s*include\s*"([^"]+)"')

@@ -141,7 +141,7 @@ extern "C" {
       "use more bits, a smaller group size, or a lower threshold")                                 \
     X(AQ_ERR_IO, 11, "io", "a file could not be read or written",                                  \
       "check the path, its permissions and the free space")                                        \
-    X(AQ_ERR_ARROW, 12, "arrow", "invalid Arrow data", "check the schema against docs/FORMAT.md")  \
+    X(AQ_ERR_ARROW, 12, "arrow", "invalid Arrow data", "check the schema against docs/FORMATS.md") \
     X(AQ_ERR_SHAPE, 13, "shape", "shapes do not agree", "compare the shapes in the message")       \
     X(AQ_ERR_OUT_OF_MEMORY, 14, "out_of_memory", "out of memory",                                  \
       "use enable_streaming, fewer threads, or raise max_memory_limit_mb")                         \
@@ -753,6 +753,147 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
                                          aq_progress_fn progress, void *user, size_t *checked,
                                          aq_error *err);
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
+
+/* ------------------------------------------------------------------- Arrow */
+
+/* The Arrow C data and stream interfaces: fixed structs that pyarrow, polars, DuckDB and others
+ * exchange tables by, without copies. Whoever holds one calls its `release` once; a consumer may
+ * move a struct away (copy it, set `release` of the source to NULL). What this library hands out
+ * frees itself through the context's allocator, which must live until then; the context need not. */
+#ifndef ARROW_C_DATA_INTERFACE
+#define ARROW_C_DATA_INTERFACE
+
+#define ARROW_FLAG_DICTIONARY_ORDERED 1
+#define ARROW_FLAG_NULLABLE 2
+#define ARROW_FLAG_MAP_KEYS_SORTED 4
+
+struct ArrowSchema {
+    const char *format;
+    const char *name;
+    const char *metadata;
+    int64_t flags;
+    int64_t n_children;
+    struct ArrowSchema **children;
+    struct ArrowSchema *dictionary;
+    void (*release)(struct ArrowSchema *);
+    void *private_data;
+};
+
+struct ArrowArray {
+    int64_t length;
+    int64_t null_count;
+    int64_t offset;
+    int64_t n_buffers;
+    int64_t n_children;
+    const void **buffers;
+    struct ArrowArray **children;
+    struct ArrowArray *dictionary;
+    void (*release)(struct ArrowArray *);
+    void *private_data;
+};
+#endif /* ARROW_C_DATA_INTERFACE */
+
+#ifndef ARROW_C_STREAM_INTERFACE
+#define ARROW_C_STREAM_INTERFACE
+
+struct ArrowArrayStream {
+    int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *out);
+    int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out);
+    const char *(*get_last_error)(struct ArrowArrayStream *);
+    void (*release)(struct ArrowArrayStream *);
+    void *private_data;
+};
+#endif /* ARROW_C_STREAM_INTERFACE */
+
+/* Timesteps t_start … t_end − 1 of a time-aware layer, with their activation parameters. */
+typedef struct aq_arrow_time_group {
+    int32_t t_start, t_end;
+    float scale, zero_point;
+} aq_arrow_time_group;
+
+/* One row of a table of layers, see docs/FORMATS.md. Pointers are borrowed; strings end with 0. */
+typedef struct aq_arrow_layer {
+    const char *name;
+    const int64_t *shape;
+    size_t rank;
+    uint8_t bit_width;    /* 2, 4, 8; of a kept tensor the bits of an element */
+    uint32_t group_size;  /* 0: kept */
+    const void *data;     /* codes as in aq_quantize, or a kept tensor's bytes */
+    uint64_t data_bytes;
+    const float *scales;  /* `groups` of each, row by row; NULL: the column is null here */
+    const float *zero_points, *mins;
+    uint64_t groups;
+    const char *method;   /* "ptq", …, "kept" */
+    const char *dtype;    /* of the original: "BF16", … */
+    double cosine_similarity, sqnr_db; /* NaN: null */
+    const aq_arrow_time_group *time_groups;
+    size_t time_group_count; /* 0: null */
+} aq_arrow_layer;
+
+/* Who owns what the layers point to: `release(user)` is called once, from whatever thread gives back
+ * the last exported piece. A zeroed one: the caller keeps everything alive. */
+typedef struct aq_arrow_owner {
+    void (*release)(void *user);
+    void *user;
+} aq_arrow_owner;
+
+/* Exports layers as one record batch. A column's parts that lie end to end in memory (those of one
+ * layer always do) are exported where they are; others are gathered into a buffer of the export's.
+ * `metadata` are `metadata_count` keys and values by turns, for the schema. On failure *schema and
+ * *array are untouched, and the owner is not released. A column of 2 GiB or more is
+ * AQ_ERR_UNSUPPORTED: export those layers one by one. */
+ARROWQUANT_API aq_status aq_arrow_export_layers(aq_context *context, const aq_arrow_layer *layers,
+                                                size_t count, const char *const *metadata,
+                                                size_t metadata_count, aq_arrow_owner owner,
+                                                struct ArrowSchema *schema,
+                                                struct ArrowArray *array, aq_error *err);
+
+/* One layer's weights in somebody's table: borrowed, not copied, not 0-terminated. */
+typedef struct aq_arrow_weights {
+    const char *name;
+    size_t name_size;
+    const void *weights; /* `count` elements of `dtype`, this machine's byte order */
+    aq_dtype dtype;      /* F32, F16 or F64 */
+    uint64_t count;
+    const int64_t *shape; /* `rank` of them; NULL: the table does not tell */
+    size_t rank;
+    uint64_t rows, cols; /* as aq_quantize wants them; without a shape [1, count] */
+} aq_arrow_weights;
+
+/* Finds layer_name (string, large_string, string_view), weights (list or large_list of float, and
+ * half_float or double) and, when it is there, shape (list or large_list of int64) in a record
+ * batch, and fills `out` [array->length]. Nothing is copied: the pointers live as long as the array,
+ * which stays the caller's. A missing or misshapen column, a null, offsets that do not fit:
+ * AQ_ERR_ARROW; a shape that does not fit the weights: AQ_ERR_SHAPE; both name the row. */
+ARROWQUANT_API aq_status aq_arrow_import_weights(const struct ArrowSchema *schema,
+                                                 const struct ArrowArray *array,
+                                                 aq_arrow_weights *out, aq_error *err);
+
+/* The tensors of an opened model as a stream of one record batch a tensor, sorted by name: codes and
+ * kept tensors where they lie in the mapped files, parameters widened to F32. On success the stream
+ * owns the model and closes it when all is released. */
+ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *model,
+                                               struct ArrowArrayStream *stream, aq_error *err);
+
+/* Reads an Arrow IPC file or stream; `path` is mapped, and the arrays lead into it. Everything is
+ * checked when it is handed out: what does not fit is EINVAL, and get_last_error tells. Compressed
+ * buffers, dictionaries and types that this library has no use for are AQ_ERR_UNSUPPORTED. */
+ARROWQUANT_API aq_status aq_arrow_ipc_open(aq_context *context, const char *path,
+                                           struct ArrowArrayStream *stream, aq_error *err);
+/* The same from memory: 8-byte aligned `data` that the owner keeps until all is released. */
+ARROWQUANT_API aq_status aq_arrow_ipc_read(aq_context *context, const void *data, size_t size,
+                                           const char *source, aq_arrow_owner owner,
+                                           struct ArrowArrayStream *stream, aq_error *err);
+/* The next batch; at the end array->release is NULL. Failures of the stream become an aq_error. */
+ARROWQUANT_API aq_status aq_arrow_next(struct ArrowArrayStream *stream, struct ArrowArray *array,
+                                       aq_error *err);
+
+typedef enum aq_arrow_ipc { AQ_ARROW_FILE, AQ_ARROW_STREAM } aq_arrow_ipc;
+
+/* Writes what the stream gives as an IPC file (or IPC stream): a temporary sibling, renamed when
+ * complete. The stream is read to its end; releasing it stays the caller's. */
+ARROWQUANT_API aq_status aq_arrow_ipc_write(aq_context *context, struct ArrowArrayStream *stream,
+                                            const char *path, aq_arrow_ipc kind, aq_error *err);
 
 /* -------------------------------------------------------------- validation */
 
@@ -8292,6 +8433,7 @@ AQ_LIB uint32_t aq_thread_count(const aq_context *context);
 
 AQ_LIB int aq_atomic_load(const int *value);
 AQ_LIB void aq_atomic_store(int *value, int desired);
+AQ_LIB int aq_atomic_add(int *value, int more); /* what it is afterwards */
 AQ_LIB bool aq_is_cancelled(const aq_context *context); /* NULL: false */
 
 /* A lock on the heap; does nothing with NO_THREADS. NULL: no memory. */
@@ -8363,6 +8505,16 @@ AQ_LIB void aq_atomic_store(int *value, int desired) {
     (void)_InterlockedExchange((volatile long *)value, desired);
 #else
     *(volatile int *)value = desired;
+#endif
+}
+
+AQ_LIB int aq_atomic_add(int *value, int more) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_add_fetch(value, more, __ATOMIC_ACQ_REL);
+#elif defined(_MSC_VER)
+    return (int)_InterlockedExchangeAdd((volatile long *)value, more) + more;
+#else
+    return *(volatile int *)value += more;
 #endif
 }
 
@@ -11363,6 +11515,11 @@ AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,
                                 uint64_t rows, uint64_t cols, float *out);
+/* The parameters of every group, row by row: mins may be NULL; zeros, which may be NULL too, are
+ * −min/scale, or the code that stands for 0 when symmetric. */
+AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
+                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
+                               float *scales, float *mins, float *zeros);
 /* Adds the sums of rows × cols pairs to *quality, row by row; `second` stands for the quantized. */
 AQ_LIB void aq_compare_block(const aq_context *context, const float *first, const float *second,
                              uint64_t rows, uint64_t cols, aq_quality *quality);
@@ -12833,6 +12990,44 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
         aq_dequantize_run_init(&run, context, spec, codes, params, extra, AQ_DTYPE_F32, out);
         aq_dequantize_rows(&run, 0, rows);
     }
+}
+
+AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
+                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
+                               float *scales, float *mins, float *zeros) {
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    aq_quant_layout layout;
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_simd_mode mode;
+    uint64_t row, group;
+    size_t i, at = 0, bytes;
+    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !layout.groups) {
+        return;
+    }
+    bytes = (size_t)(layout.row_param_bytes / layout.groups);
+    mode = aq_simd_mode_enter();
+    for (row = 0; row < rows; row++) {
+        const uint8_t *from = (const uint8_t *)params + (size_t)(row * layout.row_param_bytes);
+        const uint8_t *pair =
+            extra ? (const uint8_t *)extra + (size_t)(row * layout.row_extra_bytes) : NULL;
+        for (group = 0; group < layout.groups; group += AQ_TILE_GROUPS) {
+            size_t count = layout.groups - group < AQ_TILE_GROUPS ? (size_t)(layout.groups - group)
+                                                                  : AQ_TILE_GROUPS;
+            aq_grids_read(kernels, spec, from + (size_t)group * bytes, pair, count, grids);
+            for (i = 0; i < count; i++, at++) {
+                scales[at] = grids[i].scale;
+                if (mins) {
+                    mins[at] = grids[i].min;
+                }
+                if (zeros) {
+                    zeros[at] = spec->code == AQ_CODE_SYMMETRIC
+                                    ? (float)(1u << (spec->bits - 1u))
+                                    : (0.0f - grids[i].min) / grids[i].scale;
+                }
+            }
+        }
+    }
+    aq_simd_mode_leave(mode);
 }
 
 static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
@@ -17669,6 +17864,2440 @@ ARROWQUANT_API aq_status aq_calibration_save(aq_context *context,
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/format/calibration_write.c ---- */
+
+/* ---- begin src/format/flatbuffer.h ---- */
+
+/* Flatbuffers, as much of them as Arrow's messages use: a reader that checks every offset against the
+ * buffer, and a writer that goes forward and fills links when their target is reached. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- reading: positions are checked when they are made, so what holds one may be read */
+
+typedef struct aq_fb_buffer {
+    const unsigned char *data;
+    size_t size;
+    const char *bad; /* what was wrong first; NULL: nothing yet */
+} aq_fb_buffer;
+
+/* present == false: a table, vector or string that is absent (or was refused: buffer->bad). */
+typedef struct aq_fb_table {
+    aq_fb_buffer *buffer;
+    size_t at, size;               /* of its inline fields */
+    size_t vtable, vtable_entries; /* entries: 2-byte offsets of fields */
+    bool present;
+} aq_fb_table;
+
+typedef struct aq_fb_vector {
+    aq_fb_buffer *buffer;
+    size_t at, count; /* of the first element */
+    bool present;
+} aq_fb_vector;
+
+AQ_LIB aq_fb_table aq_fb_root(aq_fb_buffer *buffer, const void *data, size_t size);
+/* A number of `size` bytes, sign-extended; absent: `otherwise`. */
+AQ_LIB int64_t aq_fb_number(const aq_fb_table *table, unsigned field, size_t size,
+                            int64_t otherwise);
+AQ_LIB aq_fb_table aq_fb_child(const aq_fb_table *table, unsigned field);
+/* Elements of `element` bytes: 4 for tables and strings, else scalars and structs. */
+AQ_LIB aq_fb_vector aq_fb_items(const aq_fb_table *table, unsigned field, size_t element);
+AQ_LIB aq_fb_table aq_fb_item(const aq_fb_vector *vector, size_t index); /* of tables */
+/* A string: bytes at `at`, `count` of them; checked to be followed by 0. */
+AQ_LIB aq_fb_vector aq_fb_string(const aq_fb_table *table, unsigned field);
+AQ_LIB int64_t aq_fb_i64(const aq_fb_buffer *buffer, size_t at); /* within a checked vector */
+AQ_LIB int32_t aq_fb_i32(const aq_fb_buffer *buffer, size_t at);
+
+/* ---- writing: into a builder, whose failure is found by aq_builder_finish */
+
+#define AQ_FB_FIELDS 8u
+
+AQ_LIB void aq_fb_align(aq_builder *out, size_t base, size_t alignment, size_t ahead);
+AQ_LIB void aq_fb_put(aq_builder *out, size_t at, uint64_t value, size_t size);
+/* A table of zeros with fields of these sizes (0: absent); at[i] is where field i lies. `base` is
+ * where the flatbuffer begins, to which alignment is relative. Returns the table's position. */
+AQ_LIB size_t aq_fb_put_table(aq_builder *out, size_t base, const unsigned char *sizes,
+                              unsigned count, size_t *at);
+/* The link at `at` leads to `target`, which lies behind it. */
+AQ_LIB void aq_fb_link(aq_builder *out, size_t at, size_t target);
+/* The length of a vector whose elements are aligned to `alignment`; the link at `from` leads to it. The
+ * elements are to follow. Returns the position of the first one. */
+AQ_LIB size_t aq_fb_put_vector(aq_builder *out, size_t base, size_t from, size_t count,
+                               size_t alignment);
+AQ_LIB void aq_fb_put_string(aq_builder *out, size_t base, size_t from, const char *text,
+                             size_t size);
+AQ_LIB void aq_fb_append(aq_builder *out, uint64_t value, size_t size); /* little endian */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/flatbuffer.h ---- */
+
+/* ---- begin src/format/flatbuffer.c ---- */
+
+/* Flatbuffers: checked reading, forward writing. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* ---- reading */
+
+static uint64_t aq_fb_raw(const aq_fb_buffer *buffer, size_t at, size_t size) {
+    uint64_t value = 0;
+    for (size_t i = size; i > 0; i--) value = value << 8 | buffer->data[at + i - 1];
+    return value;
+}
+
+AQ_LIB int32_t aq_fb_i32(const aq_fb_buffer *buffer, size_t at) {
+    uint32_t raw = (uint32_t)aq_fb_raw(buffer, at, 4);
+    int32_t value;
+    memcpy(&value, &raw, sizeof(value));
+    return value;
+}
+
+AQ_LIB int64_t aq_fb_i64(const aq_fb_buffer *buffer, size_t at) {
+    uint64_t raw = aq_fb_raw(buffer, at, 8);
+    int64_t value;
+    memcpy(&value, &raw, sizeof(value));
+    return value;
+}
+
+static void aq_fb_refuse(aq_fb_buffer *buffer, const char *what) {
+    if (!buffer->bad) buffer->bad = what;
+}
+
+static bool aq_fb_inside(const aq_fb_buffer *buffer, size_t at, size_t size) {
+    return at <= buffer->size && size <= buffer->size - at;
+}
+
+/* Where the link at `at` leads; 0 when that is outside. */
+static size_t aq_fb_follow(aq_fb_buffer *buffer, size_t at) {
+    if (aq_fb_inside(buffer, at, 4)) {
+        uint64_t offset = aq_fb_raw(buffer, at, 4);
+        if (offset && offset < buffer->size - at) return at + (size_t)offset;
+    }
+    aq_fb_refuse(buffer, "a link leads outside of the message");
+    return 0;
+}
+
+static aq_fb_table aq_fb_table_at(aq_fb_buffer *buffer, size_t at) {
+    aq_fb_table table;
+    memset(&table, 0, sizeof(table));
+    table.buffer = buffer;
+    if (!at) return table;
+    if (!aq_fb_inside(buffer, at, 4)) {
+        aq_fb_refuse(buffer, "a table leaves the message");
+        return table;
+    }
+    int64_t vtable = (int64_t)at - aq_fb_i32(buffer, at);
+    if (vtable < 0 || !aq_fb_inside(buffer, (size_t)vtable, 4)) {
+        aq_fb_refuse(buffer, "a table's list of fields lies outside of the message");
+        return table;
+    }
+    size_t bytes = (size_t)aq_fb_raw(buffer, (size_t)vtable, 2);
+    size_t size = (size_t)aq_fb_raw(buffer, (size_t)vtable + 2, 2);
+    if (bytes < 4 || bytes % 2 || !aq_fb_inside(buffer, (size_t)vtable, bytes) || size < 4 ||
+        !aq_fb_inside(buffer, at, size)) {
+        aq_fb_refuse(buffer, "a table or its list of fields leaves the message");
+        return table;
+    }
+    table.at = at;
+    table.size = size;
+    table.vtable = (size_t)vtable;
+    table.vtable_entries = bytes / 2 - 2;
+    table.present = true;
+    return table;
+}
+
+AQ_LIB aq_fb_table aq_fb_root(aq_fb_buffer *buffer, const void *data, size_t size) {
+    buffer->data = (const unsigned char *)data;
+    buffer->size = size;
+    buffer->bad = NULL;
+    return aq_fb_table_at(buffer, aq_fb_follow(buffer, 0));
+}
+
+/* Where a field of `size` bytes lies; 0 when it is absent. */
+static size_t aq_fb_field(const aq_fb_table *table, unsigned field, size_t size) {
+    if (!table->present || field >= table->vtable_entries) return 0;
+    size_t offset = (size_t)aq_fb_raw(table->buffer, table->vtable + 4 + 2 * (size_t)field, 2);
+    if (!offset) return 0;
+    if (offset >= 4 && offset <= table->size && size <= table->size - offset)
+        return table->at + offset;
+    aq_fb_refuse(table->buffer, "a field leaves its table");
+    return 0;
+}
+
+AQ_LIB int64_t aq_fb_number(const aq_fb_table *table, unsigned field, size_t size,
+                            int64_t otherwise) {
+    size_t at = aq_fb_field(table, field, size);
+    if (!at) return otherwise;
+    uint64_t raw = aq_fb_raw(table->buffer, at, size);
+    if (size < 8 && raw >> (8 * size - 1)) raw |= ~UINT64_C(0) << (8 * size);
+    int64_t value;
+    memcpy(&value, &raw, sizeof(value));
+    return value;
+}
+
+AQ_LIB aq_fb_table aq_fb_child(const aq_fb_table *table, unsigned field) {
+    size_t at = aq_fb_field(table, field, 4);
+    return aq_fb_table_at(table->buffer, at ? aq_fb_follow(table->buffer, at) : 0);
+}
+
+AQ_LIB aq_fb_vector aq_fb_items(const aq_fb_table *table, unsigned field, size_t element) {
+    aq_fb_vector vector;
+    memset(&vector, 0, sizeof(vector));
+    vector.buffer = table->buffer;
+    size_t at = aq_fb_field(table, field, 4);
+    if (at) at = aq_fb_follow(table->buffer, at);
+    if (!at) return vector;
+    uint64_t count = aq_fb_inside(table->buffer, at, 4) ? aq_fb_raw(table->buffer, at, 4)
+                                                        : UINT64_MAX;
+    if (count == UINT64_MAX || count > (table->buffer->size - at - 4) / element) {
+        aq_fb_refuse(table->buffer, "a list is longer than the message");
+        return vector;
+    }
+    vector.at = at + 4;
+    vector.count = (size_t)count;
+    vector.present = true;
+    return vector;
+}
+
+AQ_LIB aq_fb_table aq_fb_item(const aq_fb_vector *vector, size_t index) {
+    return aq_fb_table_at(vector->buffer, aq_fb_follow(vector->buffer, vector->at + 4 * index));
+}
+
+AQ_LIB aq_fb_vector aq_fb_string(const aq_fb_table *table, unsigned field) {
+    aq_fb_vector text = aq_fb_items(table, field, 1);
+    if (text.present && (!aq_fb_inside(text.buffer, text.at + text.count, 1) ||
+                         text.buffer->data[text.at + text.count] != 0)) {
+        aq_fb_refuse(table->buffer, "a string does not end with a zero byte");
+        text.present = false;
+    }
+    return text;
+}
+
+/* ---- writing */
+
+AQ_LIB void aq_fb_append(aq_builder *out, uint64_t value, size_t size) {
+    char bytes[8];
+    for (size_t i = 0; i < size; i++) bytes[i] = (char)(unsigned char)(value >> (8 * i));
+    aq_append(out, bytes, size);
+}
+
+AQ_LIB void aq_fb_align(aq_builder *out, size_t base, size_t alignment, size_t ahead) {
+    while (!out->failed && (out->size - base + ahead) % alignment) aq_append(out, "", 1);
+}
+
+AQ_LIB void aq_fb_put(aq_builder *out, size_t at, uint64_t value, size_t size) {
+    if (out->failed) return;
+    for (size_t i = 0; i < size; i++) out->data[at + i] = (char)(unsigned char)(value >> (8 * i));
+}
+
+AQ_LIB size_t aq_fb_put_table(aq_builder *out, size_t base, const unsigned char *sizes,
+                              unsigned count, size_t *at) {
+    size_t inline_bytes = 4, offsets[AQ_FB_FIELDS] = { 0 };
+    for (size_t width = 8; width; width /= 2) { /* the widest first: no gaps but the first */
+        for (unsigned i = 0; i < count; i++) {
+            if (sizes[i] != width) continue;
+            inline_bytes = (inline_bytes + width - 1) / width * width;
+            offsets[i] = inline_bytes;
+            inline_bytes += width;
+        }
+    }
+    size_t vtable_bytes = 4 + 2 * (size_t)count;
+    aq_fb_align(out, base, 8, vtable_bytes); /* the table, behind its list of fields */
+    aq_fb_append(out, vtable_bytes, 2);
+    aq_fb_append(out, inline_bytes, 2);
+    for (unsigned i = 0; i < count; i++) aq_fb_append(out, offsets[i], 2);
+    size_t table = out->size;
+    aq_fb_append(out, vtable_bytes, 4);
+    for (size_t i = 4; i < inline_bytes; i++) aq_append(out, "", 1);
+    for (unsigned i = 0; i < count; i++) at[i] = table + offsets[i];
+    return table;
+}
+
+AQ_LIB void aq_fb_link(aq_builder *out, size_t at, size_t target) {
+    aq_fb_put(out, at, target - at, 4);
+}
+
+AQ_LIB size_t aq_fb_put_vector(aq_builder *out, size_t base, size_t from, size_t count,
+                               size_t alignment) {
+    aq_fb_align(out, base, alignment < 4 ? 4 : alignment, 4);
+    aq_fb_link(out, from, out->size);
+    aq_fb_append(out, count, 4);
+    return out->size;
+}
+
+AQ_LIB void aq_fb_put_string(aq_builder *out, size_t base, size_t from, const char *text,
+                             size_t size) {
+    (void)aq_fb_put_vector(out, base, from, size, 4);
+    aq_append(out, text, size);
+    aq_append(out, "", 1);
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/flatbuffer.c ---- */
+
+/* ---- begin src/format/arrow.h ---- */
+
+/* Arrow inside the library: the types it knows, arrays that share what they point to, the columns of
+ * a table of layers, and IPC messages. docs/FORMATS.md describes the table. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- types (arrow_type.c) */
+
+typedef enum aq_arrow_kind {
+    AQ_ARROW_FIXED,  /* validity, values of `width` bytes */
+    AQ_ARROW_BITS,   /* validity, one bit a value */
+    AQ_ARROW_BYTES,  /* validity, offsets of `width` bytes, bytes */
+    AQ_ARROW_LIST,   /* validity, offsets of `width` bytes; one child */
+    AQ_ARROW_RUN,    /* validity; one child with `run` values each: fixed_size_list */
+    AQ_ARROW_STRUCT  /* validity; children */
+} aq_arrow_kind;
+
+typedef struct aq_arrow_type {
+    const char *format; /* of the C data interface; "+w:" stands for all its lengths */
+    aq_arrow_kind kind;
+    uint8_t width;
+    uint8_t union_type;  /* in the Type union of Schema.fbs */
+    uint8_t detail;      /* Int: bits; FloatingPoint: precision */
+    bool is_signed, text; /* text: UTF-8 */
+} aq_arrow_type;
+
+/* *run: the length in "+w:N", else 0. NULL: a type that this library has no use for. */
+AQ_LIB const aq_arrow_type *aq_arrow_type_of(const char *format, int64_t *run);
+AQ_LIB const aq_arrow_type *aq_arrow_type_find(int64_t union_type, int64_t detail, bool is_signed);
+AQ_LIB unsigned aq_arrow_buffers(const aq_arrow_type *type); /* how many an array has */
+AQ_LIB const char *aq_arrow_union_name(int64_t union_type);  /* "Timestamp", for messages */
+#define AQ_ARROW_DEPTH 16u /* of nested types, at most */
+
+/* ---- what exported arrays and schemas share (arrow_shared.c) */
+
+/* Freed when the last struct that refers to it is released; from any thread. */
+typedef struct aq_arrow_shared {
+    int references;
+    aq_context context; /* its allocator, so that the caller's context may go before */
+    aq_arena arena;
+    aq_arrow_owner owner;
+} aq_arrow_shared;
+
+AQ_LIB aq_arrow_shared *aq_arrow_share(const aq_context *context); /* NULL: no memory */
+AQ_LIB void aq_arrow_drop(aq_arrow_shared *shared);
+/* Without the owner: for what failed while it was made. */
+AQ_LIB void aq_arrow_discard(aq_arrow_shared *shared);
+/* Fills a struct with its lists allocated (buffers NULL, children zeroed structs), or false. Each
+ * adds a reference, so that a consumer may move a child away. */
+AQ_LIB bool aq_arrow_make_array(aq_arrow_shared *shared, struct ArrowArray *array, int64_t length,
+                                unsigned buffers, size_t children);
+AQ_LIB bool aq_arrow_make_schema(aq_arrow_shared *shared, struct ArrowSchema *schema,
+                                 const char *format, const char *name, bool nullable,
+                                 size_t children);
+/* Keys and values by turns as the C interface packs them, in the arena. */
+AQ_LIB const char *aq_arrow_pack_metadata(aq_arena *arena, const char *const *items, size_t count,
+                                          const size_t *sizes);
+/* A deep copy, so that a stream can give its schema often. */
+AQ_LIB bool aq_arrow_copy_schema(const aq_context *context, const struct ArrowSchema *from,
+                                 struct ArrowSchema *to);
+
+/* ---- the table of layers (arrow_layers.c) */
+
+typedef enum aq_arrow_column {
+    AQ_COLUMN_NAME,
+    AQ_COLUMN_DATA,
+    AQ_COLUMN_SCALES,
+    AQ_COLUMN_ZERO_POINTS,
+    AQ_COLUMN_SHAPE,
+    AQ_COLUMN_BITS,
+    AQ_COLUMN_GROUP_SIZE,
+    AQ_COLUMN_MINS,
+    AQ_COLUMN_METHOD,
+    AQ_COLUMN_DTYPE,
+    AQ_COLUMN_COSINE,
+    AQ_COLUMN_SQNR,
+    AQ_COLUMN_TIME_GROUPS,
+    AQ_COLUMNS
+} aq_arrow_column;
+
+AQ_LIB bool aq_arrow_layer_schema(aq_arrow_shared *shared, const char *const *metadata,
+                                  size_t metadata_count, struct ArrowSchema *schema);
+AQ_LIB aq_status aq_arrow_layer_array(aq_arrow_shared *shared, const aq_arrow_layer *layers,
+                                      size_t count, struct ArrowArray *array, aq_error *err);
+
+/* ---- reading arrays of others (arrow_import.c) */
+
+/* A column of a record batch, rows counted from the batch's first. */
+typedef struct aq_arrow_view {
+    const struct ArrowSchema *schema;
+    const struct ArrowArray *array;
+    const aq_arrow_type *type; /* NULL: string_view */
+    int64_t run, offset;       /* of the first row */
+} aq_arrow_view;
+
+/* *found false (and AQ_OK) when there is no such column. */
+AQ_LIB aq_status aq_arrow_find(const struct ArrowSchema *schema, const struct ArrowArray *array,
+                               const char *name, bool *found, aq_arrow_view *view, aq_error *err);
+AQ_LIB bool aq_arrow_is_null(const aq_arrow_view *view, int64_t row);
+/* The bytes of a BYTES (or string_view) row. */
+AQ_LIB aq_status aq_arrow_bytes(const aq_arrow_view *view, int64_t row, const void **data,
+                                uint64_t *size, aq_error *err);
+/* The elements of a LIST row of FIXED values without nulls, of one of the formats in `formats`. */
+AQ_LIB aq_status aq_arrow_list(const aq_arrow_view *view, int64_t row, const char *formats,
+                               const void **data, uint64_t *count, char *format, aq_error *err);
+
+/* ---- IPC */
+
+#define AQ_ARROW_MAGIC "ARROW1"
+#define AQ_ARROW_HEADER_SCHEMA 1
+#define AQ_ARROW_HEADER_DICTIONARY 2
+#define AQ_ARROW_HEADER_BATCH 3
+#define AQ_ARROW_METADATA_V5 4
+
+/* Turns what a schema flatbuffer says into C structs (arrow_ipc_schema.c). */
+AQ_LIB aq_status aq_arrow_read_schema(aq_arrow_shared *shared, const aq_fb_table *table,
+                                      const char *source, struct ArrowSchema *out, aq_error *err);
+AQ_LIB void aq_arrow_write_schema(aq_builder *out, size_t base, size_t link,
+                                  const struct ArrowSchema *schema);
+/* Every type in it is one of ours, no dictionaries; else AQ_ERR_UNSUPPORTED naming the column. */
+AQ_LIB aq_status aq_arrow_check_schema(const struct ArrowSchema *schema, const char *source,
+                                       aq_error *err);
+/* What a stream's function says by its return value and get_last_error, as an aq_error. */
+AQ_LIB aq_status aq_arrow_stream_fail(struct ArrowArrayStream *stream, int code, aq_error *err);
+/* Reads the stream to its end and writes it from the file's beginning (arrow_ipc_write.c). */
+AQ_LIB aq_status aq_arrow_write_ipc(const aq_context *context, struct ArrowArrayStream *stream,
+                                    const aq_file *file, aq_arrow_ipc kind, aq_error *err);
+/* Whether a file begins like Arrow IPC: the magic, or the marker of a stream's first message. */
+AQ_LIB bool aq_arrow_looks_like_ipc(const void *data, uint64_t size);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow.h ---- */
+
+/* ---- begin src/format/arrow_ipc.h ---- */
+
+/* Arrow IPC messages while they are read. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A record batch whose arrays are being made. */
+typedef struct aq_ipc_batch {
+    aq_arrow_shared *shared; /* of the arrays */
+    const char *source;
+    size_t number;           /* of the batch, for messages */
+    uint64_t position;       /* of its message in the file */
+    aq_fb_vector nodes, buffers;
+    size_t node, buffer;     /* the next ones */
+    const unsigned char *body;
+    uint64_t body_size;
+    aq_error *err;
+} aq_ipc_batch;
+
+/* An array and its children from the batch's next nodes and buffers. */
+AQ_LIB aq_status aq_ipc_array(aq_ipc_batch *batch, const struct ArrowSchema *schema,
+                              struct ArrowArray *array, const char *column);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_ipc.h ---- */
+
+/* ---- begin src/format/arrow_type.c ---- */
+
+/* The Arrow types that this library exchanges, in both spellings: the format strings of the C data
+ * interface and the unions of the IPC messages. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+static const aq_arrow_type aq_arrow_types[] = {
+    { "c", AQ_ARROW_FIXED, 1, 2, 8, true, false },    { "C", AQ_ARROW_FIXED, 1, 2, 8, false, false },
+    { "s", AQ_ARROW_FIXED, 2, 2, 16, true, false },   { "S", AQ_ARROW_FIXED, 2, 2, 16, false, false },
+    { "i", AQ_ARROW_FIXED, 4, 2, 32, true, false },   { "I", AQ_ARROW_FIXED, 4, 2, 32, false, false },
+    { "l", AQ_ARROW_FIXED, 8, 2, 64, true, false },   { "L", AQ_ARROW_FIXED, 8, 2, 64, false, false },
+    { "e", AQ_ARROW_FIXED, 2, 3, 0, false, false },   { "f", AQ_ARROW_FIXED, 4, 3, 1, false, false },
+    { "g", AQ_ARROW_FIXED, 8, 3, 2, false, false },   { "b", AQ_ARROW_BITS, 0, 6, 0, false, false },
+    { "z", AQ_ARROW_BYTES, 4, 4, 0, false, false },   { "u", AQ_ARROW_BYTES, 4, 5, 0, false, true },
+    { "Z", AQ_ARROW_BYTES, 8, 19, 0, false, false },  { "U", AQ_ARROW_BYTES, 8, 20, 0, false, true },
+    { "+l", AQ_ARROW_LIST, 4, 12, 0, false, false },  { "+L", AQ_ARROW_LIST, 8, 21, 0, false, false },
+    { "+w:", AQ_ARROW_RUN, 0, 16, 0, false, false },  { "+s", AQ_ARROW_STRUCT, 0, 13, 0, false, false },
+};
+#define AQ_ARROW_TYPE_COUNT (sizeof(aq_arrow_types) / sizeof(aq_arrow_types[0]))
+
+AQ_LIB const aq_arrow_type *aq_arrow_type_of(const char *format, int64_t *run) {
+    *run = 0;
+    if (!format) return NULL;
+    if (strncmp(format, "+w:", 3) == 0) {
+        uint64_t length = 0;
+        if (!aq_parse_u64(format + 3, strlen(format + 3), &length) || length > INT32_MAX)
+            return NULL;
+        *run = (int64_t)length;
+        format = "+w:";
+    }
+    for (size_t i = 0; i < AQ_ARROW_TYPE_COUNT; i++)
+        if (strcmp(aq_arrow_types[i].format, format) == 0) return &aq_arrow_types[i];
+    return NULL;
+}
+
+AQ_LIB const aq_arrow_type *aq_arrow_type_find(int64_t union_type, int64_t detail, bool is_signed) {
+    for (size_t i = 0; i < AQ_ARROW_TYPE_COUNT; i++) {
+        const aq_arrow_type *type = &aq_arrow_types[i];
+        if (type->union_type == union_type && type->detail == detail &&
+            type->is_signed == is_signed)
+            return type;
+    }
+    return NULL;
+}
+
+AQ_LIB unsigned aq_arrow_buffers(const aq_arrow_type *type) {
+    switch (type->kind) {
+    case AQ_ARROW_FIXED:
+    case AQ_ARROW_BITS:
+    case AQ_ARROW_LIST: return 2;
+    case AQ_ARROW_BYTES: return 3;
+    case AQ_ARROW_RUN:
+    case AQ_ARROW_STRUCT: break;
+    }
+    return 1;
+}
+
+AQ_LIB const char *aq_arrow_union_name(int64_t union_type) {
+    static const char *const names[] = {
+        "none", "Null", "Int", "FloatingPoint", "Binary", "Utf8", "Bool", "Decimal", "Date", "Time",
+        "Timestamp", "Interval", "List", "Struct", "Union", "FixedSizeBinary", "FixedSizeList",
+        "Map", "Duration", "LargeBinary", "LargeUtf8", "LargeList", "RunEndEncoded", "BinaryView",
+        "Utf8View", "ListView", "LargeListView",
+    };
+    bool known = union_type >= 0 && union_type < (int64_t)(sizeof(names) / sizeof(names[0]));
+    return known ? names[union_type] : "unknown";
+}
+
+#undef AQ_ARROW_TYPE_COUNT
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_type.c ---- */
+
+/* ---- begin src/format/arrow_shared.c ---- */
+
+/* Structs of the Arrow C data interface whose parts live in one arena, and their release. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+AQ_LIB aq_arrow_shared *aq_arrow_share(const aq_context *context) {
+    aq_arrow_shared *shared = (aq_arrow_shared *)aq_alloc(context, sizeof(*shared));
+    if (!shared) return NULL;
+    memset(shared, 0, sizeof(*shared));
+    if (context) shared->context.allocator = context->allocator;
+    aq_arena_init(&shared->arena, &shared->context);
+    return shared;
+}
+
+AQ_LIB void aq_arrow_discard(aq_arrow_shared *shared) {
+    aq_context context = shared->context; /* outlives the block that it is copied from */
+    aq_arena_free(&shared->arena);
+    aq_free(&context, shared, sizeof(*shared));
+}
+
+AQ_LIB void aq_arrow_drop(aq_arrow_shared *shared) {
+    if (aq_atomic_add(&shared->references, -1) > 0) return;
+    aq_arrow_owner owner = shared->owner;
+    aq_arrow_discard(shared);
+    if (owner.release) owner.release(owner.user);
+}
+
+static void aq_arrow_release_array(struct ArrowArray *array) {
+    aq_arrow_shared *shared = (aq_arrow_shared *)array->private_data;
+    for (int64_t i = 0; i < array->n_children; i++)
+        if (array->children[i]->release) array->children[i]->release(array->children[i]);
+    array->release = NULL;
+    aq_arrow_drop(shared);
+}
+
+static void aq_arrow_release_schema(struct ArrowSchema *schema) {
+    aq_arrow_shared *shared = (aq_arrow_shared *)schema->private_data;
+    for (int64_t i = 0; i < schema->n_children; i++)
+        if (schema->children[i]->release) schema->children[i]->release(schema->children[i]);
+    schema->release = NULL;
+    aq_arrow_drop(shared);
+}
+
+AQ_LIB bool aq_arrow_make_array(aq_arrow_shared *shared, struct ArrowArray *array, int64_t length,
+                                unsigned buffers, size_t children) {
+    aq_arena *arena = &shared->arena;
+    memset(array, 0, sizeof(*array));
+    array->length = length;
+    array->n_buffers = (int64_t)buffers;
+    array->n_children = (int64_t)children;
+    array->buffers = (const void **)aq_arena_alloc(arena, buffers * sizeof(void *));
+    if (!array->buffers) return false;
+    if (children) {
+        struct ArrowArray *items =
+            (struct ArrowArray *)aq_arena_alloc(arena, children * sizeof(*items));
+        array->children = (struct ArrowArray **)aq_arena_alloc(arena, children * sizeof(void *));
+        if (!items || !array->children) return false;
+        for (size_t i = 0; i < children; i++) array->children[i] = &items[i];
+    }
+    array->private_data = shared;
+    array->release = aq_arrow_release_array;
+    shared->references++; /* nobody else knows it yet */
+    return true;
+}
+
+AQ_LIB bool aq_arrow_make_schema(aq_arrow_shared *shared, struct ArrowSchema *schema,
+                                 const char *format, const char *name, bool nullable,
+                                 size_t children) {
+    aq_arena *arena = &shared->arena;
+    memset(schema, 0, sizeof(*schema));
+    schema->format = aq_arena_string(arena, format);
+    schema->name = aq_arena_string(arena, name);
+    schema->flags = nullable ? ARROW_FLAG_NULLABLE : 0;
+    schema->n_children = (int64_t)children;
+    if (!schema->format || !schema->name) return false;
+    if (children) {
+        struct ArrowSchema *items =
+            (struct ArrowSchema *)aq_arena_alloc(arena, children * sizeof(*items));
+        schema->children = (struct ArrowSchema **)aq_arena_alloc(arena, children * sizeof(void *));
+        if (!items || !schema->children) return false;
+        for (size_t i = 0; i < children; i++) schema->children[i] = &items[i];
+    }
+    schema->private_data = shared;
+    schema->release = aq_arrow_release_schema;
+    shared->references++;
+    return true;
+}
+
+/* ---- metadata: int32 count, then for each key and value an int32 size and the bytes */
+
+AQ_LIB const char *aq_arrow_pack_metadata(aq_arena *arena, const char *const *items, size_t count,
+                                          const size_t *sizes) {
+    size_t bytes = sizeof(int32_t), at = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += sizeof(int32_t) + (sizes ? sizes[i] : strlen(items[i]));
+    char *packed = (char *)aq_arena_alloc(arena, bytes);
+    int32_t number = (int32_t)(count / 2);
+    if (!packed || bytes > INT32_MAX) return NULL;
+    memcpy(packed, &number, sizeof(number));
+    at = sizeof(number);
+    for (size_t i = 0; i < count; i++) {
+        size_t size = sizes ? sizes[i] : strlen(items[i]);
+        number = (int32_t)size;
+        memcpy(packed + at, &number, sizeof(number));
+        memcpy(packed + at + sizeof(number), items[i], size);
+        at += sizeof(number) + size;
+    }
+    return packed;
+}
+
+static size_t aq_arrow_metadata_size(const char *packed) {
+    int32_t count, size;
+    size_t at = sizeof(count);
+    memcpy(&count, packed, sizeof(count));
+    for (int64_t i = 0; i < 2 * (int64_t)count; i++) {
+        memcpy(&size, packed + at, sizeof(size));
+        at += sizeof(size) + (size_t)size;
+    }
+    return at;
+}
+
+static bool aq_arrow_copy_into(aq_arrow_shared *shared, const struct ArrowSchema *from,
+                               struct ArrowSchema *to) {
+    if (!aq_arrow_make_schema(shared, to, from->format, from->name ? from->name : "", false,
+                              (size_t)from->n_children))
+        return false;
+    to->flags = from->flags;
+    if (from->metadata)
+        to->metadata = aq_arena_copy(&shared->arena, from->metadata,
+                                     aq_arrow_metadata_size(from->metadata));
+    if (from->metadata && !to->metadata) return false;
+    for (int64_t i = 0; i < from->n_children; i++)
+        if (!aq_arrow_copy_into(shared, from->children[i], to->children[i])) return false;
+    return true;
+}
+
+AQ_LIB bool aq_arrow_copy_schema(const aq_context *context, const struct ArrowSchema *from,
+                                 struct ArrowSchema *to) {
+    struct ArrowSchema copy;
+    aq_arrow_shared *shared = aq_arrow_share(context);
+    if (!shared) return false;
+    if (!aq_arrow_copy_into(shared, from, &copy)) {
+        aq_arrow_discard(shared);
+        return false;
+    }
+    *to = copy;
+    return true;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_shared.c ---- */
+
+/* ---- begin src/format/arrow_layers.c ---- */
+
+/* The table of layers: its schema, and rows that are exported where they lie. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* `item`: of a list, the format of its elements. */
+typedef struct aq_arrow_column_spec {
+    const char *name, *format, *item;
+    bool nullable;
+} aq_arrow_column_spec;
+
+static const aq_arrow_column_spec aq_arrow_column_specs[AQ_COLUMNS] = {
+    { "layer_name", "u", NULL, false },   { "quantized_data", "z", NULL, false },
+    { "scales", "+l", "f", true },        { "zero_points", "+l", "f", true },
+    { "shape", "+l", "l", false },        { "bit_width", "C", NULL, false },
+    { "group_size", "I", NULL, false },   { "mins", "+l", "f", true },
+    { "method", "u", NULL, false },       { "dtype", "u", NULL, false },
+    { "cosine", "g", NULL, true },        { "sqnr_db", "g", NULL, true },
+    { "time_groups", "+l", "+s", true },
+};
+
+static const aq_arrow_column_spec aq_arrow_time_specs[4] = {
+    { "t_start", "i", NULL, true },
+    { "t_end", "i", NULL, true },
+    { "scale", "f", NULL, true },
+    { "zero_point", "f", NULL, true },
+};
+
+static bool aq_arrow_column_schema(aq_arrow_shared *shared, const aq_arrow_column_spec *spec,
+                                   struct ArrowSchema *schema) {
+    bool times = spec->item && strcmp(spec->item, "+s") == 0;
+    if (!aq_arrow_make_schema(shared, schema, spec->format, spec->name, spec->nullable,
+                              spec->item ? 1 : 0))
+        return false;
+    if (!spec->item) return true;
+    struct ArrowSchema *item = schema->children[0];
+    /* nullable, as they are without a word: else list<float> would be another type to readers */
+    if (!aq_arrow_make_schema(shared, item, spec->item, "item", true, times ? 4 : 0)) return false;
+    for (size_t i = 0; times && i < 4; i++)
+        if (!aq_arrow_column_schema(shared, &aq_arrow_time_specs[i], item->children[i]))
+            return false;
+    return true;
+}
+
+AQ_LIB bool aq_arrow_layer_schema(aq_arrow_shared *shared, const char *const *metadata,
+                                  size_t metadata_count, struct ArrowSchema *schema) {
+    if (!aq_arrow_make_schema(shared, schema, "+s", "", false, AQ_COLUMNS)) return false;
+    for (size_t i = 0; i < AQ_COLUMNS; i++)
+        if (!aq_arrow_column_schema(shared, &aq_arrow_column_specs[i], schema->children[i]))
+            return false;
+    if (!metadata_count) return true;
+    schema->metadata = aq_arrow_pack_metadata(&shared->arena, metadata, metadata_count, NULL);
+    return schema->metadata != NULL;
+}
+
+/* ---- rows */
+
+/* A row's part of a column: NULL is a null. */
+typedef struct aq_arrow_part {
+    const void *data;
+    uint64_t bytes;
+} aq_arrow_part;
+
+typedef struct aq_arrow_rows {
+    aq_arrow_shared *shared;
+    const aq_arrow_layer *layers;
+    size_t count;
+    aq_error *err;
+} aq_arrow_rows;
+
+static aq_arrow_part aq_arrow_part_of(const aq_arrow_layer *layer, aq_arrow_column column) {
+    aq_arrow_part part;
+    part.data = NULL;
+    part.bytes = 0;
+    switch (column) {
+    case AQ_COLUMN_NAME: part.data = layer->name; break;
+    case AQ_COLUMN_METHOD: part.data = layer->method; break;
+    case AQ_COLUMN_DTYPE: part.data = layer->dtype; break;
+    case AQ_COLUMN_DATA:
+        part.data = layer->data_bytes ? layer->data : "";
+        part.bytes = layer->data_bytes;
+        return part;
+    case AQ_COLUMN_SHAPE:
+        part.data = layer->rank ? (const void *)layer->shape : "";
+        part.bytes = (uint64_t)layer->rank * sizeof(int64_t);
+        return part;
+    case AQ_COLUMN_SCALES: part.data = layer->scales; break;
+    case AQ_COLUMN_ZERO_POINTS: part.data = layer->zero_points; break;
+    case AQ_COLUMN_MINS: part.data = layer->mins; break;
+    default: return part;
+    }
+    if (column == AQ_COLUMN_SCALES || column == AQ_COLUMN_ZERO_POINTS || column == AQ_COLUMN_MINS)
+        part.bytes = part.data ? layer->groups * sizeof(float) : 0;
+    else
+        part.bytes = part.data ? strlen((const char *)part.data) : 0;
+    return part;
+}
+
+/* Sets bit i of a validity buffer where row i is not null; no buffer when none is. */
+static bool aq_arrow_validity(const aq_arrow_rows *rows, aq_arrow_column column,
+                              struct ArrowArray *array) {
+    unsigned char *bits = NULL;
+    for (size_t i = 0; i < rows->count; i++) {
+        const aq_arrow_layer *layer = &rows->layers[i];
+        bool null = column == AQ_COLUMN_COSINE        ? isnan(layer->cosine_similarity)
+                    : column == AQ_COLUMN_SQNR        ? isnan(layer->sqnr_db)
+                    : column == AQ_COLUMN_TIME_GROUPS ? !layer->time_group_count
+                                                      : !aq_arrow_part_of(layer, column).data;
+        if (!null) continue;
+        if (!bits) {
+            bits = (unsigned char *)aq_arena_alloc(&rows->shared->arena, rows->count / 8 + 1);
+            if (!bits) return false;
+            memset(bits, 0xFF, rows->count / 8 + 1);
+        }
+        bits[i / 8] = (unsigned char)(bits[i / 8] & ~(1u << (i % 8)));
+        array->null_count++;
+    }
+    array->buffers[0] = bits;
+    return true;
+}
+
+/* Offsets in elements of `width` bytes; the values in place when they lie end to end. */
+static aq_status aq_arrow_join(const aq_arrow_rows *rows, aq_arrow_column column, size_t width,
+                               const int32_t **offsets_out, const void **values_out,
+                               int64_t *elements) {
+    int32_t *offsets = (int32_t *)aq_arena_alloc(&rows->shared->arena,
+                                                 (rows->count + 1) * sizeof(int32_t));
+    const unsigned char *first = NULL, *end = NULL;
+    bool in_place = true;
+    uint64_t total = 0;
+    if (!offsets) return aq_fail_memory(rows->err, (rows->count + 1) * sizeof(int32_t));
+    for (size_t i = 0; i < rows->count; i++) {
+        aq_arrow_part part = aq_arrow_part_of(&rows->layers[i], column);
+        if (part.bytes > INT32_MAX - total)
+            return aq_fail_tensor(rows->err, AQ_ERR_UNSUPPORTED, rows->layers[i].name, 0,
+                                  "layer %s: the column %s would hold 2 GiB or more; export the "
+                                  "layers one by one, or larger ones in parts",
+                                  rows->layers[i].name, aq_arrow_column_specs[column].name);
+        if (part.bytes) {
+            if (first && (const unsigned char *)part.data != end) in_place = false;
+            if (!first) first = (const unsigned char *)part.data;
+            end = (const unsigned char *)part.data + (size_t)part.bytes;
+        }
+        total += part.bytes;
+        offsets[i + 1] = (int32_t)(total / width);
+    }
+    *offsets_out = offsets;
+    *elements = (int64_t)(total / width);
+    *values_out = first;
+    if (in_place && first) return AQ_OK;
+    unsigned char *joined = (unsigned char *)aq_arena_alloc(&rows->shared->arena, (size_t)total);
+    if (!joined) return aq_fail_memory(rows->err, (size_t)total);
+    *values_out = joined;
+    for (size_t i = 0; i < rows->count; i++) {
+        aq_arrow_part part = aq_arrow_part_of(&rows->layers[i], column);
+        if (part.bytes) memcpy(joined, part.data, (size_t)part.bytes);
+        joined += (size_t)part.bytes;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_arrow_bytes_column(const aq_arrow_rows *rows, aq_arrow_column column,
+                                       struct ArrowArray *array) {
+    const int32_t *offsets;
+    const void *values;
+    int64_t size;
+    if (!aq_arrow_make_array(rows->shared, array, (int64_t)rows->count, 3, 0))
+        return aq_fail_memory(rows->err, sizeof(*array));
+    aq_status status = aq_arrow_join(rows, column, 1, &offsets, &values, &size);
+    if (status != AQ_OK) return status;
+    array->buffers[1] = offsets;
+    array->buffers[2] = values;
+    return AQ_OK;
+}
+
+static aq_status aq_arrow_list_column(const aq_arrow_rows *rows, aq_arrow_column column,
+                                      struct ArrowArray *array) {
+    const int32_t *offsets;
+    const void *values;
+    int64_t elements;
+    size_t width = column == AQ_COLUMN_SHAPE ? sizeof(int64_t) : sizeof(float);
+    aq_status status = aq_arrow_join(rows, column, width, &offsets, &values, &elements);
+    if (status != AQ_OK) return status;
+    if (!aq_arrow_make_array(rows->shared, array, (int64_t)rows->count, 2, 1) ||
+        !aq_arrow_validity(rows, column, array) ||
+        !aq_arrow_make_array(rows->shared, array->children[0], elements, 2, 0))
+        return aq_fail_memory(rows->err, sizeof(*array));
+    array->buffers[1] = offsets;
+    array->children[0]->buffers[1] = values;
+    return AQ_OK;
+}
+
+static aq_status aq_arrow_number_column(const aq_arrow_rows *rows, aq_arrow_column column,
+                                        struct ArrowArray *array) {
+    void *values = aq_arena_alloc(&rows->shared->arena, (rows->count + 1) * sizeof(double));
+    if (!values || !aq_arrow_make_array(rows->shared, array, (int64_t)rows->count, 2, 0) ||
+        ((column == AQ_COLUMN_COSINE || column == AQ_COLUMN_SQNR) &&
+         !aq_arrow_validity(rows, column, array)))
+        return aq_fail_memory(rows->err, rows->count * sizeof(double));
+    for (size_t i = 0; i < rows->count; i++) {
+        const aq_arrow_layer *layer = &rows->layers[i];
+        if (column == AQ_COLUMN_BITS) ((uint8_t *)values)[i] = layer->bit_width;
+        else if (column == AQ_COLUMN_GROUP_SIZE) ((uint32_t *)values)[i] = layer->group_size;
+        else if (column == AQ_COLUMN_COSINE) ((double *)values)[i] = layer->cosine_similarity;
+        else ((double *)values)[i] = layer->sqnr_db;
+    }
+    array->buffers[1] = values;
+    return AQ_OK;
+}
+
+/* list<struct<t_start, t_end, scale, zero_point>>: always gathered, it is small. */
+static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, struct ArrowArray *array) {
+    aq_arena *arena = &rows->shared->arena;
+    int32_t *offsets = (int32_t *)aq_arena_alloc(arena, (rows->count + 1) * sizeof(int32_t));
+    void *fields[4];
+    size_t total = 0, at = 0;
+    for (size_t i = 0; i < rows->count; i++) total += rows->layers[i].time_group_count;
+    if (total > INT32_MAX)
+        return aq_fail(rows->err, AQ_ERR_UNSUPPORTED, "%zu time groups do not fit one batch; "
+                       "export the layers one by one", total);
+    bool made = offsets && aq_arrow_make_array(rows->shared, array, (int64_t)rows->count, 2, 1) &&
+                aq_arrow_validity(rows, AQ_COLUMN_TIME_GROUPS, array) &&
+                aq_arrow_make_array(rows->shared, array->children[0], (int64_t)total, 1, 4);
+    for (size_t f = 0; made && f < 4; f++) {
+        struct ArrowArray *field = array->children[0]->children[f];
+        fields[f] = aq_arena_alloc(arena, (total + 1) * 4);
+        made = fields[f] && aq_arrow_make_array(rows->shared, field, (int64_t)total, 2, 0);
+        if (made) field->buffers[1] = fields[f];
+    }
+    if (!made) return aq_fail_memory(rows->err, (total + rows->count) * 16);
+    array->buffers[1] = offsets;
+    for (size_t i = 0; i < rows->count; i++) {
+        const aq_arrow_layer *layer = &rows->layers[i];
+        for (size_t g = 0; g < layer->time_group_count; g++, at++) {
+            ((int32_t *)fields[0])[at] = layer->time_groups[g].t_start;
+            ((int32_t *)fields[1])[at] = layer->time_groups[g].t_end;
+            ((float *)fields[2])[at] = layer->time_groups[g].scale;
+            ((float *)fields[3])[at] = layer->time_groups[g].zero_point;
+        }
+        offsets[i + 1] = (int32_t)at;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_arrow_check_layer(const aq_arrow_layer *layer, size_t number, aq_error *err) {
+    const char *missing = !layer->name                            ? "name"
+                          : !layer->method                        ? "method"
+                          : !layer->dtype                         ? "dtype"
+                          : layer->data_bytes && !layer->data     ? "data"
+                          : layer->rank && !layer->shape          ? "shape"
+                          : layer->time_group_count && !layer->time_groups ? "time_groups" : NULL;
+    if (missing)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_export_layers: layer %zu has no %s", number,
+                       missing);
+    if (!aq_is_utf8(layer->name, strlen(layer->name), NULL))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_export_layers: the name of layer %zu is not "
+                       "UTF-8", number);
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_arrow_layer_array(aq_arrow_shared *shared, const aq_arrow_layer *layers,
+                                      size_t count, struct ArrowArray *array, aq_error *err) {
+    aq_arrow_rows rows;
+    aq_status status = AQ_OK;
+    rows.shared = shared;
+    rows.layers = layers;
+    rows.count = count;
+    rows.err = err;
+    for (size_t i = 0; status == AQ_OK && i < count; i++)
+        status = aq_arrow_check_layer(&layers[i], i, err);
+    if (status != AQ_OK) return status;
+    if (!aq_arrow_make_array(shared, array, (int64_t)count, 1, AQ_COLUMNS))
+        return aq_fail_memory(err, sizeof(*array));
+    for (unsigned c = 0; status == AQ_OK && c < AQ_COLUMNS; c++) {
+        struct ArrowArray *column = array->children[c];
+        const char *format = aq_arrow_column_specs[c].format;
+        if (c == AQ_COLUMN_TIME_GROUPS) status = aq_arrow_time_column(&rows, column);
+        else if (*format == '+') status = aq_arrow_list_column(&rows, (aq_arrow_column)c, column);
+        else if (*format == 'u' || *format == 'z')
+            status = aq_arrow_bytes_column(&rows, (aq_arrow_column)c, column);
+        else status = aq_arrow_number_column(&rows, (aq_arrow_column)c, column);
+    }
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_arrow_export_layers(aq_context *context, const aq_arrow_layer *layers,
+                                                size_t count, const char *const *metadata,
+                                                size_t metadata_count, aq_arrow_owner owner,
+                                                struct ArrowSchema *schema,
+                                                struct ArrowArray *array, aq_error *err) {
+    struct ArrowSchema made_schema;
+    struct ArrowArray made_array;
+    if ((!layers && count) || !schema || !array || metadata_count % 2 ||
+        (!metadata && metadata_count))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_export_layers: layers, schema and array must "
+                       "not be NULL, metadata are pairs");
+    aq_arrow_shared *schemas = aq_arrow_share(context), *arrays = aq_arrow_share(context);
+    aq_status status = AQ_OK;
+    if (!schemas || !arrays ||
+        !aq_arrow_layer_schema(schemas, metadata, metadata_count, &made_schema))
+        status = aq_fail_memory(err, sizeof(*schemas));
+    if (status == AQ_OK) status = aq_arrow_layer_array(arrays, layers, count, &made_array, err);
+    if (status != AQ_OK) {
+        if (schemas) aq_arrow_discard(schemas);
+        if (arrays) aq_arrow_discard(arrays);
+        return status;
+    }
+    arrays->owner = owner;
+    *schema = made_schema;
+    *array = made_array;
+    return AQ_OK;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_layers.c ---- */
+
+/* ---- begin src/format/arrow_import.c ---- */
+
+/* Tables of others, through the Arrow C data interface: columns by name, rows where they lie. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+static aq_status aq_arrow_bad(aq_error *err, const char *column, const char *expected,
+                              const char *found) {
+    return aq_fail(err, AQ_ERR_ARROW, "column %s: expected %s, found %s", column, expected, found);
+}
+
+static const char *aq_arrow_name_of(const struct ArrowSchema *schema) {
+    return schema->name ? schema->name : "";
+}
+
+AQ_LIB aq_status aq_arrow_find(const struct ArrowSchema *schema, const struct ArrowArray *array,
+                               const char *name, bool *found, aq_arrow_view *view, aq_error *err) {
+    *found = false;
+    if (!schema || !array || !schema->release || !array->release)
+        return aq_fail(err, AQ_ERR_ARROW, "the schema or the array has been released already");
+    if (!schema->format || strcmp(schema->format, "+s") != 0 ||
+        schema->n_children != array->n_children)
+        return aq_fail(err, AQ_ERR_ARROW, "expected a record batch (a struct array with its "
+                       "columns), found format \"%s\"", schema->format ? schema->format : "");
+    if (array->n_buffers >= 1 && array->buffers && array->buffers[0] && array->null_count != 0)
+        return aq_fail(err, AQ_ERR_ARROW, "the record batch has a validity buffer of its own; "
+                       "expected none");
+    for (int64_t i = 0; i < schema->n_children; i++) {
+        const struct ArrowSchema *field = schema->children[i];
+        if (strcmp(aq_arrow_name_of(field), name) != 0) continue;
+        if (*found) return aq_fail(err, AQ_ERR_ARROW, "there are two columns %s", name);
+        *found = true;
+        view->schema = field;
+        view->array = array->children[i];
+        view->offset = array->offset + array->children[i]->offset;
+        view->type = aq_arrow_type_of(field->format, &view->run);
+        if (field->dictionary)
+            return aq_arrow_bad(err, name, "plain values", "a dictionary; cast the column");
+        if (array->children[i]->length < array->offset + array->length)
+            return aq_fail(err, AQ_ERR_ARROW, "column %s: %lld rows, the batch has %lld", name,
+                           (long long)array->children[i]->length,
+                           (long long)(array->offset + array->length));
+    }
+    return AQ_OK;
+}
+
+static bool aq_arrow_bit(const void *bits, int64_t index) {
+    return ((const unsigned char *)bits)[index / 8] >> (index % 8) & 1;
+}
+
+static bool aq_arrow_null_at(const struct ArrowArray *array, int64_t index) {
+    return array->null_count != 0 && array->n_buffers && array->buffers[0] &&
+           !aq_arrow_bit(array->buffers[0], index);
+}
+
+AQ_LIB bool aq_arrow_is_null(const aq_arrow_view *view, int64_t row) {
+    return aq_arrow_null_at(view->array, view->offset + row);
+}
+
+/* begin … end of a row with offsets of `width` bytes, checked to go forward. */
+static aq_status aq_arrow_extent(const aq_arrow_view *view, int64_t row, int64_t *begin,
+                                 int64_t *end, aq_error *err) {
+    const unsigned char *offsets = (const unsigned char *)view->array->buffers[1];
+    size_t width = view->type->width, at = (size_t)(view->offset + row) * width;
+    int32_t small[2];
+    int64_t large[2];
+    if (!offsets) return aq_arrow_bad(err, aq_arrow_name_of(view->schema), "offsets", "none");
+    if (width == 4) {
+        memcpy(small, offsets + at, sizeof(small));
+        large[0] = small[0];
+        large[1] = small[1];
+    } else {
+        memcpy(large, offsets + at, sizeof(large));
+    }
+    *begin = large[0];
+    *end = large[1];
+    if (*begin >= 0 && *end >= *begin) return AQ_OK;
+    return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                          "column %s, row %lld: offsets %lld and %lld do not go forward",
+                          aq_arrow_name_of(view->schema), (long long)row, (long long)*begin,
+                          (long long)*end);
+}
+
+/* A view is a size and, up to 12 bytes, the bytes; else 4 of them, a buffer's number, an offset. */
+static aq_status aq_arrow_view_bytes(const aq_arrow_view *view, int64_t row, const void **data,
+                                     uint64_t *size, aq_error *err) {
+    const struct ArrowArray *array = view->array;
+    int32_t fields[4];
+    const unsigned char *views = (const unsigned char *)array->buffers[1];
+    views += (size_t)(view->offset + row) * sizeof(fields);
+    memcpy(fields, views, sizeof(fields));
+    if (fields[0] < 0 || (fields[0] > 12 && (fields[2] < 0 || fields[3] < 0 ||
+                                             fields[2] >= array->n_buffers - 3)))
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                              "column %s, row %lld: a view that leads nowhere",
+                              aq_arrow_name_of(view->schema), (long long)row);
+    *size = (uint64_t)fields[0];
+    *data = views + 4;
+    if (fields[0] > 12) *data = (const unsigned char *)array->buffers[2 + fields[2]] + fields[3];
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_arrow_bytes(const aq_arrow_view *view, int64_t row, const void **data,
+                                uint64_t *size, aq_error *err) {
+    const char *name = aq_arrow_name_of(view->schema), *format = view->schema->format;
+    bool views = strcmp(format, "vu") == 0 || strcmp(format, "vz") == 0;
+    int64_t begin, end;
+    if ((!view->type || view->type->kind != AQ_ARROW_BYTES) && !views)
+        return aq_arrow_bad(err, name, "string or binary", format);
+    if (view->array->n_buffers < 3)
+        return aq_arrow_bad(err, name, "3 buffers", "fewer");
+    if (aq_arrow_is_null(view, row))
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row, "column %s, row %lld is null",
+                              name, (long long)row);
+    if (views) return aq_arrow_view_bytes(view, row, data, size, err);
+    aq_status status = aq_arrow_extent(view, row, &begin, &end, err);
+    if (status != AQ_OK) return status;
+    *size = (uint64_t)(end - begin);
+    *data = "";
+    if (*size) *data = (const unsigned char *)view->array->buffers[2] + (size_t)begin;
+    return AQ_OK;
+}
+
+/* Finite work even for a hostile length: nulls are looked for only where the child has any. */
+static aq_status aq_arrow_no_nulls(const aq_arrow_view *view, int64_t row, int64_t begin,
+                                   int64_t end, aq_error *err) {
+    const struct ArrowArray *items = view->array->children[0];
+    for (int64_t i = begin; items->null_count && i < end; i++)
+        if (aq_arrow_null_at(items, items->offset + i))
+            return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                                  "column %s, row %lld: element %lld is null; fill the nulls first",
+                                  aq_arrow_name_of(view->schema), (long long)row,
+                                  (long long)(i - begin));
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_arrow_list(const aq_arrow_view *view, int64_t row, const char *formats,
+                               const void **data, uint64_t *count, char *format, aq_error *err) {
+    const char *name = aq_arrow_name_of(view->schema), *found = view->schema->format;
+    int64_t begin, end, run;
+    if (!view->type || (view->type->kind != AQ_ARROW_LIST && view->type->kind != AQ_ARROW_RUN) ||
+        view->array->n_children != 1 || view->schema->n_children != 1)
+        return aq_arrow_bad(err, name, "a list", found);
+    const struct ArrowArray *items = view->array->children[0];
+    const struct ArrowSchema *item = view->schema->children[0];
+    const aq_arrow_type *type = aq_arrow_type_of(item->format, &run);
+    if (!type || item->dictionary || !item->format[0] || item->format[1] ||
+        !strchr(formats, item->format[0]))
+        return aq_fail(err, AQ_ERR_ARROW, "column %s: expected a list of one of the formats %s "
+                       "(f: float, e: half_float, g: double, l: int64), found \"%s\"; cast it",
+                       name, formats, item->format);
+    if (aq_arrow_is_null(view, row))
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row, "column %s, row %lld is null",
+                              name, (long long)row);
+    if (view->type->kind == AQ_ARROW_RUN) {
+        begin = (view->offset + row) * view->run;
+        end = begin + view->run;
+    } else {
+        aq_status status = aq_arrow_extent(view, row, &begin, &end, err);
+        if (status != AQ_OK) return status;
+    }
+    if (end > items->length)
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                              "column %s, row %lld: its list ends at element %lld, there are %lld",
+                              name, (long long)row, (long long)end, (long long)items->length);
+    *format = item->format[0];
+    *count = (uint64_t)(end - begin);
+    *data = "";
+    if (*count)
+        *data = (const unsigned char *)items->buffers[1] +
+                (size_t)(items->offset + begin) * type->width;
+    return aq_arrow_no_nulls(view, row, begin, end, err);
+}
+
+/* ---- weights */
+
+/* rows and cols as aq_quantize sees them. */
+static aq_status aq_arrow_weights_shape(aq_arrow_weights *row, int64_t number, aq_error *err) {
+    uint64_t product = 1, cols = 1;
+    bool fits = row->rank > 0;
+    for (size_t i = 0; i < row->rank && fits; i++) {
+        fits = row->shape[i] >= 0 && aq_mul_u64(product, (uint64_t)row->shape[i], &product);
+        if (i || row->rank == 1) fits = fits && aq_mul_u64(cols, (uint64_t)row->shape[i], &cols);
+    }
+    row->rows = row->rank > 1 ? (uint64_t)row->shape[0] : 1;
+    row->cols = cols;
+    if (fits && product == row->count) return AQ_OK;
+    return aq_fail_tensor(err, AQ_ERR_SHAPE, "", (uint64_t)number,
+                          "row %lld (%.*s): the shape of %zu dimensions has %llu elements, there are "
+                          "%llu weights", (long long)number,
+                          row->name_size < 200 ? (int)row->name_size : 200, row->name, row->rank,
+                          fits ? (unsigned long long)product : 0, (unsigned long long)row->count);
+}
+
+static aq_status aq_arrow_import_row(const aq_arrow_view views[3], bool shaped, int64_t number,
+                                     aq_arrow_weights *out, aq_error *err) {
+    const void *data = NULL;
+    uint64_t count = 0;
+    char format = 0;
+    memset(out, 0, sizeof(*out));
+    aq_status status = aq_arrow_bytes(&views[0], number, &data, &count, err);
+    if (status != AQ_OK) return status;
+    out->name = (const char *)data;
+    out->name_size = (size_t)count;
+    status = aq_arrow_list(&views[1], number, "feg", &out->weights, &out->count, &format, err);
+    if (status != AQ_OK) return status;
+    out->dtype = format == 'f' ? AQ_DTYPE_F32 : format == 'e' ? AQ_DTYPE_F16 : AQ_DTYPE_F64;
+    out->rows = 1;
+    out->cols = out->count;
+    if (!shaped || aq_arrow_is_null(&views[2], number)) return AQ_OK;
+    status = aq_arrow_list(&views[2], number, "l", &data, &count, &format, err);
+    if (status != AQ_OK) return status;
+    out->shape = (const int64_t *)data;
+    out->rank = (size_t)count;
+    return aq_arrow_weights_shape(out, number, err);
+}
+
+ARROWQUANT_API aq_status aq_arrow_import_weights(const struct ArrowSchema *schema,
+                                                 const struct ArrowArray *array,
+                                                 aq_arrow_weights *out, aq_error *err) {
+    static const char *const names[] = { "layer_name", "weights", "shape" };
+    aq_arrow_view views[3];
+    bool found[3] = { false, false, false };
+    if (!out && array && array->length)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_import_weights: out is NULL");
+    for (unsigned i = 0; i < 3; i++) {
+        aq_status status = aq_arrow_find(schema, array, names[i], &found[i], &views[i], err);
+        if (status != AQ_OK) return status;
+        if (!found[i] && i < 2)
+            return aq_fail(err, AQ_ERR_ARROW, "there is no column %s; expected layer_name, weights "
+                           "and perhaps shape", names[i]);
+    }
+    for (int64_t row = 0; row < array->length; row++) {
+        aq_status status = aq_arrow_import_row(views, found[2], row, &out[row], err);
+        if (status != AQ_OK) return status;
+    }
+    return AQ_OK;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_import.c ---- */
+
+/* ---- begin src/format/arrow_ipc_schema.c ---- */
+
+/* The schema of an IPC message: from its flatbuffer to C structs and back. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* ---- writing */
+
+static void aq_arrow_write_metadata(aq_builder *out, size_t base, size_t link,
+                                    const char *packed) {
+    static const unsigned char sizes[] = { 4, 4 };
+    int32_t count, size;
+    memcpy(&count, packed, sizeof(count));
+    packed += sizeof(count);
+    size_t at[AQ_FB_FIELDS], list = aq_fb_put_vector(out, base, link, (size_t)count, 4);
+    for (int32_t i = 0; i < count; i++) aq_fb_append(out, 0, 4);
+    for (int32_t i = 0; i < count; i++) {
+        size_t table = aq_fb_put_table(out, base, sizes, 2, at);
+        aq_fb_link(out, list + 4 * (size_t)i, table);
+        for (unsigned part = 0; part < 2; part++) {
+            memcpy(&size, packed, sizeof(size));
+            aq_fb_put_string(out, base, at[part], packed + sizeof(size), (size_t)size);
+            packed += sizeof(size) + (size_t)size;
+        }
+    }
+}
+
+static void aq_arrow_write_type(aq_builder *out, size_t base, size_t link,
+                                const aq_arrow_type *type, int64_t run) {
+    static const unsigned char integer[] = { 4, 1 }, precision[] = { 2 }, list_size[] = { 4 };
+    size_t at[AQ_FB_FIELDS], table;
+    if (type->union_type == 2) {
+        table = aq_fb_put_table(out, base, integer, 2, at);
+        aq_fb_put(out, at[0], type->detail, 4);
+        aq_fb_put(out, at[1], type->is_signed, 1);
+    } else if (type->union_type == 3) {
+        table = aq_fb_put_table(out, base, precision, 1, at);
+        aq_fb_put(out, at[0], type->detail, 2);
+    } else if (type->kind == AQ_ARROW_RUN) {
+        table = aq_fb_put_table(out, base, list_size, 1, at);
+        aq_fb_put(out, at[0], (uint64_t)run, 4);
+    } else {
+        table = aq_fb_put_table(out, base, NULL, 0, at);
+    }
+    aq_fb_link(out, link, table);
+}
+
+static void aq_arrow_write_fields(aq_builder *out, size_t base, size_t link,
+                                  const struct ArrowSchema *parent) {
+    unsigned char sizes[7] = { 4, 1, 1, 4, 0, 4, 4 };
+    size_t at[AQ_FB_FIELDS];
+    size_t list = aq_fb_put_vector(out, base, link, (size_t)parent->n_children, 4);
+    for (int64_t i = 0; i < parent->n_children; i++) aq_fb_append(out, 0, 4);
+    for (int64_t i = 0; i < parent->n_children; i++) {
+        const struct ArrowSchema *field = parent->children[i];
+        const char *name = field->name ? field->name : "";
+        int64_t run;
+        const aq_arrow_type *type = aq_arrow_type_of(field->format, &run);
+        sizes[6] = field->metadata ? 4 : 0;
+        size_t table = aq_fb_put_table(out, base, sizes, 7, at);
+        aq_fb_link(out, list + 4 * (size_t)i, table);
+        aq_fb_put(out, at[1], (field->flags & ARROW_FLAG_NULLABLE) != 0, 1);
+        aq_fb_put(out, at[2], type->union_type, 1);
+        aq_fb_put_string(out, base, at[0], name, strlen(name));
+        aq_arrow_write_type(out, base, at[3], type, run);
+        aq_arrow_write_fields(out, base, at[5], field);
+        if (field->metadata) aq_arrow_write_metadata(out, base, at[6], field->metadata);
+    }
+}
+
+AQ_LIB void aq_arrow_write_schema(aq_builder *out, size_t base, size_t link,
+                                  const struct ArrowSchema *schema) {
+    const unsigned char sizes[3] = { 2, 4, (unsigned char)(schema->metadata ? 4 : 0) };
+    size_t at[AQ_FB_FIELDS], table = aq_fb_put_table(out, base, sizes, 3, at);
+    aq_fb_link(out, link, table);
+    aq_arrow_write_fields(out, base, at[1], schema);
+    if (schema->metadata) aq_arrow_write_metadata(out, base, at[2], schema->metadata);
+}
+
+static aq_status aq_arrow_check_field(const struct ArrowSchema *field, const char *source,
+                                      unsigned depth, aq_error *err) {
+    int64_t run, children = 0;
+    const aq_arrow_type *type = aq_arrow_type_of(field->format, &run);
+    if (!type || field->dictionary || depth > AQ_ARROW_DEPTH)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: column %s: %s \"%s\" is not supported; cast it to "
+                       "numbers, booleans, strings, binary, lists or structs", source,
+                       field->name ? field->name : "",
+                       type && depth > AQ_ARROW_DEPTH ? "so deep a nesting as that of"
+                       : type ? "the dictionary of" : "the type",
+                       field->format ? field->format : "");
+    if (type->kind == AQ_ARROW_LIST || type->kind == AQ_ARROW_RUN) children = 1;
+    if (type->kind != AQ_ARROW_STRUCT && field->n_children != children)
+        return aq_fail(err, AQ_ERR_ARROW, "%s: column %s: %lld children, expected %lld", source,
+                       field->name ? field->name : "", (long long)field->n_children,
+                       (long long)children);
+    aq_status status = AQ_OK;
+    for (int64_t i = 0; status == AQ_OK && i < field->n_children; i++)
+        status = aq_arrow_check_field(field->children[i], source, depth + 1, err);
+    return status;
+}
+
+AQ_LIB aq_status aq_arrow_check_schema(const struct ArrowSchema *schema, const char *source,
+                                       aq_error *err) {
+    if (!schema->format || strcmp(schema->format, "+s") != 0)
+        return aq_fail(err, AQ_ERR_ARROW, "%s: expected a stream of record batches, found the type "
+                       "\"%s\"", source, schema->format ? schema->format : "");
+    return aq_arrow_check_field(schema, source, 0, err);
+}
+
+/* ---- reading */
+
+typedef struct aq_arrow_schema_reader {
+    aq_arrow_shared *shared;
+    const char *source;
+    size_t fields_left; /* tables may be shared: without bounds a few bytes could mean millions */
+    size_t text_left;
+    aq_error *err;
+} aq_arrow_schema_reader;
+
+static aq_status aq_arrow_schema_bad(const aq_arrow_schema_reader *reader, const char *what) {
+    return aq_fail(reader->err, AQ_ERR_CORRUPT, "%s: the Arrow schema is malformed: %s",
+                   reader->source, what);
+}
+
+static bool aq_arrow_spend(size_t *left, size_t amount) {
+    if (amount > *left) return false;
+    *left -= amount;
+    return true;
+}
+
+static aq_status aq_arrow_read_metadata(aq_arrow_schema_reader *reader,
+                                        const aq_fb_table *owner, unsigned field,
+                                        const char **packed) {
+    aq_fb_vector list = aq_fb_items(owner, field, 4);
+    aq_arena scratch;
+    aq_status status = AQ_OK;
+    if (!list.count) return AQ_OK;
+    aq_arena_init(&scratch, &reader->shared->context);
+    const char **items = (const char **)aq_arena_alloc(&scratch, 2 * list.count * sizeof(*items));
+    size_t *sizes = (size_t *)aq_arena_alloc(&scratch, 2 * list.count * sizeof(*sizes));
+    if (!items || !sizes) status = aq_fail_memory(reader->err, list.count * sizeof(*sizes));
+    for (size_t i = 0; status == AQ_OK && i < list.count; i++) {
+        aq_fb_table pair = aq_fb_item(&list, i);
+        for (unsigned part = 0; part < 2; part++) {
+            aq_fb_vector text = aq_fb_string(&pair, part);
+            items[2 * i + part] = text.present ? (const char *)text.buffer->data + text.at : "";
+            sizes[2 * i + part] = text.present ? text.count : 0;
+            if (status == AQ_OK && !aq_arrow_spend(&reader->text_left, 4 + sizes[2 * i + part]))
+                status = aq_arrow_schema_bad(reader, "it has more text than bytes");
+        }
+        if (owner->buffer->bad && status == AQ_OK)
+            status = aq_arrow_schema_bad(reader, owner->buffer->bad);
+    }
+    if (status == AQ_OK) {
+        *packed = aq_arrow_pack_metadata(&reader->shared->arena, items, 2 * list.count, sizes);
+        if (!*packed) status = aq_fail_memory(reader->err, list.count);
+    }
+    aq_arena_free(&scratch);
+    return status;
+}
+
+/* The format string of a field's type, "" when it is none of ours. */
+static void aq_arrow_read_format(const aq_fb_table *field, int64_t number, char *format,
+                                 size_t capacity) {
+    aq_fb_table table = aq_fb_child(field, 3);
+    int64_t detail = 0;
+    bool is_signed = false;
+    *format = 0;
+    if (number == 2) {
+        detail = aq_fb_number(&table, 0, 4, 0);
+        is_signed = aq_fb_number(&table, 1, 1, 0) != 0;
+    } else if (number == 3) {
+        detail = aq_fb_number(&table, 0, 2, 0);
+    }
+    const aq_arrow_type *type = aq_arrow_type_find(number, detail, is_signed);
+    if (!type) return;
+    if (type->kind == AQ_ARROW_RUN) {
+        int64_t run = aq_fb_number(&table, 0, 4, 0);
+        if (run >= 0) aq_format(format, capacity, "+w:%lld", (long long)run);
+    } else {
+        aq_format(format, capacity, "%s", type->format);
+    }
+}
+
+static aq_status aq_arrow_read_fields(aq_arrow_schema_reader *reader, const aq_fb_vector *list,
+                                      struct ArrowSchema *parent, unsigned depth);
+
+static aq_status aq_arrow_read_field(aq_arrow_schema_reader *reader, const aq_fb_table *field,
+                                     struct ArrowSchema *out, unsigned depth) {
+    char format[32], *name;
+    aq_fb_buffer *buffer = field->buffer;
+    aq_fb_vector text = aq_fb_string(field, 0), children = aq_fb_items(field, 5, 4);
+    int64_t number = aq_fb_number(field, 2, 1, 0) & 0xFF;
+    aq_fb_table dictionary = aq_fb_child(field, 4);
+    aq_arrow_read_format(field, number, format, sizeof(format));
+    if (buffer->bad) return aq_arrow_schema_bad(reader, buffer->bad);
+    size_t size = text.present ? text.count : 0;
+    if (!aq_arrow_spend(&reader->fields_left, children.count) ||
+        !aq_arrow_spend(&reader->text_left, size))
+        return aq_arrow_schema_bad(reader, "it has more fields than bytes");
+    name = aq_arena_copy(&reader->shared->arena,
+                         size ? (const char *)buffer->data + text.at : "", size);
+    if (!name) return aq_fail_memory(reader->err, size);
+    if (strlen(name) != size || !aq_is_utf8(name, size, NULL))
+        return aq_arrow_schema_bad(reader, "a column's name is not UTF-8 text");
+    if (!*format || dictionary.present || depth > AQ_ARROW_DEPTH)
+        return aq_fail(reader->err, AQ_ERR_UNSUPPORTED,
+                       "%s: column %s: %s is not supported; cast it to numbers, booleans, strings, "
+                       "binary, lists or structs", reader->source, name,
+                       dictionary.present ? "dictionary encoding"
+                       : *format ? "so deep a nesting" : aq_arrow_union_name(number));
+    if (!aq_arrow_make_schema(reader->shared, out, format, name, aq_fb_number(field, 1, 1, 0) != 0,
+                              children.count))
+        return aq_fail_memory(reader->err, children.count * sizeof(*out));
+    aq_status status = aq_arrow_read_metadata(reader, field, 6, &out->metadata);
+    return status == AQ_OK ? aq_arrow_read_fields(reader, &children, out, depth + 1) : status;
+}
+
+static aq_status aq_arrow_read_fields(aq_arrow_schema_reader *reader, const aq_fb_vector *list,
+                                      struct ArrowSchema *parent, unsigned depth) {
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && i < list->count; i++) {
+        aq_fb_table field = aq_fb_item(list, i);
+        status = aq_arrow_read_field(reader, &field, parent->children[i], depth);
+    }
+    return status;
+}
+
+AQ_LIB aq_status aq_arrow_read_schema(aq_arrow_shared *shared, const aq_fb_table *table,
+                                      const char *source, struct ArrowSchema *out, aq_error *err) {
+    aq_arrow_schema_reader reader;
+    aq_fb_vector fields = aq_fb_items(table, 1, 4);
+    reader.shared = shared;
+    reader.source = source;
+    reader.err = err;
+    reader.fields_left = table->buffer->size / 8;
+    reader.text_left = 4 * table->buffer->size;
+    if (!table->present || table->buffer->bad)
+        return aq_arrow_schema_bad(&reader, table->buffer->bad ? table->buffer->bad : "it is absent");
+    if (aq_fb_number(table, 0, 2, 0) != 0)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: its numbers are big endian; write it again on a "
+                       "little-endian machine", source);
+    if (!aq_arrow_spend(&reader.fields_left, fields.count))
+        return aq_arrow_schema_bad(&reader, "it has more fields than bytes");
+    if (!aq_arrow_make_schema(shared, out, "+s", "", false, fields.count))
+        return aq_fail_memory(err, fields.count * sizeof(*out));
+    aq_status status = aq_arrow_read_metadata(&reader, table, 2, &out->metadata);
+    if (status == AQ_OK) status = aq_arrow_read_fields(&reader, &fields, out, 1);
+    if (status == AQ_OK) status = aq_arrow_check_schema(out, source, err);
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_ipc_schema.c ---- */
+
+/* ---- begin src/format/arrow_ipc_array.c ---- */
+
+/* Arrays out of a record batch of an IPC message: every buffer, offset and count is checked against
+ * the message's body before anybody may follow it. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+static aq_status aq_ipc_bad(const aq_ipc_batch *batch, const char *column, const char *format,
+                            long long a, long long b) {
+    char text[256];
+    aq_format(text, sizeof(text), format, a, b);
+    return aq_fail_tensor(batch->err, AQ_ERR_CORRUPT, column, batch->position,
+                          "%s: record batch %zu, column %s: %s; write the file again",
+                          batch->source, batch->number, column, text);
+}
+
+/* The next buffer: inside the body, 8-byte aligned, at least `need` bytes, in this machine's order. */
+static aq_status aq_ipc_buffer(aq_ipc_batch *batch, const char *column, uint64_t need, size_t width,
+                               const void **out, uint64_t *size) {
+    if (batch->buffer >= batch->buffers.count)
+        return aq_ipc_bad(batch, column, "its buffer %lld is missing", (long long)batch->buffer, 0);
+    size_t at = batch->buffers.at + 16 * batch->buffer++;
+    int64_t offset = aq_fb_i64(batch->buffers.buffer, at);
+    int64_t length = aq_fb_i64(batch->buffers.buffer, at + 8);
+    if (offset < 0 || length < 0 || (uint64_t)offset > batch->body_size ||
+        (uint64_t)length > batch->body_size - (uint64_t)offset)
+        return aq_ipc_bad(batch, column, "a buffer at %lld of %lld bytes leaves the body", offset,
+                          length);
+    if (length && offset % 8)
+        return aq_ipc_bad(batch, column, "a buffer at %lld is not aligned to 8 bytes", offset, 0);
+    if ((uint64_t)length < need)
+        return aq_ipc_bad(batch, column, "a buffer has %lld bytes, expected %lld", length,
+                          (long long)need);
+    *out = length ? batch->body + (size_t)offset : NULL;
+    *size = (uint64_t)length;
+    const uint16_t probe = 1;
+    if (!length || width < 2 || *(const unsigned char *)&probe == 1) return AQ_OK;
+    void *copy = aq_arena_alloc(&batch->shared->arena, (size_t)length);
+    if (!copy) return aq_fail_memory(batch->err, (size_t)length);
+    memcpy(copy, *out, (size_t)length);
+    aq_little_endian(copy, (size_t)length / width, width);
+    *out = copy;
+    return AQ_OK;
+}
+
+static aq_status aq_ipc_validity(aq_ipc_batch *batch, const char *column,
+                                 struct ArrowArray *array) {
+    uint64_t size = 0, need = array->null_count ? ((uint64_t)array->length + 7) / 8 : 0;
+    int64_t nulls = 0;
+    aq_status status = aq_ipc_buffer(batch, column, need, 1, &array->buffers[0], &size);
+    const unsigned char *bits = (const unsigned char *)array->buffers[0];
+    if (status != AQ_OK || !bits) return status;
+    if (size < ((uint64_t)array->length + 7) / 8)
+        return aq_ipc_bad(batch, column, "a validity buffer of %lld bytes for %lld rows",
+                          (long long)size, array->length);
+    for (int64_t i = 0; i < array->length; i++) nulls += !(bits[i / 8] >> (i % 8) & 1);
+    if (nulls != array->null_count)
+        return aq_ipc_bad(batch, column, "%lld nulls, its node says %lld", nulls, array->null_count);
+    return AQ_OK;
+}
+
+static int64_t aq_ipc_offset(const void *offsets, size_t width, int64_t index) {
+    int32_t small;
+    int64_t large;
+    const unsigned char *at = (const unsigned char *)offsets + (size_t)index * width;
+    if (width == 4) {
+        memcpy(&small, at, sizeof(small));
+        return small;
+    }
+    memcpy(&large, at, sizeof(large));
+    return large;
+}
+
+/* Offsets start at 0 or above and go forward; *last is where they end. */
+static aq_status aq_ipc_offsets(aq_ipc_batch *batch, const char *column, const aq_arrow_type *type,
+                                struct ArrowArray *array, int64_t *last) {
+    static const int64_t none = 0;
+    uint64_t size = 0, need = array->length ? ((uint64_t)array->length + 1) * type->width : 0;
+    aq_status status =
+        aq_ipc_buffer(batch, column, need, type->width, &array->buffers[1], &size);
+    *last = 0;
+    if (status != AQ_OK) return status;
+    if (size < type->width) array->buffers[1] = &none; /* a column without rows needs no offsets */
+    int64_t before = aq_ipc_offset(array->buffers[1], type->width, 0);
+    if (before < 0) return aq_ipc_bad(batch, column, "its first offset is %lld", before, 0);
+    for (int64_t i = 1; i <= array->length; i++) {
+        int64_t next = aq_ipc_offset(array->buffers[1], type->width, i);
+        if (next < before)
+            return aq_ipc_bad(batch, column, "offsets go back from %lld to %lld", before, next);
+        before = next;
+    }
+    *last = before;
+    return AQ_OK;
+}
+
+static aq_status aq_ipc_text(const aq_ipc_batch *batch, const char *column,
+                             const aq_arrow_type *type, const struct ArrowArray *array) {
+    for (int64_t i = 0; i < array->length; i++) {
+        int64_t begin = aq_ipc_offset(array->buffers[1], type->width, i);
+        int64_t end = aq_ipc_offset(array->buffers[1], type->width, i + 1);
+        const char *text = (const char *)array->buffers[2];
+        if (end > begin && !aq_is_utf8(text + begin, (size_t)(end - begin), NULL))
+            return aq_ipc_bad(batch, column, "row %lld is not UTF-8", i, 0);
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_ipc_node(aq_ipc_batch *batch, const char *column, int64_t *length,
+                             int64_t *nulls) {
+    if (batch->node >= batch->nodes.count)
+        return aq_ipc_bad(batch, column, "its node %lld is missing", (long long)batch->node, 0);
+    size_t at = batch->nodes.at + 16 * batch->node++;
+    *length = aq_fb_i64(batch->nodes.buffer, at);
+    *nulls = aq_fb_i64(batch->nodes.buffer, at + 8);
+    /* far below what would overflow a size, far above what a file can hold */
+    if (*length < 0 || *length > INT64_MAX / 64 || *nulls < 0 || *nulls > *length)
+        return aq_ipc_bad(batch, column, "%lld rows, %lld of them null", *length, *nulls);
+    return AQ_OK;
+}
+
+/* Children, and that they are as long as the parent needs: `need` of each. */
+static aq_status aq_ipc_children(aq_ipc_batch *batch, const struct ArrowSchema *schema,
+                                 struct ArrowArray *array, const char *column, int64_t need) {
+    aq_status status = AQ_OK;
+    for (int64_t i = 0; status == AQ_OK && i < array->n_children; i++) {
+        struct ArrowArray *child = array->children[i];
+        status = aq_ipc_array(batch, schema->children[i], child, column);
+        if (status == AQ_OK && child->length < need)
+            status = aq_ipc_bad(batch, column, "it has %lld elements, its parent needs %lld",
+                                child->length, need);
+    }
+    return status;
+}
+
+AQ_LIB aq_status aq_ipc_array(aq_ipc_batch *batch, const struct ArrowSchema *schema,
+                              struct ArrowArray *array, const char *column) {
+    int64_t run, length = 0, nulls = 0, last = 0;
+    uint64_t size = 0;
+    const aq_arrow_type *type = aq_arrow_type_of(schema->format, &run);
+    if (!type) return aq_fail(batch->err, AQ_ERR_UNSUPPORTED, "%s: column %s", batch->source, column);
+    aq_status status = aq_ipc_node(batch, column, &length, &nulls);
+    if (status != AQ_OK) return status;
+    if (!aq_arrow_make_array(batch->shared, array, length, aq_arrow_buffers(type),
+                             (size_t)schema->n_children))
+        return aq_fail_memory(batch->err, sizeof(*array));
+    array->null_count = nulls;
+    status = aq_ipc_validity(batch, column, array);
+    if (status != AQ_OK) return status;
+    switch (type->kind) {
+    case AQ_ARROW_FIXED:
+        return aq_ipc_buffer(batch, column, (uint64_t)length * type->width, type->width,
+                             &array->buffers[1], &size);
+    case AQ_ARROW_BITS:
+        return aq_ipc_buffer(batch, column, ((uint64_t)length + 7) / 8, 1, &array->buffers[1],
+                             &size);
+    case AQ_ARROW_BYTES:
+        status = aq_ipc_offsets(batch, column, type, array, &last);
+        if (status == AQ_OK)
+            status = aq_ipc_buffer(batch, column, (uint64_t)last, 1, &array->buffers[2], &size);
+        return status == AQ_OK && type->text ? aq_ipc_text(batch, column, type, array) : status;
+    case AQ_ARROW_LIST:
+        status = aq_ipc_offsets(batch, column, type, array, &last);
+        return status == AQ_OK ? aq_ipc_children(batch, schema, array, column, last) : status;
+    case AQ_ARROW_RUN:
+        if (run && length > INT64_MAX / 64 / run)
+            return aq_ipc_bad(batch, column, "%lld rows of %lld elements", length, run);
+        return aq_ipc_children(batch, schema, array, column, length * run);
+    case AQ_ARROW_STRUCT: return aq_ipc_children(batch, schema, array, column, length);
+    }
+    return AQ_OK;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_ipc_array.c ---- */
+
+/* ---- begin src/format/arrow_ipc_read.c ---- */
+
+/* Arrow IPC files and streams as an ArrowArrayStream, whose arrays lead into the mapped file. */
+
+#include <errno.h>
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* Lives until the stream and all its arrays are released. */
+typedef struct aq_ipc_reader {
+    int references;
+    aq_context context; /* its allocator */
+    aq_arena arena;
+    aq_map map;
+    aq_arrow_owner owner;
+    const unsigned char *data;
+    uint64_t size;
+    const char *source;
+    struct ArrowSchema schema;
+    bool is_file, ended;
+    aq_fb_buffer footer;
+    aq_fb_vector blocks; /* of a file */
+    uint64_t cursor;     /* of a stream */
+    size_t number;       /* of the next batch */
+    aq_error last;
+} aq_ipc_reader;
+
+/* A message's flatbuffer and where its body lies. */
+typedef struct aq_ipc_message {
+    aq_fb_buffer buffer;
+    aq_fb_table header;
+    int64_t type;
+    uint64_t position, body, body_size, end;
+    bool is_end; /* the marker behind the last one */
+} aq_ipc_message;
+
+AQ_LIB bool aq_arrow_looks_like_ipc(const void *data, uint64_t size) {
+    const unsigned char *bytes = (const unsigned char *)data;
+    if (size >= 8 && memcmp(bytes, AQ_ARROW_MAGIC "\0\0", 8) == 0) return true;
+    return size >= 8 && memcmp(bytes, "\xFF\xFF\xFF\xFF", 4) == 0 && bytes[7] < 0x80;
+}
+
+static uint32_t aq_ipc_u32(const unsigned char *bytes) {
+    return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 |
+           (uint32_t)bytes[3] << 24;
+}
+
+static aq_status aq_ipc_corrupt(const aq_ipc_reader *reader, uint64_t at, const char *what,
+                                aq_error *err) {
+    return aq_fail_tensor(err, AQ_ERR_CORRUPT, "", at,
+                          "%s: malformed Arrow IPC at byte %llu: %s; write the file again",
+                          reader->source, (unsigned long long)at, what);
+}
+
+/* 0xFFFFFFFF, int32 size, the flatbuffer, the body. */
+static aq_status aq_ipc_parse_message(const aq_ipc_reader *reader, uint64_t at, uint64_t limit,
+                                      aq_ipc_message *out, aq_error *err) {
+    memset(out, 0, sizeof(*out));
+    out->position = at;
+    if (at == limit || (limit - at >= 8 && aq_ipc_u32(reader->data + at) == 0xFFFFFFFFu &&
+                        aq_ipc_u32(reader->data + at + 4) == 0)) {
+        out->is_end = true;
+        return AQ_OK;
+    }
+    if (limit - at < 8) return aq_ipc_corrupt(reader, at, "the file is cut off", err);
+    if (aq_ipc_u32(reader->data + at) != 0xFFFFFFFFu)
+        return aq_ipc_corrupt(reader, at, "expected the marker 0xFFFFFFFF of a message (streams "
+                              "from before Arrow 0.15 are not read)", err);
+    uint32_t size = aq_ipc_u32(reader->data + at + 4);
+    if (size > INT32_MAX || size % 8 || size > limit - at - 8)
+        return aq_ipc_corrupt(reader, at, "a message's size is not a multiple of 8 or leaves the "
+                              "file", err);
+    aq_fb_table message = aq_fb_root(&out->buffer, reader->data + at + 8, size);
+    int64_t version = aq_fb_number(&message, 0, 2, 0), body = aq_fb_number(&message, 3, 8, 0);
+    out->type = aq_fb_number(&message, 1, 1, 0);
+    out->header = aq_fb_child(&message, 2);
+    if (out->buffer.bad || !out->header.present)
+        return aq_ipc_corrupt(reader, at, out->buffer.bad ? out->buffer.bad
+                                                          : "a message without a header", err);
+    if (version != AQ_ARROW_METADATA_V5 && version != AQ_ARROW_METADATA_V5 - 1)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: Arrow metadata version V%lld; expected V5 or "
+                       "V4", reader->source, (long long)version + 1);
+    out->body = at + 8 + size;
+    if (body < 0 || (uint64_t)body > limit - out->body)
+        return aq_ipc_corrupt(reader, at, "a message's body leaves the file", err);
+    out->body_size = (uint64_t)body;
+    out->end = out->body + out->body_size;
+    return AQ_OK;
+}
+
+/* ---- the beginning: schema and, of a file, the list of batches */
+
+/* The schema's structs have an arena of their own. */
+static aq_status aq_ipc_take_schema(aq_ipc_reader *reader, const aq_fb_table *table,
+                                    aq_error *err) {
+    struct ArrowSchema schema;
+    aq_arrow_shared *shared = aq_arrow_share(&reader->context);
+    if (!shared) return aq_fail_memory(err, sizeof(*shared));
+    aq_status status = aq_arrow_read_schema(shared, table, reader->source, &schema, err);
+    if (status != AQ_OK) aq_arrow_discard(shared);
+    else reader->schema = schema;
+    return status;
+}
+
+static aq_status aq_ipc_begin_file(aq_ipc_reader *reader, aq_error *err) {
+    uint64_t tail = sizeof(AQ_ARROW_MAGIC) - 1 + 4, size = reader->size;
+    if (size < 8 + tail ||
+        memcmp(reader->data + size - (sizeof(AQ_ARROW_MAGIC) - 1), AQ_ARROW_MAGIC,
+               sizeof(AQ_ARROW_MAGIC) - 1) != 0)
+        return aq_ipc_corrupt(reader, size, "the file does not end with ARROW1: it is cut off", err);
+    uint32_t footer = aq_ipc_u32(reader->data + size - tail);
+    if (footer > INT32_MAX || footer > size - 8 - tail)
+        return aq_ipc_corrupt(reader, size - tail, "the footer is larger than the file", err);
+    uint64_t at = size - tail - footer;
+    aq_fb_table root = aq_fb_root(&reader->footer, reader->data + at, footer);
+    aq_fb_table schema = aq_fb_child(&root, 1);
+    aq_fb_vector dictionaries = aq_fb_items(&root, 2, 24);
+    reader->blocks = aq_fb_items(&root, 3, 24);
+    if (reader->footer.bad) return aq_ipc_corrupt(reader, at, reader->footer.bad, err);
+    if (dictionaries.count)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: it has dictionaries; cast those columns to plain "
+                       "ones", reader->source);
+    return aq_ipc_take_schema(reader, &schema, err);
+}
+
+static aq_status aq_ipc_begin_stream(aq_ipc_reader *reader, aq_error *err) {
+    aq_ipc_message message;
+    aq_status status = aq_ipc_parse_message(reader, 0, reader->size, &message, err);
+    if (status != AQ_OK) return status;
+    if (message.is_end || message.type != AQ_ARROW_HEADER_SCHEMA)
+        return aq_ipc_corrupt(reader, 0, "the first message is not a schema", err);
+    reader->cursor = message.end;
+    return aq_ipc_take_schema(reader, &message.header, err);
+}
+
+/* ---- batches */
+
+/* The message of the next batch; is_end behind the last one. */
+static aq_status aq_ipc_next_message(aq_ipc_reader *reader, aq_ipc_message *out, aq_error *err) {
+    if (!reader->is_file) {
+        aq_status status = aq_ipc_parse_message(reader, reader->cursor, reader->size, out, err);
+        reader->cursor = out->end;
+        return status;
+    }
+    memset(out, 0, sizeof(*out));
+    out->is_end = reader->number >= reader->blocks.count;
+    if (out->is_end) return AQ_OK;
+    size_t entry = reader->blocks.at + 24 * reader->number;
+    int64_t at = aq_fb_i64(&reader->footer, entry), body = aq_fb_i64(&reader->footer, entry + 16);
+    int32_t metadata = aq_fb_i32(&reader->footer, entry + 8);
+    if (at < 8 || at % 8 || metadata < 8 || metadata % 8 || body < 0 ||
+        (uint64_t)at > reader->size || (uint64_t)metadata > reader->size - (uint64_t)at)
+        return aq_ipc_corrupt(reader, at < 0 ? 0 : (uint64_t)at,
+                              "the footer lists a batch outside of the file", err);
+    aq_status status = aq_ipc_parse_message(reader, (uint64_t)at, reader->size, out, err);
+    if (status != AQ_OK) return status;
+    if (out->is_end || out->body != (uint64_t)at + (uint64_t)metadata ||
+        out->body_size != (uint64_t)body)
+        return aq_ipc_corrupt(reader, (uint64_t)at, "the footer and a message disagree about its "
+                              "size", err);
+    return AQ_OK;
+}
+
+static aq_status aq_ipc_check_batch(const aq_ipc_reader *reader, const aq_ipc_message *message,
+                                    const aq_ipc_batch *batch, aq_error *err) {
+    aq_fb_table compression = aq_fb_child(&message->header, 3);
+    if (message->buffer.bad)
+        return aq_ipc_corrupt(reader, message->position, message->buffer.bad, err);
+    if (!compression.present) return AQ_OK;
+    return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: record batch %zu: its buffers are compressed (%s); "
+                   "write the file without compression (pyarrow: IpcWriteOptions(compression=None), "
+                   "polars: compression=\"uncompressed\")", reader->source, batch->number,
+                   aq_fb_number(&compression, 0, 1, 0) ? "ZSTD" : "LZ4");
+}
+
+static aq_status aq_ipc_make_batch(aq_ipc_reader *reader, aq_ipc_message *message,
+                                   aq_arrow_shared *shared, struct ArrowArray *out,
+                                   aq_error *err) {
+    aq_ipc_batch batch;
+    struct ArrowArray root;
+    memset(&batch, 0, sizeof(batch));
+    batch.shared = shared;
+    batch.source = reader->source;
+    batch.number = reader->number;
+    batch.position = message->position;
+    batch.body = reader->data + message->body;
+    batch.body_size = message->body_size;
+    batch.nodes = aq_fb_items(&message->header, 1, 16);
+    batch.buffers = aq_fb_items(&message->header, 2, 16);
+    batch.err = err;
+    int64_t length = aq_fb_number(&message->header, 0, 8, 0);
+    aq_status status = aq_ipc_check_batch(reader, message, &batch, err);
+    if (status != AQ_OK) return status;
+    if (length < 0 || length > INT64_MAX / 64)
+        return aq_ipc_corrupt(reader, message->position, "a batch with a negative or absurd length",
+                              err);
+    if (!aq_arrow_make_array(shared, &root, length, 1, (size_t)reader->schema.n_children))
+        return aq_fail_memory(err, sizeof(root));
+    for (int64_t i = 0; status == AQ_OK && i < reader->schema.n_children; i++) {
+        const struct ArrowSchema *field = reader->schema.children[i];
+        status = aq_ipc_array(&batch, field, root.children[i], field->name);
+        if (status == AQ_OK && root.children[i]->length != length)
+            status = aq_ipc_corrupt(reader, message->position, "a column is not as long as its "
+                                    "batch", err);
+    }
+    if (status == AQ_OK &&
+        (batch.node != batch.nodes.count || batch.buffer != batch.buffers.count))
+        status = aq_ipc_corrupt(reader, message->position, "a batch has more nodes or buffers than "
+                                "columns need", err);
+    if (status == AQ_OK) *out = root;
+    return status;
+}
+
+static void aq_ipc_reader_drop(void *user) {
+    aq_ipc_reader *reader = (aq_ipc_reader *)user;
+    if (aq_atomic_add(&reader->references, -1) > 0) return;
+    aq_context context = reader->context;
+    aq_arrow_owner owner = reader->owner;
+    if (reader->schema.release) reader->schema.release(&reader->schema);
+    aq_unmap_file(&reader->map);
+    aq_arena_free(&reader->arena);
+    aq_free(&context, reader, sizeof(*reader));
+    if (owner.release) owner.release(owner.user);
+}
+
+static aq_status aq_ipc_next(aq_ipc_reader *reader, struct ArrowArray *out, aq_error *err) {
+    aq_ipc_message message;
+    memset(out, 0, sizeof(*out));
+    if (reader->ended) return AQ_OK;
+    aq_status status = aq_ipc_next_message(reader, &message, err);
+    if (status != AQ_OK || message.is_end) {
+        reader->ended = true;
+        return status;
+    }
+    if (message.type != AQ_ARROW_HEADER_BATCH) {
+        reader->ended = true;
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: a message at byte %llu is %s, expected a record "
+                       "batch", reader->source, (unsigned long long)message.position,
+                       message.type == AQ_ARROW_HEADER_DICTIONARY ? "a dictionary" : "of another kind");
+    }
+    aq_arrow_shared *shared = aq_arrow_share(&reader->context);
+    if (!shared) return aq_fail_memory(err, sizeof(*shared));
+    status = aq_ipc_make_batch(reader, &message, shared, out, err);
+    if (status != AQ_OK) {
+        aq_arrow_discard(shared);
+        reader->ended = status != AQ_ERR_OUT_OF_MEMORY;
+        return status;
+    }
+    shared->owner.release = aq_ipc_reader_drop;
+    shared->owner.user = reader;
+    (void)aq_atomic_add(&reader->references, 1);
+    reader->number++;
+    return AQ_OK;
+}
+
+/* ---- the stream's functions */
+
+static int aq_ipc_errno(aq_status status) {
+    switch (status) {
+    case AQ_OK: return 0;
+    case AQ_ERR_OUT_OF_MEMORY: return ENOMEM;
+    case AQ_ERR_UNSUPPORTED: return ENOSYS;
+    case AQ_ERR_IO: return EIO;
+    default: return EINVAL;
+    }
+}
+
+static int aq_ipc_get_schema(struct ArrowArrayStream *stream, struct ArrowSchema *out) {
+    aq_ipc_reader *reader = (aq_ipc_reader *)stream->private_data;
+    if (aq_arrow_copy_schema(&reader->context, &reader->schema, out)) return 0;
+    return aq_ipc_errno(aq_fail_memory(&reader->last, sizeof(*out)));
+}
+
+static int aq_ipc_get_next(struct ArrowArrayStream *stream, struct ArrowArray *out) {
+    aq_ipc_reader *reader = (aq_ipc_reader *)stream->private_data;
+    return aq_ipc_errno(aq_ipc_next(reader, out, &reader->last));
+}
+
+static const char *aq_ipc_last_error(struct ArrowArrayStream *stream) {
+    aq_ipc_reader *reader = (aq_ipc_reader *)stream->private_data;
+    return reader->last.message[0] ? reader->last.message : NULL;
+}
+
+static void aq_ipc_release(struct ArrowArrayStream *stream) {
+    stream->release = NULL;
+    aq_ipc_reader_drop(stream->private_data);
+}
+
+AQ_LIB aq_status aq_arrow_stream_fail(struct ArrowArrayStream *stream, int code, aq_error *err) {
+    const char *text = stream->get_last_error ? stream->get_last_error(stream) : NULL;
+    aq_status status = code == ENOMEM   ? AQ_ERR_OUT_OF_MEMORY
+                       : code == ENOSYS ? AQ_ERR_UNSUPPORTED : AQ_ERR_ARROW;
+    return aq_fail(err, status, "the Arrow stream failed (error %d): %s", code,
+                   text ? text : "it does not say why");
+}
+
+ARROWQUANT_API aq_status aq_arrow_next(struct ArrowArrayStream *stream, struct ArrowArray *array,
+                                       aq_error *err) {
+    if (!stream || !stream->release || !array)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_next: the stream has been released, or is NULL");
+    if (stream->get_next == aq_ipc_get_next) /* ours: with the status and the offset */
+        return aq_ipc_next((aq_ipc_reader *)stream->private_data, array, err);
+    int code = stream->get_next(stream, array);
+    return code ? aq_arrow_stream_fail(stream, code, err) : AQ_OK;
+}
+
+static aq_status aq_ipc_begin(aq_ipc_reader *reader, struct ArrowArrayStream *stream,
+                              aq_error *err) {
+    aq_status status;
+    if ((uintptr_t)reader->data % 8)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: the data is not aligned to 8 bytes",
+                       reader->source);
+    if (!aq_arrow_looks_like_ipc(reader->data, reader->size))
+        return aq_ipc_corrupt(reader, 0, "expected ARROW1 or the marker of a stream", err);
+    reader->is_file = reader->data[0] == 'A';
+    status = reader->is_file ? aq_ipc_begin_file(reader, err) : aq_ipc_begin_stream(reader, err);
+    if (status != AQ_OK) return status;
+    stream->get_schema = aq_ipc_get_schema;
+    stream->get_next = aq_ipc_get_next;
+    stream->get_last_error = aq_ipc_last_error;
+    stream->release = aq_ipc_release;
+    stream->private_data = reader;
+    return AQ_OK;
+}
+
+static aq_ipc_reader *aq_ipc_reader_new(const aq_context *context, const char *source) {
+    aq_ipc_reader *reader = (aq_ipc_reader *)aq_alloc(context, sizeof(*reader));
+    if (!reader) return NULL;
+    memset(reader, 0, sizeof(*reader));
+    if (context) reader->context.allocator = context->allocator;
+    aq_arena_init(&reader->arena, &reader->context);
+    reader->references = 1;
+    reader->source = aq_arena_string(&reader->arena, source);
+    if (reader->source) return reader;
+    aq_ipc_reader_drop(reader);
+    return NULL;
+}
+
+ARROWQUANT_API aq_status aq_arrow_ipc_open(aq_context *context, const char *path,
+                                           struct ArrowArrayStream *stream, aq_error *err) {
+    if (!path || !stream)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_ipc_open: path and stream must not be NULL");
+    aq_ipc_reader *reader = aq_ipc_reader_new(context, path);
+    if (!reader) return aq_fail_memory(err, sizeof(*reader));
+    aq_status status = aq_map_file(&reader->map, path, err);
+    if (status == AQ_OK) {
+        reader->data = (const unsigned char *)reader->map.data;
+        reader->size = reader->map.size;
+        status = aq_ipc_begin(reader, stream, err);
+    }
+    if (status != AQ_OK) aq_ipc_reader_drop(reader);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_arrow_ipc_read(aq_context *context, const void *data, size_t size,
+                                           const char *source, aq_arrow_owner owner,
+                                           struct ArrowArrayStream *stream, aq_error *err) {
+    if ((!data && size) || !source || !stream)
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_arrow_ipc_read: data, source and stream must not be NULL");
+    aq_ipc_reader *reader = aq_ipc_reader_new(context, source);
+    if (!reader) return aq_fail_memory(err, sizeof(*reader));
+    reader->data = (const unsigned char *)data;
+    reader->size = size;
+    aq_status status = aq_ipc_begin(reader, stream, err);
+    if (status != AQ_OK) aq_ipc_reader_drop(reader);
+    else reader->owner = owner;
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_ipc_read.c ---- */
+
+/* ---- begin src/format/arrow_ipc_write.c ---- */
+
+/* Writes Arrow IPC: each record batch as a message whose buffers begin at multiples of 64 bytes in
+ * the file, so that readers may map it; slices are written as what they show. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_IPC_ALIGN 64u
+#define AQ_IPC_CHUNK 4096u
+
+typedef enum aq_ipc_content { AQ_IPC_VALUES, AQ_IPC_BITS, AQ_IPC_OFFSETS } aq_ipc_content;
+
+/* One buffer to be written. */
+typedef struct aq_ipc_piece {
+    aq_ipc_content content;
+    const unsigned char *data;
+    size_t width;       /* of a value or an offset */
+    int64_t first;      /* value, bit or offset to begin with */
+    int64_t count;      /* of them; offsets: of rows, one less than offsets */
+    uint64_t bytes;     /* in the file */
+    uint64_t position;  /* in the body */
+} aq_ipc_piece;
+
+typedef struct aq_ipc_writer {
+    const aq_context *context;
+    const aq_file *file;
+    uint64_t position;  /* in the file */
+    size_t node_count, piece_count;
+    int64_t (*nodes)[2]; /* length, nulls */
+    aq_ipc_piece *pieces;
+    uint64_t body;
+    aq_builder blocks;  /* of the footer, 24 bytes each */
+    aq_error *err;
+} aq_ipc_writer;
+
+static uint64_t aq_ipc_padded(uint64_t size) {
+    return (size + AQ_IPC_ALIGN - 1) / AQ_IPC_ALIGN * AQ_IPC_ALIGN;
+}
+
+/* ---- what a batch consists of */
+
+static void aq_ipc_add(aq_ipc_writer *writer, aq_ipc_content content, const void *data,
+                       size_t width, int64_t first, int64_t count) {
+    aq_ipc_piece *piece = &writer->pieces[writer->piece_count++];
+    piece->content = content;
+    piece->data = (const unsigned char *)data;
+    piece->width = width;
+    piece->first = first;
+    piece->count = count;
+    piece->position = writer->body;
+    piece->bytes = content == AQ_IPC_BITS      ? ((uint64_t)count + 7) / 8
+                   : content == AQ_IPC_OFFSETS ? ((uint64_t)count + 1) * width
+                                               : (uint64_t)count * width;
+    writer->body += aq_ipc_padded(piece->bytes);
+}
+
+static int64_t aq_ipc_nulls(const struct ArrowArray *array, int64_t first, int64_t length) {
+    const unsigned char *bits = (const unsigned char *)array->buffers[0];
+    int64_t nulls = 0;
+    if (!bits || array->null_count == 0) return 0;
+    for (int64_t i = first; i < first + length; i++) nulls += !(bits[i / 8] >> (i % 8) & 1);
+    return nulls;
+}
+
+static int64_t aq_ipc_offset_at(const struct ArrowArray *array, size_t width, int64_t index) {
+    const unsigned char *offsets = (const unsigned char *)array->buffers[1];
+    int32_t small;
+    int64_t large;
+    if (width == 4) {
+        memcpy(&small, offsets + (size_t)index * 4, sizeof(small));
+        return small;
+    }
+    memcpy(&large, offsets + (size_t)index * 8, sizeof(large));
+    return large;
+}
+
+static aq_status aq_ipc_collect(aq_ipc_writer *writer, const struct ArrowSchema *schema,
+                                const struct ArrowArray *array, int64_t first, int64_t length) {
+    int64_t run, begin = 0, end = 0, nulls;
+    const aq_arrow_type *type = aq_arrow_type_of(schema->format, &run);
+    first += array->offset;
+    if (!type || array->n_buffers != (int64_t)aq_arrow_buffers(type) ||
+        array->n_children != schema->n_children || array->dictionary ||
+        length > array->length + array->offset - first)
+        return aq_fail(writer->err, AQ_ERR_ARROW, "column %s: the array does not fit its schema",
+                       schema->name ? schema->name : "");
+    nulls = aq_ipc_nulls(array, first, length);
+    writer->nodes[writer->node_count][0] = length;
+    writer->nodes[writer->node_count++][1] = nulls;
+    aq_ipc_add(writer, AQ_IPC_BITS, array->buffers[0], 1, first, nulls ? length : 0);
+    if (type->kind == AQ_ARROW_BYTES || type->kind == AQ_ARROW_LIST) {
+        if (length) {
+            begin = aq_ipc_offset_at(array, type->width, first);
+            end = aq_ipc_offset_at(array, type->width, first + length);
+        }
+        if (begin < 0 || end < begin)
+            return aq_fail(writer->err, AQ_ERR_ARROW, "column %s: offsets that do not go forward",
+                           schema->name ? schema->name : "");
+        aq_ipc_add(writer, AQ_IPC_OFFSETS, array->buffers[1], type->width, first, length);
+    }
+    switch (type->kind) {
+    case AQ_ARROW_FIXED:
+        aq_ipc_add(writer, AQ_IPC_VALUES, array->buffers[1], type->width, first, length);
+        return AQ_OK;
+    case AQ_ARROW_BITS:
+        aq_ipc_add(writer, AQ_IPC_BITS, array->buffers[1], 1, first, length);
+        return AQ_OK;
+    case AQ_ARROW_BYTES:
+        aq_ipc_add(writer, AQ_IPC_VALUES, array->buffers[2], 1, begin, end - begin);
+        return AQ_OK;
+    case AQ_ARROW_LIST: first = begin; length = end - begin; break;
+    case AQ_ARROW_RUN: first *= run; length *= run; break;
+    case AQ_ARROW_STRUCT: break;
+    }
+    aq_status status = AQ_OK;
+    for (int64_t i = 0; status == AQ_OK && i < array->n_children; i++)
+        status = aq_ipc_collect(writer, schema->children[i], array->children[i], first, length);
+    return status;
+}
+
+/* ---- bytes */
+
+static aq_status aq_ipc_put(aq_ipc_writer *writer, const void *data, uint64_t size) {
+    if (!size) return AQ_OK;
+    aq_status status =
+        aq_file_write(writer->file, writer->position, data, (size_t)size, writer->err);
+    writer->position += size;
+    return status;
+}
+
+static aq_status aq_ipc_pad(aq_ipc_writer *writer, uint64_t size) {
+    static const char zeros[AQ_IPC_ALIGN] = { 0 };
+    return aq_ipc_put(writer, zeros, aq_ipc_padded(size) - size);
+}
+
+/* Byte `index` of the bits first …, those behind the last one 0. */
+static unsigned char aq_ipc_shifted(const aq_ipc_piece *piece, uint64_t index) {
+    uint64_t bit = (uint64_t)piece->first + 8 * index, end = (uint64_t)(piece->first + piece->count);
+    unsigned value = 0;
+    for (unsigned i = 0; i < 8 && bit + i < end; i++)
+        value |= (unsigned)(piece->data[(bit + i) / 8] >> ((bit + i) % 8) & 1) << i;
+    return (unsigned char)value;
+}
+
+/* Values that need another byte order, bits, offsets that are to begin with 0: chunk by chunk. */
+static aq_status aq_ipc_put_made(aq_ipc_writer *writer, const aq_ipc_piece *piece) {
+    union { unsigned char bytes[AQ_IPC_CHUNK]; uint64_t alignment; } chunk;
+    aq_status status = AQ_OK;
+    int64_t base = 0;
+    struct ArrowArray source;
+    const void *buffers[2];
+    memset(&source, 0, sizeof(source));
+    buffers[0] = NULL;
+    buffers[1] = piece->data;
+    source.buffers = buffers;
+    bool offsets = piece->content == AQ_IPC_OFFSETS;
+    if (offsets && piece->count) base = aq_ipc_offset_at(&source, piece->width, piece->first);
+    for (uint64_t done = 0; status == AQ_OK && done < piece->bytes;) {
+        uint64_t left = piece->bytes - done;
+        size_t size = left < AQ_IPC_CHUNK ? (size_t)left : AQ_IPC_CHUNK;
+        for (size_t i = 0; offsets && i < size; i += piece->width) {
+            int64_t index = (int64_t)((done + i) / piece->width);
+            int64_t value = piece->count ? aq_ipc_offset_at(&source, piece->width,
+                                                            piece->first + index) - base : 0;
+            for (size_t b = 0; b < piece->width; b++)
+                chunk.bytes[i + b] = (unsigned char)((uint64_t)value >> (8 * b));
+        }
+        for (size_t i = 0; piece->content == AQ_IPC_BITS && i < size; i++)
+            chunk.bytes[i] = aq_ipc_shifted(piece, done + i);
+        if (piece->content == AQ_IPC_VALUES) {
+            memcpy(chunk.bytes, piece->data + (uint64_t)piece->first * piece->width + done, size);
+            aq_little_endian(chunk.bytes, size / piece->width, piece->width);
+        }
+        status = aq_ipc_put(writer, chunk.bytes, size);
+        done += size;
+    }
+    return status;
+}
+
+static aq_status aq_ipc_put_piece(aq_ipc_writer *writer, const aq_ipc_piece *piece) {
+    const uint16_t probe = 1;
+    bool little = *(const unsigned char *)&probe == 1;
+    aq_status status;
+    if (piece->content == AQ_IPC_VALUES && (little || piece->width == 1))
+        status = piece->bytes ? aq_ipc_put(writer, piece->data + (uint64_t)piece->first * piece->width,
+                                           piece->bytes) : AQ_OK;
+    else
+        status = aq_ipc_put_made(writer, piece);
+    return status == AQ_OK ? aq_ipc_pad(writer, piece->bytes) : status;
+}
+
+/* ---- messages */
+
+/* The message around a header: begins the flatbuffer, *header is the link to the header. */
+static void aq_ipc_begin_message(aq_builder *out, unsigned type, uint64_t body, size_t *header) {
+    static const unsigned char sizes[] = { 2, 1, 4, 8 };
+    size_t at[AQ_FB_FIELDS];
+    aq_fb_append(out, 0xFFFFFFFFu, 4);
+    aq_fb_append(out, 0, 4); /* the size, later */
+    aq_fb_append(out, 0, 4); /* the link to the root */
+    size_t table = aq_fb_put_table(out, 8, sizes, 4, at);
+    aq_fb_link(out, 8, table);
+    aq_fb_put(out, at[0], AQ_ARROW_METADATA_V5, 2);
+    aq_fb_put(out, at[1], type, 1);
+    aq_fb_put(out, at[3], body, 8);
+    *header = at[2];
+}
+
+/* Pads so that what follows in the file is aligned, and writes the message's metadata. */
+static aq_status aq_ipc_end_message(aq_ipc_writer *writer, aq_builder *out, size_t *size) {
+    char *text = NULL;
+    while (!out->failed && (writer->position + out->size) % AQ_IPC_ALIGN) aq_append(out, "", 1);
+    if (!out->failed && out->size - 8 <= INT32_MAX) aq_fb_put(out, 4, out->size - 8, 4);
+    else if (!out->failed) {
+        aq_builder_free(out);
+        return aq_fail(writer->err, AQ_ERR_UNSUPPORTED, "a table with so many columns or so much "
+                       "metadata does not fit an Arrow message");
+    }
+    aq_status status = aq_builder_finish(out, &text, size, writer->err);
+    if (status != AQ_OK) return status;
+    status = aq_ipc_put(writer, text, *size);
+    aq_free(writer->context, text, *size + 1);
+    return status;
+}
+
+static aq_status aq_ipc_put_schema(aq_ipc_writer *writer, const struct ArrowSchema *schema) {
+    aq_builder out;
+    size_t header, size;
+    aq_builder_init(&out, writer->context);
+    aq_ipc_begin_message(&out, AQ_ARROW_HEADER_SCHEMA, 0, &header);
+    aq_arrow_write_schema(&out, 8, header, schema);
+    return aq_ipc_end_message(writer, &out, &size);
+}
+
+static aq_status aq_ipc_put_batch(aq_ipc_writer *writer, const struct ArrowSchema *schema,
+                                  const struct ArrowArray *array) {
+    static const unsigned char sizes[] = { 8, 4, 4 };
+    aq_builder out;
+    size_t header, size, at[AQ_FB_FIELDS];
+    aq_status status = AQ_OK;
+    uint64_t begin = writer->position;
+    writer->node_count = writer->piece_count = 0;
+    writer->body = 0;
+    if (array->n_children != schema->n_children || array->length < 0 ||
+        (array->n_buffers && array->buffers[0] && array->null_count != 0))
+        return aq_fail(writer->err, AQ_ERR_ARROW, "a record batch does not fit its schema");
+    for (int64_t i = 0; status == AQ_OK && i < schema->n_children; i++)
+        status = aq_ipc_collect(writer, schema->children[i], array->children[i], array->offset,
+                                array->length);
+    if (status != AQ_OK) return status;
+    aq_builder_init(&out, writer->context);
+    aq_ipc_begin_message(&out, AQ_ARROW_HEADER_BATCH, writer->body, &header);
+    size_t table = aq_fb_put_table(&out, 8, sizes, 3, at);
+    aq_fb_link(&out, header, table);
+    aq_fb_put(&out, at[0], (uint64_t)array->length, 8);
+    (void)aq_fb_put_vector(&out, 8, at[1], writer->node_count, 8);
+    for (size_t i = 0; i < writer->node_count; i++) {
+        aq_fb_append(&out, (uint64_t)writer->nodes[i][0], 8);
+        aq_fb_append(&out, (uint64_t)writer->nodes[i][1], 8);
+    }
+    (void)aq_fb_put_vector(&out, 8, at[2], writer->piece_count, 8);
+    for (size_t i = 0; i < writer->piece_count; i++) {
+        aq_fb_append(&out, writer->pieces[i].position, 8);
+        aq_fb_append(&out, writer->pieces[i].bytes, 8);
+    }
+    status = aq_ipc_end_message(writer, &out, &size);
+    for (size_t i = 0; status == AQ_OK && i < writer->piece_count; i++)
+        status = aq_ipc_put_piece(writer, &writer->pieces[i]);
+    aq_fb_append(&writer->blocks, begin, 8);
+    aq_fb_append(&writer->blocks, size, 8); /* int32 and padding */
+    aq_fb_append(&writer->blocks, writer->body, 8);
+    return status;
+}
+
+/* The end marker and, in a file, the footer. */
+static aq_status aq_ipc_finish(aq_ipc_writer *writer, const struct ArrowSchema *schema,
+                               aq_arrow_ipc kind) {
+    static const unsigned char sizes[] = { 2, 4, 4, 4 };
+    aq_builder out;
+    char *text = NULL;
+    size_t at[AQ_FB_FIELDS], size = 0;
+    aq_builder_init(&out, writer->context);
+    aq_fb_append(&out, 0xFFFFFFFFu, 8);
+    if (kind == AQ_ARROW_FILE) {
+        aq_fb_append(&out, 0, 4);
+        size_t table = aq_fb_put_table(&out, 8, sizes, 4, at);
+        aq_fb_link(&out, 8, table);
+        aq_fb_put(&out, at[0], AQ_ARROW_METADATA_V5, 2);
+        aq_arrow_write_schema(&out, 8, at[1], schema);
+        (void)aq_fb_put_vector(&out, 8, at[2], 0, 8);
+        (void)aq_fb_put_vector(&out, 8, at[3], writer->blocks.size / 24, 8);
+        if (writer->blocks.failed) out.failed = true;
+        else if (writer->blocks.size) aq_append(&out, writer->blocks.data, writer->blocks.size);
+        aq_fb_append(&out, out.size - 8, 4);
+        aq_append_string(&out, AQ_ARROW_MAGIC);
+    }
+    aq_status status = aq_builder_finish(&out, &text, &size, writer->err);
+    if (status != AQ_OK) return status;
+    status = aq_ipc_put(writer, text, size);
+    aq_free(writer->context, text, size + 1);
+    return status;
+}
+
+static void aq_ipc_count(const struct ArrowSchema *schema, size_t *nodes, size_t *pieces) {
+    for (int64_t i = 0; i < schema->n_children; i++) {
+        int64_t run;
+        ++*nodes;
+        *pieces += aq_arrow_buffers(aq_arrow_type_of(schema->children[i]->format, &run));
+        aq_ipc_count(schema->children[i], nodes, pieces);
+    }
+}
+
+static aq_status aq_ipc_write_all(aq_ipc_writer *writer, struct ArrowArrayStream *stream,
+                                  const struct ArrowSchema *schema, aq_arrow_ipc kind) {
+    aq_status status = AQ_OK;
+    if (kind == AQ_ARROW_FILE) status = aq_ipc_put(writer, AQ_ARROW_MAGIC "\0\0", 8);
+    if (status == AQ_OK) status = aq_ipc_put_schema(writer, schema);
+    while (status == AQ_OK) {
+        struct ArrowArray array;
+        status = aq_arrow_next(stream, &array, writer->err);
+        if (status != AQ_OK || !array.release) break;
+        status = aq_ipc_put_batch(writer, schema, &array);
+        array.release(&array);
+    }
+    return status == AQ_OK ? aq_ipc_finish(writer, schema, kind) : status;
+}
+
+AQ_LIB aq_status aq_arrow_write_ipc(const aq_context *context, struct ArrowArrayStream *stream,
+                                    const aq_file *file, aq_arrow_ipc kind, aq_error *err) {
+    aq_ipc_writer writer;
+    struct ArrowSchema schema;
+    aq_arena arena;
+    size_t nodes = 1, pieces = 1;
+    int code = stream->get_schema(stream, &schema);
+    if (code) return aq_arrow_stream_fail(stream, code, err);
+    memset(&writer, 0, sizeof(writer));
+    writer.context = context;
+    writer.file = file;
+    writer.err = err;
+    aq_builder_init(&writer.blocks, context);
+    aq_arena_init(&arena, context);
+    aq_status status = aq_arrow_check_schema(&schema, file->path, err);
+    if (status == AQ_OK) {
+        aq_ipc_count(&schema, &nodes, &pieces);
+        writer.nodes = (int64_t (*)[2])aq_arena_alloc(&arena, nodes * sizeof(*writer.nodes));
+        writer.pieces = (aq_ipc_piece *)aq_arena_alloc(&arena, pieces * sizeof(aq_ipc_piece));
+        if (!writer.nodes || !writer.pieces) status = aq_fail_memory(err, pieces * 64);
+    }
+    if (status == AQ_OK) status = aq_ipc_write_all(&writer, stream, &schema, kind);
+    aq_builder_free(&writer.blocks);
+    aq_arena_free(&arena);
+    schema.release(&schema);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_arrow_ipc_write(aq_context *context, struct ArrowArrayStream *stream,
+                                            const char *path, aq_arrow_ipc kind, aq_error *err) {
+    aq_file file = AQ_FILE_CLOSED;
+    aq_arena arena;
+    if (!stream || !stream->release || !path)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_arrow_ipc_write: a stream that is not released, and "
+                       "a path, must be given");
+    aq_arena_init(&arena, context);
+    size_t capacity = strlen(path) + 32;
+    char *draft = (char *)aq_arena_alloc(&arena, capacity);
+    aq_status status = draft ? AQ_OK : aq_fail_memory(err, capacity);
+    if (status == AQ_OK) {
+        aq_format(draft, capacity, "%s.%llu.tmp", path, (unsigned long long)aq_process_id());
+        status = aq_file_create(&file, draft, err);
+    }
+    if (status == AQ_OK) {
+        status = aq_arrow_write_ipc(context, stream, &file, kind, err);
+        if (status == AQ_OK) status = aq_file_sync(&file, err);
+        aq_status closed = aq_file_close(&file, status == AQ_OK ? err : NULL);
+        if (status == AQ_OK) status = closed;
+        if (status == AQ_OK) status = aq_rename(draft, path, AQ_RENAME_REPLACE, err);
+        if (status != AQ_OK) (void)aq_remove_tree(context, draft, NULL);
+    }
+    aq_arena_free(&arena);
+    return status;
+}
+
+#undef AQ_IPC_ALIGN
+#undef AQ_IPC_CHUNK
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/arrow_ipc_write.c ---- */
 
 /* ---- begin src/model/folder.h ---- */
 
@@ -23832,6 +26461,173 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 
 /* ---- end src/model/dequantize_model.c ---- */
 
+/* ---- begin src/model/arrow_model.c ---- */
+
+/* An opened model as an Arrow stream: a record batch for each tensor, codes where they lie. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* Lives until the stream and all its arrays are released; then the model is closed. */
+typedef struct aq_arrow_source {
+    int references;
+    aq_context context;
+    aq_model *model;
+    size_t next;
+    aq_error last;
+} aq_arrow_source;
+
+static void aq_arrow_source_drop(void *user) {
+    aq_arrow_source *source = (aq_arrow_source *)user;
+    if (aq_atomic_add(&source->references, -1) > 0) return;
+    aq_context context = source->context;
+    aq_model_close(source->model);
+    aq_free(&context, source, sizeof(*source));
+}
+
+/* ---- one tensor as a layer; what must be made lives in the arena of the array */
+
+static aq_status aq_arrow_parameters(aq_arena *arena, const aq_context *context,
+                                     const aq_tensor *tensor, aq_arrow_layer *layer,
+                                     aq_error *err) {
+    uint64_t groups = tensor->layout.rows * tensor->layout.groups;
+    size_t bytes = (size_t)groups * sizeof(float);
+    bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
+    float *scales = (float *)aq_arena_alloc(arena, bytes);
+    float *zeros = (float *)aq_arena_alloc(arena, bytes);
+    float *mins = symmetric ? NULL : (float *)aq_arena_alloc(arena, bytes);
+    if (!scales || !zeros || (!symmetric && !mins)) return aq_fail_memory(err, bytes);
+    aq_read_parameters(context, &tensor->spec, tensor->params, tensor->extra, tensor->rows,
+                       tensor->cols, scales, mins, zeros);
+    layer->scales = scales;
+    layer->zero_points = zeros;
+    layer->mins = mins;
+    layer->groups = groups;
+    return AQ_OK;
+}
+
+static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_context *context,
+                                   const aq_tensor *tensor, aq_arrow_layer *layer, aq_error *err) {
+    int64_t *shape =
+        (int64_t *)aq_arena_alloc(arena, (tensor->rank + 1) * sizeof(int64_t));
+    memset(layer, 0, sizeof(*layer));
+    if (!shape) return aq_fail_memory(err, tensor->rank * sizeof(int64_t));
+    for (uint32_t i = 0; i < tensor->rank; i++) {
+        if (tensor->shape[i] > INT64_MAX)
+            return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0, "tensor %s: an extent of %llu "
+                                  "does not fit int64", tensor->name,
+                                  (unsigned long long)tensor->shape[i]);
+        shape[i] = (int64_t)tensor->shape[i];
+    }
+    layer->name = tensor->name;
+    layer->shape = shape;
+    layer->rank = tensor->rank;
+    layer->dtype = aq_dtype_name(tensor->dtype);
+    layer->cosine_similarity = tensor->cosine_similarity;
+    layer->sqnr_db = tensor->sqnr_db;
+    if (!tensor->quantized) {
+        layer->bit_width = (uint8_t)(8 * aq_dtype_size(tensor->dtype));
+        layer->data = tensor->data;
+        layer->data_bytes = tensor->bytes;
+        layer->method = "kept";
+        return AQ_OK;
+    }
+    layer->bit_width = (uint8_t)tensor->spec.bits;
+    layer->group_size = tensor->spec.group_size;
+    layer->data = tensor->codes;
+    layer->data_bytes = tensor->layout.code_bytes;
+    layer->method = tensor->method;
+    return aq_arrow_parameters(arena, context, tensor, layer, err);
+}
+
+static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray *out,
+                                      aq_error *err) {
+    aq_arrow_layer layer;
+    struct ArrowArray array;
+    memset(out, 0, sizeof(*out));
+    if (source->next >= source->model->tensor_count) return AQ_OK;
+    aq_arrow_shared *shared = aq_arrow_share(&source->context);
+    if (!shared) return aq_fail_memory(err, sizeof(*shared));
+    aq_status status = aq_arrow_layer_of(&shared->arena, &source->context,
+                                         &source->model->tensors[source->next], &layer, err);
+    if (status == AQ_OK) status = aq_arrow_layer_array(shared, &layer, 1, &array, err);
+    if (status != AQ_OK) {
+        aq_arrow_discard(shared);
+        return status;
+    }
+    shared->owner.release = aq_arrow_source_drop;
+    shared->owner.user = source;
+    (void)aq_atomic_add(&source->references, 1);
+    source->next++;
+    *out = array;
+    return AQ_OK;
+}
+
+/* ---- the stream's functions */
+
+static int aq_arrow_source_code(aq_status status) {
+    return status == AQ_OK ? 0 : status == AQ_ERR_OUT_OF_MEMORY ? ENOMEM : EINVAL;
+}
+
+static int aq_arrow_source_schema(struct ArrowArrayStream *stream, struct ArrowSchema *out) {
+    aq_arrow_source *source = (aq_arrow_source *)stream->private_data;
+    const aq_model *model = source->model;
+    const char *metadata[8];
+    metadata[0] = "arrowquant.table";
+    metadata[1] = "1";
+    metadata[2] = "arrowquant.writer";
+    metadata[3] = "ArrowQuant " AQ_VERSION;
+    metadata[4] = "arrowquant.modality";
+    metadata[5] = aq_modality_name(model->modality);
+    metadata[6] = "arrowquant.quantized";
+    metadata[7] = model->quantized ? "true" : "false";
+    struct ArrowSchema schema;
+    aq_arrow_shared *shared = aq_arrow_share(&source->context);
+    if (shared && aq_arrow_layer_schema(shared, metadata, 8, &schema)) {
+        *out = schema;
+        return 0;
+    }
+    if (shared) aq_arrow_discard(shared);
+    return aq_arrow_source_code(aq_fail_memory(&source->last, sizeof(schema)));
+}
+
+static int aq_arrow_source_get_next(struct ArrowArrayStream *stream, struct ArrowArray *out) {
+    aq_arrow_source *source = (aq_arrow_source *)stream->private_data;
+    return aq_arrow_source_code(aq_arrow_source_next(source, out, &source->last));
+}
+
+static const char *aq_arrow_source_error(struct ArrowArrayStream *stream) {
+    const aq_arrow_source *source = (const aq_arrow_source *)stream->private_data;
+    return source->last.message[0] ? source->last.message : NULL;
+}
+
+static void aq_arrow_source_release(struct ArrowArrayStream *stream) {
+    stream->release = NULL;
+    aq_arrow_source_drop(stream->private_data);
+}
+
+ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *model,
+                                               struct ArrowArrayStream *stream, aq_error *err) {
+    if (!model || !stream)
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_arrow_export_model: model and stream must not be NULL");
+    aq_arrow_source *source = (aq_arrow_source *)aq_alloc(context, sizeof(*source));
+    if (!source) return aq_fail_memory(err, sizeof(*source));
+    memset(source, 0, sizeof(*source));
+    if (context) source->context = *context;
+    source->references = 1;
+    source->model = model;
+    stream->get_schema = aq_arrow_source_schema;
+    stream->get_next = aq_arrow_source_get_next;
+    stream->get_last_error = aq_arrow_source_error;
+    stream->release = aq_arrow_source_release;
+    stream->private_data = source;
+    return AQ_OK;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/arrow_model.c ---- */
+
 #undef AQ_AMALGAMATED
 #undef AQ_LIB
 #undef AQ_PRINTF
@@ -23868,6 +26664,13 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 #  undef AQ_CODES_SUFFIX
 #  undef AQ_PARAMS_SUFFIX
 #  undef AQ_EXTRA_SUFFIX
+#  undef AQ_FB_FIELDS
+#  undef AQ_ARROW_DEPTH
+#  undef AQ_ARROW_MAGIC
+#  undef AQ_ARROW_HEADER_SCHEMA
+#  undef AQ_ARROW_HEADER_DICTIONARY
+#  undef AQ_ARROW_HEADER_BATCH
+#  undef AQ_ARROW_METADATA_V5
 #  undef AQ_FP8_NAMES
 #  undef AQ_PARTS_MAX
 #  undef AQ_PART_RANK

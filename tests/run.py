@@ -180,6 +180,21 @@ def set_up_python():
     return python, None
 
 
+def set_up_heavy(python):
+    """What requirements-heavy.txt names, into the same environment; the reason when it cannot."""
+    wanted = (TOP / "tests/py/requirements-heavy.txt").read_text()
+    mark = VENV / "requirements-heavy.txt"
+    if mark.is_file() and mark.read_text() == wanted:
+        return None
+    say("installing tests/py/requirements-heavy.txt")
+    status, output = run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+                          "-r", TOP / "tests/py/requirements-heavy.txt"], 1800)
+    if status != 0:
+        return "pip could not install tests/py/requirements-heavy.txt: " + last_line(output)
+    mark.write_text(wanted)
+    return None
+
+
 def last_line(text):
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
@@ -300,6 +315,9 @@ def run_python_tests(tally, word, jobs):
     if python is None:
         tally.skip(f"Python tests: {reason}")
         return
+    reason = set_up_heavy(python)
+    if reason:
+        tally.skip(reason)
     report = BUILD / "pytest.xml"
     report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", TOP / "tests/py", "-q", "--no-header", "--tb=short",
@@ -373,7 +391,8 @@ def main():
     tally = Tally()
     set_up_compilers()
     if options.set_up:
-        reason = set_up_python()[1]
+        python, reason = set_up_python()
+        reason = reason or set_up_heavy(python)
         say(reason or "ready")
         return 1 if reason else 0
     if options.only in (None, "c"):

@@ -49,7 +49,7 @@ extern "C" {
       "use more bits, a smaller group size, or a lower threshold")                                 \
     X(AQ_ERR_IO, 11, "io", "a file could not be read or written",                                  \
       "check the path, its permissions and the free space")                                        \
-    X(AQ_ERR_ARROW, 12, "arrow", "invalid Arrow data", "check the schema against docs/FORMAT.md")  \
+    X(AQ_ERR_ARROW, 12, "arrow", "invalid Arrow data", "check the schema against docs/FORMATS.md") \
     X(AQ_ERR_SHAPE, 13, "shape", "shapes do not agree", "compare the shapes in the message")       \
     X(AQ_ERR_OUT_OF_MEMORY, 14, "out_of_memory", "out of memory",                                  \
       "use enable_streaming, fewer threads, or raise max_memory_limit_mb")                         \
@@ -661,6 +661,147 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
                                          aq_progress_fn progress, void *user, size_t *checked,
                                          aq_error *err);
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
+
+/* ------------------------------------------------------------------- Arrow */
+
+/* The Arrow C data and stream interfaces: fixed structs that pyarrow, polars, DuckDB and others
+ * exchange tables by, without copies. Whoever holds one calls its `release` once; a consumer may
+ * move a struct away (copy it, set `release` of the source to NULL). What this library hands out
+ * frees itself through the context's allocator, which must live until then; the context need not. */
+#ifndef ARROW_C_DATA_INTERFACE
+#define ARROW_C_DATA_INTERFACE
+
+#define ARROW_FLAG_DICTIONARY_ORDERED 1
+#define ARROW_FLAG_NULLABLE 2
+#define ARROW_FLAG_MAP_KEYS_SORTED 4
+
+struct ArrowSchema {
+    const char *format;
+    const char *name;
+    const char *metadata;
+    int64_t flags;
+    int64_t n_children;
+    struct ArrowSchema **children;
+    struct ArrowSchema *dictionary;
+    void (*release)(struct ArrowSchema *);
+    void *private_data;
+};
+
+struct ArrowArray {
+    int64_t length;
+    int64_t null_count;
+    int64_t offset;
+    int64_t n_buffers;
+    int64_t n_children;
+    const void **buffers;
+    struct ArrowArray **children;
+    struct ArrowArray *dictionary;
+    void (*release)(struct ArrowArray *);
+    void *private_data;
+};
+#endif /* ARROW_C_DATA_INTERFACE */
+
+#ifndef ARROW_C_STREAM_INTERFACE
+#define ARROW_C_STREAM_INTERFACE
+
+struct ArrowArrayStream {
+    int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *out);
+    int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out);
+    const char *(*get_last_error)(struct ArrowArrayStream *);
+    void (*release)(struct ArrowArrayStream *);
+    void *private_data;
+};
+#endif /* ARROW_C_STREAM_INTERFACE */
+
+/* Timesteps t_start … t_end − 1 of a time-aware layer, with their activation parameters. */
+typedef struct aq_arrow_time_group {
+    int32_t t_start, t_end;
+    float scale, zero_point;
+} aq_arrow_time_group;
+
+/* One row of a table of layers, see docs/FORMATS.md. Pointers are borrowed; strings end with 0. */
+typedef struct aq_arrow_layer {
+    const char *name;
+    const int64_t *shape;
+    size_t rank;
+    uint8_t bit_width;    /* 2, 4, 8; of a kept tensor the bits of an element */
+    uint32_t group_size;  /* 0: kept */
+    const void *data;     /* codes as in aq_quantize, or a kept tensor's bytes */
+    uint64_t data_bytes;
+    const float *scales;  /* `groups` of each, row by row; NULL: the column is null here */
+    const float *zero_points, *mins;
+    uint64_t groups;
+    const char *method;   /* "ptq", …, "kept" */
+    const char *dtype;    /* of the original: "BF16", … */
+    double cosine_similarity, sqnr_db; /* NaN: null */
+    const aq_arrow_time_group *time_groups;
+    size_t time_group_count; /* 0: null */
+} aq_arrow_layer;
+
+/* Who owns what the layers point to: `release(user)` is called once, from whatever thread gives back
+ * the last exported piece. A zeroed one: the caller keeps everything alive. */
+typedef struct aq_arrow_owner {
+    void (*release)(void *user);
+    void *user;
+} aq_arrow_owner;
+
+/* Exports layers as one record batch. A column's parts that lie end to end in memory (those of one
+ * layer always do) are exported where they are; others are gathered into a buffer of the export's.
+ * `metadata` are `metadata_count` keys and values by turns, for the schema. On failure *schema and
+ * *array are untouched, and the owner is not released. A column of 2 GiB or more is
+ * AQ_ERR_UNSUPPORTED: export those layers one by one. */
+ARROWQUANT_API aq_status aq_arrow_export_layers(aq_context *context, const aq_arrow_layer *layers,
+                                                size_t count, const char *const *metadata,
+                                                size_t metadata_count, aq_arrow_owner owner,
+                                                struct ArrowSchema *schema,
+                                                struct ArrowArray *array, aq_error *err);
+
+/* One layer's weights in somebody's table: borrowed, not copied, not 0-terminated. */
+typedef struct aq_arrow_weights {
+    const char *name;
+    size_t name_size;
+    const void *weights; /* `count` elements of `dtype`, this machine's byte order */
+    aq_dtype dtype;      /* F32, F16 or F64 */
+    uint64_t count;
+    const int64_t *shape; /* `rank` of them; NULL: the table does not tell */
+    size_t rank;
+    uint64_t rows, cols; /* as aq_quantize wants them; without a shape [1, count] */
+} aq_arrow_weights;
+
+/* Finds layer_name (string, large_string, string_view), weights (list or large_list of float, and
+ * half_float or double) and, when it is there, shape (list or large_list of int64) in a record
+ * batch, and fills `out` [array->length]. Nothing is copied: the pointers live as long as the array,
+ * which stays the caller's. A missing or misshapen column, a null, offsets that do not fit:
+ * AQ_ERR_ARROW; a shape that does not fit the weights: AQ_ERR_SHAPE; both name the row. */
+ARROWQUANT_API aq_status aq_arrow_import_weights(const struct ArrowSchema *schema,
+                                                 const struct ArrowArray *array,
+                                                 aq_arrow_weights *out, aq_error *err);
+
+/* The tensors of an opened model as a stream of one record batch a tensor, sorted by name: codes and
+ * kept tensors where they lie in the mapped files, parameters widened to F32. On success the stream
+ * owns the model and closes it when all is released. */
+ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *model,
+                                               struct ArrowArrayStream *stream, aq_error *err);
+
+/* Reads an Arrow IPC file or stream; `path` is mapped, and the arrays lead into it. Everything is
+ * checked when it is handed out: what does not fit is EINVAL, and get_last_error tells. Compressed
+ * buffers, dictionaries and types that this library has no use for are AQ_ERR_UNSUPPORTED. */
+ARROWQUANT_API aq_status aq_arrow_ipc_open(aq_context *context, const char *path,
+                                           struct ArrowArrayStream *stream, aq_error *err);
+/* The same from memory: 8-byte aligned `data` that the owner keeps until all is released. */
+ARROWQUANT_API aq_status aq_arrow_ipc_read(aq_context *context, const void *data, size_t size,
+                                           const char *source, aq_arrow_owner owner,
+                                           struct ArrowArrayStream *stream, aq_error *err);
+/* The next batch; at the end array->release is NULL. Failures of the stream become an aq_error. */
+ARROWQUANT_API aq_status aq_arrow_next(struct ArrowArrayStream *stream, struct ArrowArray *array,
+                                       aq_error *err);
+
+typedef enum aq_arrow_ipc { AQ_ARROW_FILE, AQ_ARROW_STREAM } aq_arrow_ipc;
+
+/* Writes what the stream gives as an IPC file (or IPC stream): a temporary sibling, renamed when
+ * complete. The stream is read to its end; releasing it stays the caller's. */
+ARROWQUANT_API aq_status aq_arrow_ipc_write(aq_context *context, struct ArrowArrayStream *stream,
+                                            const char *path, aq_arrow_ipc kind, aq_error *err);
 
 /* -------------------------------------------------------------- validation */
 

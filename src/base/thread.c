@@ -46,6 +46,16 @@ AQ_LIB void aq_atomic_store(int *value, int desired) {
 #endif
 }
 
+AQ_LIB int aq_atomic_add(int *value, int more) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_add_fetch(value, more, __ATOMIC_ACQ_REL);
+#elif defined(_MSC_VER)
+    return (int)_InterlockedExchangeAdd((volatile long *)value, more) + more;
+#else
+    return *(volatile int *)value += more;
+#endif
+}
+
 AQ_LIB bool aq_is_cancelled(const aq_context *context) {
     return context && aq_atomic_load(&context->cancel_requested) != 0;
 }

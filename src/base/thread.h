@@ -16,6 +16,7 @@ AQ_LIB uint32_t aq_thread_count(const aq_context *context);
 
 AQ_LIB int aq_atomic_load(const int *value);
 AQ_LIB void aq_atomic_store(int *value, int desired);
+AQ_LIB int aq_atomic_add(int *value, int more); /* what it is afterwards */
 AQ_LIB bool aq_is_cancelled(const aq_context *context); /* NULL: false */
 
 /* A lock on the heap; does nothing with NO_THREADS. NULL: no memory. */

@@ -101,6 +101,44 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
     }
 }
 
+AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
+                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
+                               float *scales, float *mins, float *zeros) {
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    aq_quant_layout layout;
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_simd_mode mode;
+    uint64_t row, group;
+    size_t i, at = 0, bytes;
+    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !layout.groups) {
+        return;
+    }
+    bytes = (size_t)(layout.row_param_bytes / layout.groups);
+    mode = aq_simd_mode_enter();
+    for (row = 0; row < rows; row++) {
+        const uint8_t *from = (const uint8_t *)params + (size_t)(row * layout.row_param_bytes);
+        const uint8_t *pair =
+            extra ? (const uint8_t *)extra + (size_t)(row * layout.row_extra_bytes) : NULL;
+        for (group = 0; group < layout.groups; group += AQ_TILE_GROUPS) {
+            size_t count = layout.groups - group < AQ_TILE_GROUPS ? (size_t)(layout.groups - group)
+                                                                  : AQ_TILE_GROUPS;
+            aq_grids_read(kernels, spec, from + (size_t)group * bytes, pair, count, grids);
+            for (i = 0; i < count; i++, at++) {
+                scales[at] = grids[i].scale;
+                if (mins) {
+                    mins[at] = grids[i].min;
+                }
+                if (zeros) {
+                    zeros[at] = spec->code == AQ_CODE_SYMMETRIC
+                                    ? (float)(1u << (spec->bits - 1u))
+                                    : (0.0f - grids[i].min) / grids[i].scale;
+                }
+            }
+        }
+    }
+    aq_simd_mode_leave(mode);
+}
+
 static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     const aq_dequantize_run *run = (const aq_dequantize_run *)user;
     uint64_t first = (uint64_t)index * run->block_rows;

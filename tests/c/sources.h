@@ -16,6 +16,7 @@
 #include "../../src/config/fields.h"
 #include "../../src/calib/calib.h"
 #include "../../src/format/calibration.h"
+#include "../../src/format/arrow.h"
 #include "../../src/format/native.h"
 #include "../../src/format/safetensors.h"
 #include "../../src/model/folder.h"

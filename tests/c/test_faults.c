@@ -650,12 +650,42 @@ TEST(writing_again) {
     wanted = earlier = interrupted = NULL;
 }
 
+/* The model as an Arrow stream into an IPC file, and that file read again. */
+static aq_status call_arrow(aq_error *err) {
+    struct ArrowArrayStream stream;
+    struct ArrowSchema schema;
+    struct ArrowArray array;
+    aq_model *model = NULL;
+    arm();
+    aq_status status = aq_model_open(context, at(now->model), &model, err);
+    if (status == AQ_OK) {
+        status = aq_arrow_export_model(context, model, &stream, err);
+        if (status != AQ_OK) aq_model_close(model);
+    }
+    if (status == AQ_OK) {
+        status = aq_arrow_ipc_write(context, &stream, at(now->output), AQ_ARROW_FILE, err);
+        stream.release(&stream);
+    }
+    if (status != AQ_OK) return armed(status);
+    status = aq_arrow_ipc_open(context, at(now->output), &stream, err);
+    bool opened = status == AQ_OK;
+    if (opened && stream.get_schema(&stream, &schema) == 0) schema.release(&schema);
+    else if (opened) status = aq_fail_memory(err, sizeof(schema));
+    while (status == AQ_OK && (status = aq_arrow_next(&stream, &array, err)) == AQ_OK &&
+           array.release)
+        array.release(&array);
+    if (opened) stream.release(&stream);
+    if (status != AQ_OK) CHECK_STATUS(aq_remove_tree(NULL, at(now->output), NULL), AQ_OK);
+    return armed(status);
+}
+
 TEST(reading) {
     static const run runs[] = {
         { "aq_model_open, plain", call_open, "sharded", NULL, 0 },
         { "aq_model_open, shards", call_open, "q-sharded", NULL, 0 },
         { "aq_model_open, pipeline", call_open, "q-pipe", NULL, 0 },
         { "aq_model_verify", call_verify, "q-sharded", NULL, 0 },
+        { "Arrow: export, write, read", call_arrow, "q-pipe", "out.arrow", 2 },
         { "aq_validate_quality, shards", call_validate, "sharded", NULL, 0 },
         { "aq_validate_quality, pipeline", call_validate, "pipe", NULL, 0 },
         { "aq_compare_models", call_compare, "sharded", NULL, 0 },

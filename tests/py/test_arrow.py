@@ -1,0 +1,233 @@
+"""Arrow against those that speak it: pyarrow through the C data interface and IPC, polars, DuckDB."""
+import ctypes
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import aq_reader
+from conftest import BUILD, REPO, WARNINGS, LIBS, call, held, need, stale
+from tool_models import good
+
+pa = pytest.importorskip("pyarrow", reason="no pyarrow here (tests/py/requirements-heavy.txt)")
+SANITIZE = ["-fsanitize=address", "-g1"]
+
+
+def shared(name, *flags):
+    source, target = REPO / "tests/c/arrow_probe.c", BUILD / "tools" / f"{name}.so"
+    with held("tools"):
+        if stale(target, [source, REPO / "arrowquant.h"]):
+            target.parent.mkdir(exist_ok=True)
+            call(["gcc", "-std=c99", "-O1", *WARNINGS, *flags, "-fPIC", "-shared", "-I", REPO, source,
+                  "-o", target, *LIBS])
+    return target
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return shared("arrow_probe")
+
+
+@pytest.fixture(scope="module")
+def quantized(aq, digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arrow") / "q"
+    good(aq, "quantize", digits, folder, "--group-size", "64", "--layer-bits", "*attn1.to_q*=8")
+    return folder
+
+
+class Library:
+    """What the tests call, with errors as exceptions."""
+
+    def __init__(self, path):
+        self.lib = ctypes.CDLL(str(path))
+        self.error = ctypes.create_string_buffer(2048)
+
+    def check(self, status):
+        if status:
+            raise ValueError(self.error.raw[4:1028].split(b"\0")[0].decode())
+
+    def model(self, path):
+        """A RecordBatchReader over a model."""
+        model, stream = ctypes.c_void_p(), ctypes.create_string_buffer(64)
+        self.check(self.lib.aq_model_open(None, str(path).encode(), ctypes.byref(model), self.error))
+        self.check(self.lib.aq_arrow_export_model(None, model, stream, self.error))
+        return pa.RecordBatchReader._import_from_c(ctypes.addressof(stream))
+
+    def write(self, table, path, kind=0, reader=None):
+        stream = ctypes.create_string_buffer(64)
+        reader = reader or pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
+        reader._export_to_c(ctypes.addressof(stream))
+        self.check(self.lib.aq_arrow_ipc_write(None, stream, str(path).encode(), kind, self.error))
+
+    def read(self, path):
+        stream = ctypes.create_string_buffer(64)
+        self.check(self.lib.aq_arrow_ipc_open(None, str(path).encode(), stream, self.error))
+        table = pa.RecordBatchReader._import_from_c(ctypes.addressof(stream)).read_all()
+        table.validate(full=True)
+        return table
+
+
+@pytest.fixture(scope="module")
+def library(probe):
+    return Library(probe)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sanitized"])
+def test_c_data_interface(kind, quantized, tmp_path):
+    """No copy (addresses), no leak (blocks of our allocator), no stray access (sanitizer)."""
+    environment = dict(os.environ)
+    if kind == "sanitized":
+        need("gcc")
+        preload = [call(["gcc", f"-print-file-name={name}"]).strip() for name in
+                   ("libasan.so", "libstdc++.so")]
+        if not os.path.isabs(preload[0]):
+            pytest.skip("gcc has no sanitizer runtime here")
+        # Python's own blocks would drown ours in a leak report: ours are counted by the allocator
+        environment.update(LD_PRELOAD=" ".join(preload),
+                           ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
+                           ARROW_DEFAULT_MEMORY_POOL="system")
+    path = shared("arrow_probe_asan", *SANITIZE) if kind == "sanitized" else shared("arrow_probe")
+    done = subprocess.run([sys.executable, REPO / "tests/py/arrow_exchange.py", path, quantized,
+                           tmp_path], capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    result = json.loads(done.stdout)
+    assert result["names"] == 82 and result["codes"] == result["in_place"] == 82
+    assert result["layers"] and result["imported"] == 18 * 6
+    assert len(set(result["blocks"])) == 1  # the context alone
+
+
+def test_table_holds_the_model(library, quantized):
+    """Every value of the table against the reader of the native format that NumPy is."""
+    expected, kept = aq_reader.read(next((quantized / "transformer").glob("*.safetensors")))
+    table = library.model(quantized).read_all()
+    table.validate(full=True)
+    assert table["layer_name"].to_pylist() == sorted([*expected, *kept])
+    assert table.schema.field("scales").type == pa.list_(pa.float32())
+    assert table.schema.metadata[b"arrowquant.modality"] == b"image"
+    bits = set()
+    for row in table.to_pylist():
+        name, shape = row["layer_name"], row["shape"]
+        if name in kept:
+            dtype, array = kept[name]
+            assert row["quantized_data"] == array.tobytes() and row["dtype"] == dtype
+            assert row["method"] == "kept" and row["scales"] is None and row["group_size"] == 0
+            continue
+        cols = int(np.prod(shape[1:]))
+        codes = np.frombuffer(row["quantized_data"], "<u4").reshape(shape[0], -1).view("<i4")
+        codes = aq_reader.unpack(codes, cols, row["bit_width"]).astype(np.float32)
+        scale, low, zero = (np.array(row[key], np.float32).reshape(shape[0], -1)
+                            for key in ("scales", "mins", "zero_points"))
+        spread = [np.repeat(value, row["group_size"], 1)[:, :cols] for value in (scale, low, zero)]
+        values = spread[0] * codes + spread[1]
+        assert np.array_equal(values.reshape(shape), expected[name])
+        assert np.allclose(spread[0] * (codes - spread[2]), values, rtol=1e-4, atol=1e-6)
+        assert 0.9 < row["cosine"] <= 1 and row["sqnr_db"] > 15 and row["time_groups"] is None
+        bits.add(row["bit_width"])
+    assert bits == {4, 8}
+
+
+def test_symmetric_zero_points_are_exact(library, aq, digits, tmp_path):
+    good(aq, "quantize", digits, tmp_path / "q", "--symmetric", "--bits", "2", "--min-accuracy", "0")
+    rows = [row for row in library.model(tmp_path / "q").read_all().to_pylist()
+            if row["method"] != "kept"]
+    assert rows and all(set(row["zero_points"]) == {2.0} and row["mins"] is None for row in rows)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_others_read_our_file(kind, library, quantized, tmp_path):
+    path = tmp_path / "t.arrow"
+    expected = library.model(quantized).read_all()
+    library.write(None, path, kind, library.model(quantized))
+    opened = (pa.ipc.open_stream if kind else pa.ipc.open_file)(pa.memory_map(str(path)))
+    table = opened.read_all()
+    table.validate(full=True)
+    assert table.equals(expected, check_metadata=True)
+    for column in table["quantized_data"].chunks:
+        assert column.buffers()[2].address % 64 == 0
+    assert library.read(path).equals(expected, check_metadata=True)
+
+
+def test_polars_reads_our_file(library, quantized, tmp_path):
+    polars = pytest.importorskip("polars", reason="no polars here (requirements-heavy.txt)")
+    library.write(None, tmp_path / "t.arrow", 0, library.model(quantized))
+    frame = polars.read_ipc(tmp_path / "t.arrow")
+    expected = library.model(quantized).read_all()
+    assert frame["layer_name"].to_list() == expected["layer_name"].to_pylist()
+    assert frame["quantized_data"].to_list() == expected["quantized_data"].to_pylist()
+    assert frame["scales"].to_list() == expected["scales"].to_pylist()
+    assert frame["time_groups"].null_count() == len(frame)
+
+
+def test_duckdb_reads_our_file(library, quantized, tmp_path):
+    duckdb = pytest.importorskip("duckdb", reason="no duckdb here (requirements-heavy.txt)")
+    library.write(None, tmp_path / "t.arrow", 0, library.model(quantized))
+    layers = pa.ipc.open_file(str(tmp_path / "t.arrow")).read_all()
+    found = duckdb.sql("select bit_width, count(*), sum(octet_length(quantized_data)), "
+                       "sum(len(scales)), min(shape[1]) from layers where method <> 'kept' "
+                       "group by bit_width order by bit_width").fetchall()
+    rows = [row for row in layers.to_pylist() if row["method"] != "kept"]
+    assert found == [(bits, len(part), sum(len(row["quantized_data"]) for row in part),
+                      sum(len(row["scales"]) for row in part), min(row["shape"][0] for row in part))
+                     for bits in (4, 8)
+                     for part in [[row for row in rows if row["bit_width"] == bits]]]
+
+
+EVERYTHING = {
+    "int": pa.array([1, None, 3, 4, 5, 6, 7, 8, 9, 10], pa.int16()),
+    "bool": pa.array([True, False, None] * 3 + [True]),
+    "text": pa.array(["x", "yy", None, "zzz é"] * 2 + ["q", "w"]),
+    "list": pa.array([[1, 2], None, [], [3, None], [4, 5, 6]] * 2, pa.list_(pa.float32())),
+    "large": pa.array([[[1]], [[2, 3], []]] * 5, pa.large_list(pa.list_(pa.int64()))),
+    "fixed": pa.array([[1, 2]] * 9 + [None], pa.list_(pa.float64(), 2)),
+    "struct": pa.array([{"p": 1, "q": "a"}, None] * 5),
+    "binary": pa.array([b"1", b"22"] * 5, pa.large_binary()),
+    "half": pa.array(np.arange(10), pa.float16()),
+    "unsigned": pa.array(range(10), pa.uint64()),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tables_of_pyarrow(stream, library, tmp_path):
+    """Nulls, nesting and slices: written by us and by pyarrow, read by us and by pyarrow."""
+    table = pa.table(EVERYTHING).replace_schema_metadata({"k": "v", "": ""})
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for first, count in [(0, 10), (0, 0), (3, 0), (1, 1), (1, 3), (8, 2), (9, 1), (5, 5)]:
+        part = table.slice(first, count)
+        library.write(part, ours, int(stream))
+        with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(theirs), part.schema) as writer:
+            writer.write_table(part, max_chunksize=2)
+        for path in (ours, theirs):
+            read = (pa.ipc.open_stream if stream else pa.ipc.open_file)(str(path)).read_all()
+            read.validate(full=True)
+            assert read.equals(part) and library.read(path).equals(part, check_metadata=True)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_compressed_buffers(codec, library, tmp_path):
+    path = tmp_path / "t.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.ipc.new_file(str(path), pa.schema([("a", pa.int64())]), options=options) as writer:
+        writer.write_table(pa.table({"a": list(range(1000))}))
+    with pytest.raises(pa.ArrowNotImplementedError, match=rf"compressed \({codec.upper()}\).*compression=None"):
+        library.read(path)
+
+
+@pytest.mark.parametrize("column, word", [
+    (pa.array(["a", "b"]).dictionary_encode(), "dictionar"),
+    (pa.array([1, 2], pa.timestamp("s")), "Timestamp"),
+    (pa.array(["a", "b"], pa.string_view()), "Utf8View"),
+    (pa.array([None, None]), "Null"),
+])
+def test_types_that_are_not_read(column, word, library, tmp_path):
+    path = tmp_path / "t.arrow"
+    table = pa.table({"c": column})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises((ValueError, pa.ArrowNotImplementedError), match=word):
+        library.read(path)
+    with pytest.raises(ValueError, match="column c"):
+        library.write(table, tmp_path / "out.arrow")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t.arrow"]

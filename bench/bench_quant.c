@@ -107,6 +107,7 @@ int main(int argc, char **argv) {
                     spec.params = (aq_param_type)params;
                     spec.bits = (uint32_t)bits;
                     spec.group_size = (uint32_t)group;
+                    spec.fit = AQ_FIT_LEAST_SQUARES;
                     bench_one(context, &spec, "F32", weights, AQ_DTYPE_F32, rows, cols);
                     if (params == 0) {
                         bench_one(context, &spec, "BF16", halves, AQ_DTYPE_BF16, rows, cols);

@@ -82,6 +82,7 @@ static void run_quantize(const struct aq_kernels *kernels, const bench_job *job)
     spec.params = AQ_PARAM_F16;
     spec.bits = job->bits;
     spec.group_size = job->group;
+    spec.fit = AQ_FIT_LEAST_SQUARES;
     if (job->variant < 2) {
         if (aq_quantize(&context, &spec, data.halves, AQ_DTYPE_BF16, data.rows, data.cols, NULL,
                         data.codes, data.params, NULL, job->variant ? &quality : NULL, NULL) !=

@@ -78,6 +78,8 @@ static const flag FLAGS[] = {
       "native (the default), gguf, compressed-tensors or arrow" },
     { "--symmetric", NULL, CONFIGURED, FLAG_FIELD, "symmetric", "true",
       "a scale and no minimum for each group" },
+    { "--fast", NULL, CONFIGURED, FLAG_FIELD, "fit", "fast",
+      "scales from each group's range, no least-squares search" },
     { "--parameter-bits", "N", CONFIGURED, FLAG_FIELD, "parameter_bits", NULL,
       "bits of a scale or minimum: 16 or 8" },
     { "--min-accuracy", "X", CONFIGURED | VALIDATE, FLAG_GATE, "min_accuracy", NULL,
@@ -1058,9 +1060,9 @@ static void print_notes(const char *const *notes, size_t count) {
 }
 
 static void print_spec(const aq_config *c) {
-    printf("INT%u, %s, group size %u, %u-bit parameters", (unsigned)c->bit_width,
+    printf("INT%u, %s, group size %u, %u-bit parameters%s", (unsigned)c->bit_width,
            c->symmetric ? "symmetric" : "affine", (unsigned)c->group_size,
-           (unsigned)c->parameter_bits);
+           (unsigned)c->parameter_bits, c->fit == AQ_FIT_FAST ? ", fast fit" : "");
 }
 
 static int print_plan(tool *t, const aq_plan *plan) {

@@ -16,6 +16,7 @@ static const char *const aq_modality_names[] = {"unknown", "text", "code", "imag
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
+static const char *const aq_fit_names[] = {"least_squares", "fast"};
 
 /* ------------------------------------------------------------------ names */
 
@@ -24,7 +25,13 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
+    if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
     return NULL;
+}
+
+ARROWQUANT_API const char *aq_fit_name(aq_fit fit) {
+    const char *name = aq_field_value_name(AQ_KIND_FIT, (unsigned)fit);
+    return name ? name : "unknown";
 }
 
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile) {
@@ -124,6 +131,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_MODALITY: return (double)*(const aq_modality *)member;
     case AQ_KIND_INTERPOLATION: return (double)*(const aq_interpolation *)member;
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
+    case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -146,6 +154,7 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_OUTPUT_FORMAT:
         *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;
+    case AQ_KIND_FIT: *(aq_fit *)member = (aq_fit)(unsigned)number; break;
     default: break;
     }
 }

@@ -29,6 +29,9 @@
       "ARROW_QUANT_GROUP_SIZE", AQ_ERR_GROUP_SIZE, "weights that share one scale and zero point")  \
     X(symmetric, BOOL, symmetric, "symmetric", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
       "a scale only and no zero point: smaller and a little less accurate")                        \
+    X(fit, FIT, fit, "fit", 0, 1, AQ_FIT_LEAST_SQUARES, AQ_FIT_LEAST_SQUARES,                      \
+      AQ_FIT_LEAST_SQUARES, "", AQ_ERR_CONFIGURATION,                                              \
+      "how scales are found: a search for the least error, or fast from each group's range")         \
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
@@ -122,6 +125,7 @@ typedef enum aq_field_kind {
     AQ_KIND_MODALITY,
     AQ_KIND_INTERPOLATION,
     AQ_KIND_OUTPUT_FORMAT,
+    AQ_KIND_FIT,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */

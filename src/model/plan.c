@@ -47,6 +47,7 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
     spec.params = config->parameter_bits == 8 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
     spec.bits = bits;
     spec.group_size = config->group_size;
+    spec.fit = config->fit;
     return spec;
 }
 
@@ -279,9 +280,9 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
     aq_append_shape(json, tensor->shape, tensor->rank);
     aq_append_format(json, ",\"bits\":%u", tensor->bits);
     if (tensor->bits < 16)
-        aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\"",
-                         aq_code_name(tensor->spec.code), tensor->spec.group_size,
-                         aq_param_type_name(tensor->spec.params));
+        aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
+                         "\"fit\":\"%s\"", aq_code_name(tensor->spec.code), tensor->spec.group_size,
+                         aq_param_type_name(tensor->spec.params), aq_fit_name(tensor->spec.fit));
     aq_append_string(json, ",\"reason\":");
     const char *reason = aq_reason_text(tensor->reason);
     aq_append_json_string(json, reason, strlen(reason));

@@ -236,8 +236,9 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
     if (tensor->bits < 16) {
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
-                         "\"method\":\"ptq\"", aq_code_name(tensor->spec.code),
-                         tensor->spec.group_size, aq_param_type_name(tensor->spec.params));
+                         "\"method\":\"ptq\",\"fit\":\"%s\"", aq_code_name(tensor->spec.code),
+                         tensor->spec.group_size, aq_param_type_name(tensor->spec.params),
+                         aq_fit_name(tensor->spec.fit));
         aq_append_member(json, "cosine_similarity", aq_quality_cosine(&tensor->quality));
         aq_append_member(json, "sqnr_db", aq_quality_sqnr_db(&tensor->quality));
         aq_append_member(json, "max_error", tensor->quality.max_error);

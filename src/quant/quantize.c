@@ -189,6 +189,7 @@ static void aq_row_job_init(aq_row_job *job, const aq_context *context, const aq
     job->kernels = aq_kernels_of(context);
     job->spec = *spec;
     job->symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    job->fast = spec->fit == AQ_FIT_FAST;
     job->measure = true;
     job->dtype = dtype;
     job->cols = (size_t)cols;
@@ -289,6 +290,16 @@ static aq_status aq_quantize_check(const aq_quantize_run *run, aq_error *err) {
                        !run->weights  ? "weights"
                        : !run->codes  ? "codes"
                        : !run->params ? "params" : "extra, which Q8 parameters need,");
+    }
+    if (run->job.spec.fit != AQ_FIT_LEAST_SQUARES && run->job.spec.fit != AQ_FIT_FAST) {
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_quantize: the spec's fit is %d; expected AQ_FIT_LEAST_SQUARES or "
+                       "AQ_FIT_FAST", (int)run->job.spec.fit);
+    }
+    if (run->job.fast && run->job.column_weights) {
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_quantize: the fast fit cannot heed column weights; pass NULL, or use "
+                       "AQ_FIT_LEAST_SQUARES");
     }
     return aq_column_weights_check(run->job.column_weights, layout->cols, err);
 }

@@ -101,12 +101,43 @@ static void aq_tile_fit_group(const aq_row_job *job, aq_tile *tile, size_t index
     }
 }
 
+/* Parameters from the range: affine, the outer codes fall on the extremes; symmetric, the largest
+ * magnitude falls on the outermost code, at 4 bits on −8 whatever its sign (at 2 bits that would
+ * miss ternary weights, at 8 it is not worth a negative scale). */
+static void aq_tile_fit_fast(const aq_row_job *job, aq_tile *tile) {
+    const float top = (float)((1u << job->spec.bits) - 1u);
+    const float half = (float)(1u << (job->spec.bits - 1u));
+    size_t i;
+    for (i = 0; i < tile->group_count; i++) {
+        aq_tile_group *own = &tile->group[i];
+        float low = aq_scale_by(tile->range[i].low, own->exponent);
+        float high = aq_scale_by(tile->range[i].high, own->exponent);
+        float largest = 0.0f - low > high ? low : high;
+        if (own->constant) {
+            own->fit.scale = 1.0f;
+        } else if (!job->symmetric) {
+            own->fit.scale = (high - low) / top;
+        } else if (job->spec.bits == 4) {
+            own->fit.scale = largest / (0.0f - half);
+        } else {
+            own->fit.scale = (largest < 0.0f ? 0.0f - largest : largest) / (half - 1.0f);
+        }
+        own->fit.mean = own->constant     ? (double)low
+                        : job->symmetric ? 0.0 : 0.5 * ((double)low + (double)high);
+        own->fit.code = own->constant || job->symmetric ? 0.0f : 0.5f * top;
+    }
+}
+
 AQ_LIB void aq_tile_fit(const aq_row_job *job, aq_tile *tile) {
     const float *weights = job->column_weights ? job->column_weights + tile->begin : NULL;
     aq_simd_range live[AQ_TILE_GROUPS];
     aq_simd_fit fits[AQ_TILE_GROUPS];
     bool own_fits = tile->own_codes;
     size_t i;
+    if (job->fast) {
+        aq_tile_fit_fast(job, tile);
+        return;
+    }
     if (weights) {
         job->kernels->range(weights, tile->count, job->spec.group_size, live);
         for (i = 0; i < tile->group_count; i++) {

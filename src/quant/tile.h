@@ -23,6 +23,7 @@ typedef struct aq_row_job {
     const struct aq_kernels *kernels;
     aq_quant_spec spec;
     bool symmetric;
+    bool fast;    /* AQ_FIT_FAST: column_weights are not looked at */
     bool measure; /* quality is wanted */
     aq_dtype dtype;
     size_t cols;

@@ -210,6 +210,7 @@ static aq_quant_spec spec_of(aq_code code, aq_param_type params, uint32_t bits, 
     spec.params = params;
     spec.bits = bits;
     spec.group_size = group;
+    spec.fit = AQ_FIT_LEAST_SQUARES;
     return spec;
 }
 

@@ -78,6 +78,7 @@ static aq_quant_spec spec_of(aq_code code, aq_param_type params, uint32_t bits, 
     spec.params = params;
     spec.bits = bits;
     spec.group_size = group;
+    spec.fit = AQ_FIT_LEAST_SQUARES;
     return spec;
 }
 
@@ -929,6 +930,55 @@ TEST(host_floating_point_mode) {
 #endif
 }
 
+/* Every magnitude that F32 has, in groups of one magnitude and in mixed ones: the error stays within
+ * half a step, a step of symmetric codes at 4 bits, where one side has a code more. */
+TEST(fast_fit) {
+    const uint64_t rows = 24, cols = 300;
+    float *weights = gaussian((size_t)(rows * cols), 1.0, 77);
+    float *decoded = (float *)malloc((size_t)(rows * cols) * sizeof *decoded);
+    uint32_t b;
+    int code;
+    size_t i;
+    for (i = 0; i < (size_t)(rows * cols); i++) {
+        int exponent = (int)(i / 64 % 23) * 11 - 124;
+        weights[i] = i / 64 % 9 == 4 ? weights[i / 64] : (float)ldexp((double)weights[i], exponent);
+    }
+    for (code = 0; code < 2; code++) {
+        for (b = 0; b < 3; b++) {
+            aq_quant_spec spec = spec_of((aq_code)code, AQ_PARAM_F32, all_bits[b], 64);
+            quantized q;
+            double top = (double)((1u << all_bits[b]) - 1u);
+            spec.fit = AQ_FIT_FAST;
+            quantized_open(&q, &spec, rows, cols);
+            CHECK_STATUS(quantize(&q, NULL, &spec, weights, AQ_DTYPE_F32, NULL, NULL), AQ_OK);
+            CHECK_STATUS(aq_dequantize(NULL, &spec, q.codes, q.params, q.extra, rows, cols,
+                                       AQ_DTYPE_F32, decoded, NULL), AQ_OK);
+            CHECK(guards_hold(&q));
+            for (i = 0; i < (size_t)(rows * cols); i++) {
+                size_t first = i / cols * cols + i % cols / 64 * 64, j;
+                size_t end = first + 64 < (i / cols + 1) * cols ? first + 64 : (i / cols + 1) * cols;
+                double low = (double)weights[first], high = low, step, least;
+                for (j = first; j < end; j++) {
+                    low = (double)weights[j] < low ? (double)weights[j] : low;
+                    high = (double)weights[j] > high ? (double)weights[j] : high;
+                }
+                step = (high - low) / top;
+                if (code == 1) {
+                    double most = -low > high ? -low : high;
+                    step = b == 1 ? most / 4.0
+                                  : most / ((double)(1u << (all_bits[b] - 1u)) - 1.0);
+                }
+                least = ldexp(1.0, -149) * (top + 1.0); /* the scale itself is rounded to 2^-149 */
+                CHECK(fabs((double)weights[i] - (double)decoded[i]) <=
+                      step * (0.5 + 1e-5) + (fabs(low) + fabs(high)) * 1e-6 + least);
+            }
+            quantized_close(&q);
+        }
+    }
+    free(weights);
+    free(decoded);
+}
+
 TEST(errors) {
     aq_quant_spec good = spec_of(AQ_CODE_AFFINE, AQ_PARAM_Q8, 4, 64), spec;
     float weights[128] = {1.0f, 2.0f};
@@ -954,6 +1004,15 @@ TEST(errors) {
                              NULL, &err), AQ_ERR_ARGUMENT);
     CHECK_STATUS(aq_quantize(NULL, &good, weights, AQ_DTYPE_I8, 1, 128, NULL, codes, params, extra,
                              NULL, &err), AQ_ERR_UNSUPPORTED);
+    spec = good;
+    spec.fit = (aq_fit)7;
+    CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, 1, 128, NULL, codes, params, extra,
+                             NULL, &err), AQ_ERR_ARGUMENT);
+    CHECK(strstr(err.message, "fit is 7") != NULL);
+    spec.fit = AQ_FIT_FAST;
+    CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, 1, 128, weights, codes, params,
+                             extra, NULL, &err), AQ_ERR_ARGUMENT);
+    CHECK(strstr(err.message, "column weights") != NULL);
     CHECK_STATUS(aq_dequantize(NULL, &good, codes, params, NULL, 1, 128, AQ_DTYPE_F32, weights,
                                &err), AQ_ERR_ARGUMENT);
     CHECK_STATUS(aq_dequantize(NULL, &good, codes, params, extra, 1, 128, AQ_DTYPE_F64, weights,
@@ -1072,6 +1131,7 @@ int main(void) {
     RUN(q8_rows_of_any_length);
     RUN(never_worse_than_min_max);
     RUN(host_floating_point_mode);
+    RUN(fast_fit);
     RUN(errors);
     RUN(layout);
     RUN(quality_figures);

@@ -110,6 +110,7 @@ static unsigned long all_lines(aq_context *context, FILE *file) {
                             spec.params = (aq_param_type)params;
                             spec.bits = bits[b];
                             spec.group_size = groups[g];
+                            spec.fit = AQ_FIT_LEAST_SQUARES;
                             describe(context, &tables, (kind)which, &spec, weighted, line);
                             if (!file) {
                                 fputs(line, stdout);

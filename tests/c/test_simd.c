@@ -531,12 +531,14 @@ TEST(whole_path) {
                         spec.params = (aq_param_type)params;
                         spec.bits = bits;
                         spec.group_size = group;
+                        spec.fit = random_below(&state, 3) ? AQ_FIT_LEAST_SQUARES : AQ_FIT_FAST;
                         input = (int)(random_below(&state, 5));
                         if (input >= 3 && params != AQ_PARAM_F32) {
                             input -= 2; /* F8 codes reach far */
                         }
                         check_whole(tables[t], &spec, inputs[input], dtypes[input],
-                                    random_below(&state, 2) ? columns : NULL);
+                                    random_below(&state, 2) && spec.fit != AQ_FIT_FAST ? columns
+                                                                                       : NULL);
                     }
                 }
             }
@@ -626,6 +628,7 @@ TEST(kernels_that_run) {
             spec.params = AQ_PARAM_F32;
             spec.bits = input < 2 ? 4 : 8;
             spec.group_size = 128;
+            spec.fit = AQ_FIT_LEAST_SQUARES;
             quantize_whole(&context, &spec, input < 2 ? (const void *)halves : (const void *)bytes,
                            input == 0 ? AQ_DTYPE_BF16 : dtypes[input], NULL, &out);
         }

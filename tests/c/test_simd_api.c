@@ -41,6 +41,7 @@ TEST(same_as_the_library) {
                     spec.params = AQ_PARAM_F32;
                     spec.bits = bits[b];
                     spec.group_size = sizes[g];
+                    spec.fit = AQ_FIT_LEAST_SQUARES;
                     CHECK_STATUS(aq_quantize(NULL, &spec, row, AQ_DTYPE_F32, 1, COLS, columns,
                                              library_codes, params, NULL, &quality, NULL), AQ_OK);
                     CHECK(aq_simd_fit_row(NULL, row, columns, COLS, sizes[g], bits[b],

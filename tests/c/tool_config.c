@@ -215,7 +215,8 @@ static const char *kind_name(aq_field_kind kind) {
     case AQ_KIND_PROFILE:
     case AQ_KIND_MODALITY:
     case AQ_KIND_INTERPOLATION:
-    case AQ_KIND_OUTPUT_FORMAT: return "choice";
+    case AQ_KIND_OUTPUT_FORMAT:
+    case AQ_KIND_FIT: return "choice";
     case AQ_KIND_NAME: return "text";
     case AQ_KIND_BITS_LIST: return "map";
     default: return "list";

@@ -141,6 +141,7 @@ TEST(nothing_allocated) {
     memset(&spec, 0, sizeof(spec));
     spec.bits = 4;
     spec.group_size = 128;
+    spec.fit = AQ_FIT_LEAST_SQUARES;
     spec.params = AQ_PARAM_F32;
     for (unsigned i = 0; i < 1200; i++) weights[i] = (float)(test_random(&state) % 1000) - 500.0f;
     requests = 0;

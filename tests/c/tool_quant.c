@@ -1,6 +1,6 @@
 /* Quantizes a file of raw weights for tests/py/test_quant_reference.py and test_gptq.py:
  *
- *     quant affine|symmetric F16|F32|Q8 BITS GROUP ROWS COLS DTYPE WEIGHTS COLUMN_WEIGHTS|- OUT
+ *     quant affine|symmetric[-fast] F16|F32|Q8 BITS GROUP ROWS COLS DTYPE WEIGHTS COLUMN_WEIGHTS|- OUT
  *
  * writes codes, parameters, row parameters, decoded F32, then dot, original, quantized, error and
  * max_error as F64. Prints one line, "ok" or the error. GPTQ:HESSIAN in place of the column weights
@@ -49,11 +49,12 @@ int main(int argc, char **argv) {
     if (argc != 11) {
         return 2;
     }
-    spec.code = strcmp(argv[1], "affine") == 0 ? AQ_CODE_AFFINE : AQ_CODE_SYMMETRIC;
+    spec.code = strncmp(argv[1], "affine", 6) == 0 ? AQ_CODE_AFFINE : AQ_CODE_SYMMETRIC;
     spec.params = strcmp(argv[2], "F16") == 0   ? AQ_PARAM_F16
                   : strcmp(argv[2], "F32") == 0 ? AQ_PARAM_F32 : AQ_PARAM_Q8;
     spec.bits = (uint32_t)strtoul(argv[3], NULL, 10);
     spec.group_size = (uint32_t)strtoul(argv[4], NULL, 10);
+    spec.fit = strstr(argv[1], "-fast") ? AQ_FIT_FAST : AQ_FIT_LEAST_SQUARES;
     rows = strtoul(argv[5], NULL, 10);
     cols = strtoul(argv[6], NULL, 10);
     dtype = dtype_of(argv[7]);

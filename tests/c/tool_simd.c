@@ -57,6 +57,7 @@ static int run(const char *name) {
         spec.params = AQ_PARAM_F16;
         spec.bits = bits;
         spec.group_size = 32;
+        spec.fit = AQ_FIT_LEAST_SQUARES;
         memset(codes, 0, sizeof codes);
         if (aq_quantize(context, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, NULL, codes, params,
                         NULL, &quality, &err) != AQ_OK ||

@@ -146,8 +146,8 @@ def test_config_report_and_metadata(aq, model, tmp_path):
         assert {"name", "dtype", "shape", "bits", "reason", "detail", "input_bytes",
                 "output_bytes"} <= set(tensor)
         if tensor["bits"] < 16:
-            assert {"code", "group_size", "params", "method", "cosine_similarity", "sqnr_db",
-                    "max_error"} <= set(tensor)
+            assert {"code", "group_size", "params", "method", "fit", "cosine_similarity",
+                    "sqnr_db", "max_error"} <= set(tensor)
     good(aq, "dequantize", tmp_path / "q", tmp_path / "plain", "--quiet")
     assert (tmp_path / "plain/config.json").read_text() == before
     assert not (tmp_path / "plain/arrowquant_report.json").exists()

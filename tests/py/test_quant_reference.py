@@ -12,13 +12,13 @@ GROUPS = (32, 64, 128, 256)
 
 class Quantized:
     def __init__(self, run, weights, code="affine", params="F32", bits=4, group=128,
-                 column_weights=None, dtype="F32"):
+                 column_weights=None, dtype="F32", fit=""):
         self.code, self.params, self.bits, self.group = code, params, bits, group
         self.shape = rows, cols = weights.shape
         self.groups = -(-cols // group)
         self.words = -(-cols * bits // 32)
         self.values = 2 if code == "affine" else 1
-        raw = run(code, params, bits, group, rows, cols, dtype, weights, column_weights)
+        raw = run(code + fit, params, bits, group, rows, cols, dtype, weights, column_weights)
         sizes = [rows * self.words * 4,
                  rows * self.groups * self.values * {"F16": 2, "F32": 4, "Q8": 1}[params],
                  rows * self.values * 2 if params == "Q8" else 0,
@@ -132,6 +132,35 @@ def test_bytes(quantize, code, params):
                                     ("error", ((wide - back) ** 2).sum()),
                                     ("max_error", np.abs(wide - back).max())):
                     assert q.figures[name] == pytest.approx(exact, rel=2e-6), name
+
+
+@pytest.mark.parametrize("code", ["affine", "symmetric"])
+@pytest.mark.parametrize("params", ["F16", "F32"])
+def test_fast(quantize, code, params):
+    """Scales and mins of the fast fit, by their definition in float64; the codes by the rule."""
+    store = np.float16 if params == "F16" else np.float32
+    for bits in BITS:
+        for group in GROUPS:
+            weights = gaussian(9, 3 * group, 0.5, seed=bits * group)
+            weights[3, group:2 * group] = 0.375
+            weights[4, :group] = -np.abs(weights[4, :group])
+            q = quantize(weights, code=code, params=params, bits=bits, group=group, fit="-fast")
+            assert np.array_equal(q.encode(weights), q.codes())
+            blocks = weights.reshape(9, 3, group).astype(np.float64)
+            low, high, top = blocks.min(2), blocks.max(2), 2 ** bits - 1
+            constant, half = low == high, 2 ** (bits - 1)
+            if code == "affine":
+                scale = np.where(constant, 1, ((high - low).astype(np.float32) /
+                                               np.float32(top)).astype(store).astype(np.float64))
+                least = np.where(constant, low, (low + high) / 2 - scale * top / 2)
+            else:
+                largest = np.where(-low > high, low, high)
+                scale = largest / -half if bits == 4 else np.abs(largest) / (half - 1)
+                scale = np.where(constant, low, scale)
+            got_scale, got_min = q.grid()
+            assert np.array_equal(got_scale, scale.astype(store).astype(np.float32))
+            if code == "affine":
+                assert np.array_equal(got_min, least.astype(store).astype(np.float32))
 
 
 def test_q8_pair_is_tight(quantize):

@@ -202,6 +202,7 @@ def test_layer_table(aq, digits, tmp_path):
     (["--bits", "2", "--bits", "8"], {"bits": 8}),
     (["--group-size", "32"], {"group_size": 32}),
     (["--symmetric"], {"code": "symmetric"}),
+    (["--fast"], {"code": "affine", "bits": 4}),
     (["--parameter-bits", "8"], {"parameters": "Q8"}),
     (["--set", "bit_width=8"], {"bits": 8}),
     (["--set", "symmetric=true", "--set", "group_size=64"], {"code": "symmetric",
@@ -219,6 +220,25 @@ def test_flags_that_change_a_layer(aq, digits, tmp_path, flags, expected):
     good(aq, "quantize", digits, tmp_path / "out", "--quiet", *flags)
     tensor = tensors_of(aq, tmp_path / "out")[FF]
     assert {key: tensor.get(key) for key in expected} == expected
+
+
+def test_fast_fit(aq, digits, tmp_path):
+    """Said in the plan, in the report and in the summary; other bytes, which every reader reads; a
+    little worse, and the same on all kernels."""
+    mean = {}
+    for name, flags in {"best": [], "fast": ["--fast"], "again": ["--set", "fit=fast"],
+                        "scalar": ["--fast", "--isa", "scalar"]}.items():
+        good(aq, "quantize", digits, tmp_path / name, "--quiet", *flags)
+        report = json.loads((tmp_path / name / "arrowquant_report.json").read_text())
+        fits = {tensor.get("fit") for tensor in report["tensors"] if tensor["bits"] < 16}
+        assert fits == {"least_squares" if name == "best" else "fast"}
+        mean[name] = report["sqnr_db"]
+        good(aq, "inspect", tmp_path / name, "--verify", "--quiet")
+    assert mean["best"] - 2 < mean["fast"] < mean["best"]
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    files = {name: (tmp_path / name / weights).read_bytes() for name in mean}
+    assert files["fast"] == files["again"] == files["scalar"] != files["best"]
+    assert "fast fit" in good(aq, "quantize", digits, tmp_path / "plan", "--fast", "--dry-run")
 
 
 def test_sensitive_layers(aq, digits, tmp_path):

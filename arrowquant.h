@@ -539,15 +539,49 @@ ARROWQUANT_API aq_status aq_calibration_hessian(aq_context *context,
                                                 const aq_calibration_layer *layer, float *out,
                                                 aq_error *err);
 ARROWQUANT_API void aq_calibration_close(aq_calibration *calibration); /* NULL allowed */
+
+/* Gathers such figures while a model runs, in any runtime that shows its activations. */
+typedef struct aq_observer aq_observer;
+
+typedef struct aq_observer_options {
+    bool second_moments;      /* XᵀX too: 8 · channels² bytes a layer */
+    const float *percentiles; /* 0 … 100, ascending; NULL: 0.01, 0.1, 1, 5, 25, 50 and their mirror */
+    size_t percentile_count;
+} aq_observer_options;
+
+/* `options` NULL: no second moments. */
+ARROWQUANT_API aq_status aq_observer_create(aq_context *context, const aq_observer_options *options,
+                                            aq_observer **out, aq_error *err);
+ARROWQUANT_API void aq_observer_destroy(aq_observer *observer); /* NULL allowed */
+/* Adds `rows` rows (tokens, patches, samples) of the input of `layer` at `timestep`, any float dtype
+ * in this machine's byte order, row-major [rows, channels]. From any number of threads at once; what
+ * is kept of a layer and timestep is 5 KB and 20 bytes a channel, however much is fed. Counts,
+ * extremes and percentiles do not depend on the order; means and squares only by the last bits of a
+ * double. No rows: nothing to do. Percentiles are exact to 1/32 of their value, or to 2^-10 of the
+ * largest magnitude. NaN, or beyond F32: AQ_ERR_ARGUMENT naming the element, and nothing is taken.
+ * Another number of channels than before: AQ_ERR_SHAPE. */
+ARROWQUANT_API aq_status aq_observer_feed(aq_observer *observer, const char *layer,
+                                          int64_t timestep, aq_dtype dtype, const void *data,
+                                          uint64_t rows, uint64_t channels, aq_error *err);
+/* What has been gathered so far. The calibration stands on its own. */
+ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calibration **out,
+                                                 aq_error *err);
+/* Adds what a calibration knows, weighed by its rows. */
+ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer,
+                                           const aq_calibration *calibration, aq_error *err);
 #ifndef ARROWQUANT_NO_STDIO
-/* Opens statistics files (safetensors, described in docs/CALIBRATION.md) and merges them. The files
- * stay open for second moments.
+/* To and from a calibration file; loading adds to what is there. */
+ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *path, aq_error *err);
+ARROWQUANT_API aq_status aq_observer_load(aq_observer *observer, const char *path, aq_error *err);
+/* Opens statistics files and merges them: safetensors as docs/CALIBRATION.md describes and
+ * aq_observer_save writes, which stay open for second moments; and files named *.jsonl, whose lines
+ * {"layer": name, "timestep": t, "data": […], "shape": [rows, channels]} hold activations. Of these
+ * the first `samples` records of each layer and timestep are taken; 0: all.
  * A layer that says nothing of its own second moments has those of a layer whose statistics are the
  * same bit for bit (its input is the same), or of to_q or q_proj beside it, where it is to_k, to_v,
  * k_proj or v_proj of a self-attention.
  * Errors: AQ_ERR_CORRUPT and AQ_ERR_SHAPE naming file and tensor for NaN, infinity, impossible
- * figures (min > max, a negative mean square) and shapes that disagree, in one file or between two.
- * `samples` (0: all) is how many records of raw activations of a layer and timestep are taken. */
+ * figures (min > max, a negative mean square) and shapes that disagree, in one file or between two. */
 ARROWQUANT_API aq_status aq_calibration_open(aq_context *context, const char *const *paths,
                                              size_t count, uint32_t samples, aq_calibration **out,
                                              aq_error *err);
@@ -10174,7 +10208,7 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       AQ_ERR_CONFIGURATION, "files of activation statistics from a real run of the model")         \
     X(calibration_samples, INT, calibration_samples, "calibration_samples", 1, 1000000, 32, 128,   \
       512, "ARROW_QUANT_CALIBRATION_SAMPLES", AQ_ERR_CONFIGURATION,                                \
-      "most calibration samples that are used")                                                    \
+      "most records of JSON lines that are taken for each layer and timestep")                                                    \
     X(enable_time_aware, BOOL, enable_time_aware, "enable_time_aware", 0, 1, 1, 1, 1, "",          \
       AQ_ERR_CONFIGURATION, "keep activation statistics for each group of timesteps")              \
     X(enable_spatial, BOOL, enable_spatial, "enable_spatial", 0, 1, 0, 1, 1, "",                   \
@@ -14332,6 +14366,7 @@ typedef struct aq_step {
     float *percentiles;            /* as given with the points of the gathering */
     uint64_t *sketch;
     int32_t top;
+    uint64_t feeds;
     size_t bytes; /* of the piece that holds step and arrays */
 } aq_step;
 
@@ -14368,12 +14403,17 @@ AQ_LIB aq_status aq_gathering_layer(aq_gathering *gathering, const char *name, u
 /* Found, or made with the arrays that `fields` names. */
 AQ_LIB aq_status aq_gathered_step(aq_gathered *layer, int64_t timestep, unsigned fields,
                                   size_t points, aq_step **out, aq_error *err);
+/* Which of the arrays a step has. */
+AQ_LIB unsigned aq_step_has(const aq_step *step);
 /* Adds min, max, mean, spread, rows and weight of another. */
 AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from);
 /* Adds what a calibration knows of a layer, but for second moments. `source` names it in messages. */
 AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
                                   const aq_calibration_layer *layer, const char *source,
                                   aq_error *err);
+
+/* How often this layer and timestep has been fed (calib/observer.c). */
+AQ_LIB uint64_t aq_observer_feeds(aq_observer *observer, const char *layer, int64_t timestep);
 
 /* ---- the calibration (calib/calibration.c) */
 
@@ -14674,6 +14714,12 @@ AQ_LIB aq_status aq_gathered_step(aq_gathered *layer, int64_t timestep, unsigned
     return AQ_OK;
 }
 
+AQ_LIB unsigned aq_step_has(const aq_step *step) {
+    return (step->absmax ? AQ_HAS_ABSMAX : 0u) | (step->low ? AQ_HAS_LIMITS : 0u) |
+           (step->squares ? AQ_HAS_SQUARES : 0u) | (step->sketch ? AQ_HAS_SKETCH : 0u) |
+           (step->percentiles ? AQ_HAS_PERCENTILES : 0u);
+}
+
 /* ---- merging */
 
 /* A step as a calibration shows it; the arrays are its own. */
@@ -14749,16 +14795,13 @@ static bool aq_same_points(const aq_gathering *gathering, const aq_calibration *
     return true;
 }
 
-AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
-                                  const aq_calibration_layer *layer, const char *source,
-                                  aq_error *err) {
-    aq_gathered *to = NULL;
-    unsigned fields = aq_layer_fields(layer, aq_same_points(gathering, calibration));
-    size_t points = calibration->percentile_count;
-    aq_status status = aq_gathering_layer(gathering, layer->name, layer->channels, &to, err);
-    for (size_t i = 0; status == AQ_OK && i < layer->timestep_count; i++) {
+static aq_status aq_gathered_add(aq_gathered *to, const aq_calibration *calibration,
+                                 const aq_calibration_layer *layer, unsigned fields,
+                                 const char *source, aq_error *err) {
+    size_t points = calibration->percentile_count, c = (size_t)layer->channels;
+    for (size_t i = 0; i < layer->timestep_count; i++) {
         aq_step *step = NULL, from = aq_step_of(layer, i);
-        status = aq_gathered_step(to, from.timestep, fields, points, &step, err);
+        aq_status status = aq_gathered_step(to, from.timestep, fields, points, &step, err);
         if (status != AQ_OK) return status;
         bool first = !(step->weight > 0.0);
         if (!first && !step->rows != !from.rows)
@@ -14767,8 +14810,7 @@ AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration 
                                   "one of them says of how many rows (act_rows); they cannot be "
                                   "weighed", source, layer->name, (long long)from.timestep);
         aq_step_drop(step, first ? fields : fields & ~AQ_HAS_PERCENTILES);
-        aq_step_merge_channels(step, &from,
-                               layer->sqmean ? layer->sqmean + i * (size_t)layer->channels : NULL,
+        aq_step_merge_channels(step, &from, layer->sqmean ? layer->sqmean + i * c : NULL,
                                layer->channels, first);
         if (step->sketch)
             aq_sketch_merge(step->sketch, &step->top, layer->sketch + i * AQ_SKETCH_CELLS,
@@ -14777,6 +14819,19 @@ AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration 
             memcpy(step->percentiles, layer->percentiles + i * points, points * sizeof(float));
         aq_step_merge_figures(step, &from);
     }
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
+                                  const aq_calibration_layer *layer, const char *source,
+                                  aq_error *err) {
+    aq_gathered *to = NULL;
+    unsigned fields = aq_layer_fields(layer, aq_same_points(gathering, calibration));
+    aq_status status = aq_gathering_layer(gathering, layer->name, layer->channels, &to, err);
+    if (status != AQ_OK) return status;
+    aq_guard_enter(to->guard);
+    status = aq_gathered_add(to, calibration, layer, fields, source, err);
+    aq_guard_leave(to->guard);
     return status;
 }
 
@@ -14886,13 +14941,15 @@ static void aq_layer_fill_step(const aq_gathering *gathering, const aq_gathered 
     to->min[i] = (float)step->min;
     to->max[i] = (float)step->max;
     to->mean[i] = (float)step->mean;
-    to->std[i] = (float)sqrt(step->spread / step->weight);
+    to->std[i] = step->weight > 0.0 ? (float)sqrt(step->spread / step->weight) : 0.0f;
     if (to->rows) to->rows[i] = step->rows;
     if (to->absmax) memcpy(to->absmax + i * c, step->absmax, c * sizeof(float));
     if (to->low) memcpy(to->low + i * c, step->low, c * sizeof(float));
     if (to->high) memcpy(to->high + i * c, step->high, c * sizeof(float));
-    for (size_t k = 0; to->sqmean && k < c; k++)
-        to->sqmean[i * c + k] = (float)(step->squares[k] / step->weight);
+    for (size_t k = 0; to->sqmean && k < c; k++) {
+        double square = step->squares[k] / step->weight;
+        to->sqmean[i * c + k] = square < (double)FLT_MAX ? (float)square : FLT_MAX;
+    }
     if (to->sketch) {
         memcpy(to->sketch + i * AQ_SKETCH_CELLS, step->sketch, AQ_SKETCH_CELLS * sizeof(uint64_t));
         to->sketch_top[i] = step->top;
@@ -15171,6 +15228,421 @@ ARROWQUANT_API aq_status aq_calibration_hessian(aq_context *context,
 }
 
 /* ---- end src/calib/calibration.c ---- */
+
+/* ---- begin src/calib/observer.c ---- */
+
+/* The observer: activations in, rows by rows, from any thread; figures of each layer and timestep
+ * out. Memory depends on layers, timesteps and channels, never on how much is fed. */
+
+#define AQ_FEED_PIECE 1024u /* values that are converted at once */
+#define AQ_FEED_LANES 16u
+#define AQ_MOMENT_ROWS 16u /* rows whose products are added at once */
+
+struct aq_observer {
+    aq_context *context; /* as given */
+    aq_context local;    /* what NULL stands for */
+    struct aq_guard *guard; /* of the list of layers */
+    aq_gathering gathering;
+    bool moments;
+};
+
+ARROWQUANT_API aq_status aq_observer_create(aq_context *context, const aq_observer_options *options,
+                                            aq_observer **out, aq_error *err) {
+    static const float usual[] = { 0.01f, 0.1f, 1.0f, 5.0f, 25.0f, 50.0f, 75.0f, 95.0f, 99.0f,
+                                   99.9f, 99.99f };
+    if (!out) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_observer_create: out is NULL");
+    *out = NULL;
+    aq_observer *observer = (aq_observer *)aq_alloc(context, sizeof(*observer));
+    if (!observer) return aq_fail_memory(err, sizeof(*observer));
+    memset(observer, 0, sizeof(*observer));
+    observer->context = aq_context_resolved(context, &observer->local);
+    observer->gathering.context = context;
+    observer->moments = options && options->second_moments;
+    observer->guard = aq_guard_create(context);
+    aq_status status = observer->guard ? AQ_OK : aq_fail_memory(err, sizeof(void *));
+    if (status == AQ_OK && options && options->percentiles)
+        status = aq_gathering_points(&observer->gathering, options->percentiles,
+                                     options->percentile_count, err);
+    else if (status == AQ_OK)
+        status = aq_gathering_points(&observer->gathering, usual,
+                                     sizeof(usual) / sizeof(usual[0]), err);
+    if (status == AQ_OK) *out = observer;
+    else aq_observer_destroy(observer);
+    return status;
+}
+
+ARROWQUANT_API void aq_observer_destroy(aq_observer *observer) {
+    if (!observer) return;
+    const aq_context *context = observer->gathering.context;
+    aq_gathering_free(&observer->gathering);
+    aq_guard_destroy(context, observer->guard);
+    aq_free(context, observer, sizeof(*observer));
+}
+
+/* ---- feeding */
+
+typedef struct aq_feed {
+    const aq_observer *observer;
+    const char *layer;
+    int64_t timestep;
+    aq_dtype dtype;
+    const unsigned char *data;
+    uint64_t rows, channels;
+} aq_feed;
+
+/* `count` values from element `first` on, as F32. */
+static void aq_feed_read(const aq_feed *feed, uint64_t first, size_t count, float *out) {
+    aq_to_f32(feed->observer->context, feed->dtype,
+              feed->data + (size_t)first * aq_dtype_size(feed->dtype), out, count);
+}
+
+/* Nothing is taken of data that is not finite; the largest magnitude otherwise. */
+static aq_status aq_feed_check(const aq_feed *feed, float *largest, aq_error *err) {
+    float piece[AQ_FEED_PIECE];
+    uint64_t count = feed->rows * feed->channels;
+    *largest = 0.0f;
+    for (uint64_t done = 0; done < count;) {
+        size_t take = count - done < AQ_FEED_PIECE ? (size_t)(count - done) : AQ_FEED_PIECE;
+        aq_feed_read(feed, done, take, piece);
+        for (size_t i = 0; i < take; i++) {
+            float magnitude = piece[i] < 0.0f ? -piece[i] : piece[i];
+            if (magnitude - magnitude != 0.0f)
+                return aq_fail_tensor(err, AQ_ERR_ARGUMENT, feed->layer, done + i,
+                                      "layer %s, timestep %lld: element %llu (row %llu, channel "
+                                      "%llu) is NaN or beyond F32; nothing of this call is taken",
+                                      feed->layer, (long long)feed->timestep,
+                                      (unsigned long long)(done + i),
+                                      (unsigned long long)((done + i) / feed->channels),
+                                      (unsigned long long)((done + i) % feed->channels));
+            if (magnitude > *largest) *largest = magnitude;
+        }
+        done += take;
+    }
+    return AQ_OK;
+}
+
+/* Sums in lanes, so that the compiler may take several at once and the result is one. */
+typedef struct aq_feed_sums {
+    double first[AQ_FEED_LANES], second[AQ_FEED_LANES]; /* Σ (x − pivot), Σ (x − pivot)² */
+    double pivot;
+    float low, high;
+} aq_feed_sums;
+
+static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
+    size_t i = 0;
+    for (; i + AQ_FEED_LANES <= count; i += AQ_FEED_LANES) {
+        for (size_t lane = 0; lane < AQ_FEED_LANES; lane++) {
+            double apart = (double)x[i + lane] - sums->pivot;
+            sums->first[lane] += apart;
+            sums->second[lane] += apart * apart;
+        }
+    }
+    for (; i < count; i++) {
+        double apart = (double)x[i] - sums->pivot;
+        sums->first[i % AQ_FEED_LANES] += apart;
+        sums->second[i % AQ_FEED_LANES] += apart * apart;
+    }
+    for (i = 0; i < count; i++) {
+        if (x[i] < sums->low) sums->low = x[i];
+        if (x[i] > sums->high) sums->high = x[i];
+    }
+}
+
+static void aq_feed_channels(aq_step *step, const float *x, size_t first, size_t count,
+                             bool fresh) {
+    float *absmax = step->absmax + first, *low = step->low + first, *high = step->high + first;
+    double *squares = step->squares + first;
+    for (size_t i = 0; i < count; i++) {
+        float magnitude = x[i] < 0.0f ? -x[i] : x[i];
+        squares[i] += (double)x[i] * (double)x[i];
+        if (fresh || magnitude > absmax[i]) absmax[i] = magnitude;
+        if (fresh || x[i] < low[i]) low[i] = x[i];
+        if (fresh || x[i] > high[i]) high[i] = x[i];
+    }
+}
+
+/* What this call's rows alone come to. */
+static void aq_feed_figures(const aq_feed *feed, const aq_feed_sums *sums, aq_step *out) {
+    double first = 0.0, second = 0.0, count = (double)feed->rows * (double)feed->channels;
+    for (size_t lane = 0; lane < AQ_FEED_LANES; lane++) {
+        first += sums->first[lane];
+        second += sums->second[lane];
+    }
+    double mean = first / count, variance = second / count - mean * mean;
+    memset(out, 0, sizeof(*out));
+    out->rows = feed->rows;
+    out->weight = (double)feed->rows;
+    out->min = (double)sums->low;
+    out->max = (double)sums->high;
+    out->mean = sums->pivot + mean;
+    out->spread = variance > 0.0 ? variance * out->weight : 0.0;
+}
+
+static void aq_feed_step(const aq_feed *feed, float largest, aq_step *step) {
+    float piece[AQ_FEED_PIECE];
+    aq_feed_sums sums;
+    aq_step fed;
+    bool fresh = !(step->weight > 0.0);
+    memset(&sums, 0, sizeof(sums));
+    aq_feed_read(feed, 0, 1, piece);
+    sums.low = sums.high = piece[0];
+    sums.pivot = fresh ? (double)piece[0] : step->mean;
+    aq_sketch_raise(step->sketch, &step->top, aq_sketch_bucket(largest));
+    for (uint64_t row = 0; row < feed->rows; row++) {
+        for (uint64_t at = 0; at < feed->channels;) {
+            uint64_t left = feed->channels - at;
+            size_t take = left < AQ_FEED_PIECE ? (size_t)left : AQ_FEED_PIECE;
+            aq_feed_read(feed, row * feed->channels + at, take, piece);
+            aq_feed_sum(&sums, piece, take);
+            aq_feed_channels(step, piece, (size_t)at, take, fresh && row == 0);
+            aq_sketch_add(step->sketch, step->top, piece, take);
+            at += take;
+        }
+    }
+    aq_feed_figures(feed, &sums, &fed);
+    aq_step_merge_figures(step, &fed);
+}
+
+/* ---- second moments: the upper triangle of Σ x·xᵀ */
+
+typedef struct aq_moment_job {
+    const float *rows; /* [count, channels] */
+    size_t count, channels, band;
+    double *sums;
+} aq_moment_job;
+
+/* Some rows of the matrix; each element is summed in one order, whoever does it. */
+static aq_status aq_moment_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_moment_job *job = (const aq_moment_job *)user;
+    size_t c = job->channels, end = (index + 1) * job->band;
+    (void)worker;
+    (void)err;
+    for (size_t i = index * job->band; i < c && i < end; i++) {
+        double *sums = job->sums + i * c;
+        for (size_t r = 0; r < job->count; r++) {
+            const float *row = job->rows + r * c;
+            double factor = (double)row[i];
+            if (factor == 0.0) continue;
+            for (size_t j = i; j < c; j++) sums[j] += factor * (double)row[j];
+        }
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_feed_moments(const aq_feed *feed, aq_gathered *layer, float *rows,
+                                 aq_error *err) {
+    aq_context *context = feed->observer->context;
+    aq_moment_job job;
+    aq_status status = AQ_OK;
+    job.rows = rows;
+    job.channels = (size_t)feed->channels;
+    job.sums = layer->moments;
+    job.band = 32;
+    size_t bands = (job.channels + job.band - 1) / job.band;
+    uint32_t threads = job.channels < 512 ? 1 : aq_thread_count(context);
+    for (uint64_t done = 0; done < feed->rows;) {
+        uint64_t left = feed->rows - done;
+        job.count = left < AQ_MOMENT_ROWS ? (size_t)left : AQ_MOMENT_ROWS;
+        aq_feed_read(feed, done * feed->channels, job.count * job.channels, rows);
+        /* not to be stopped half-way: what is in the sums must be what is counted */
+        status = aq_parallel_for(NULL, threads, bands, aq_moment_task, &job, err);
+        if (status != AQ_OK) return status;
+        done += job.count;
+    }
+    layer->moment_rows += feed->rows;
+    return status;
+}
+
+/* Sums, and a buffer for some rows; everything that may fail is done before anything is taken. */
+static aq_status aq_moments_make(aq_gathered *layer, float **rows, size_t *row_bytes,
+                                 aq_error *err) {
+    size_t c = (size_t)layer->channels, bytes = 0;
+    if (!aq_mul_size(c, c, &bytes) || !aq_mul_size(bytes, sizeof(double), &bytes))
+        return aq_fail_memory(err, SIZE_MAX);
+    if (!layer->moments) {
+        layer->moments = (double *)aq_alloc(layer->context, bytes);
+        if (!layer->moments) return aq_fail_memory(err, bytes);
+        memset(layer->moments, 0, bytes);
+    }
+    *row_bytes = AQ_MOMENT_ROWS * c * sizeof(float);
+    *rows = (float *)aq_alloc(layer->context, *row_bytes);
+    return *rows ? AQ_OK : aq_fail_memory(err, *row_bytes);
+}
+
+static aq_status aq_feed_layer(const aq_feed *feed, float largest, aq_gathered *layer,
+                               aq_error *err) {
+    const unsigned fields = AQ_HAS_ABSMAX | AQ_HAS_LIMITS | AQ_HAS_SQUARES | AQ_HAS_SKETCH;
+    float *rows = NULL;
+    size_t row_bytes = 0;
+    aq_step *step = NULL;
+    aq_status status = AQ_OK;
+    if (feed->observer->moments) status = aq_moments_make(layer, &rows, &row_bytes, err);
+    if (status == AQ_OK) status = aq_gathered_step(layer, feed->timestep, fields, 0, &step, err);
+    if (status == AQ_OK && aq_step_has(step) != fields)
+        status = aq_fail_tensor(err, AQ_ERR_METADATA, feed->layer, 0,
+                                "layer %s, timestep %lld: a file was loaded that has no sketch or "
+                                "no limits of its channels; what is observed cannot be added to it",
+                                feed->layer, (long long)feed->timestep);
+    if (status == AQ_OK && rows) status = aq_feed_moments(feed, layer, rows, err);
+    if (status == AQ_OK) {
+        aq_feed_step(feed, largest, step);
+        step->feeds++;
+    }
+    aq_free(layer->context, rows, row_bytes);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_observer_feed(aq_observer *observer, const char *layer,
+                                          int64_t timestep, aq_dtype dtype, const void *data,
+                                          uint64_t rows, uint64_t channels, aq_error *err) {
+    aq_feed feed;
+    aq_gathered *found = NULL;
+    float largest;
+    uint64_t count, bytes;
+    if (!observer || !layer || !*layer || (!data && rows))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_observer_feed: observer, layer and data must not "
+                       "be NULL, and a layer has a name");
+    if (!aq_dtype_is_float(dtype))
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, layer, 0, "aq_observer_feed: layer %s: %s is no "
+                              "float type", layer, aq_dtype_name(dtype));
+    if (!channels || channels > UINT32_MAX || !aq_mul_u64(rows, channels, &count) ||
+        !aq_mul_u64(count, aq_dtype_size(dtype), &bytes) || bytes > SIZE_MAX ||
+        rows > UINT64_C(1) << 53)
+        return aq_fail_tensor(err, AQ_ERR_SHAPE, layer, 0, "aq_observer_feed: layer %s: %llu rows of "
+                              "%llu channels", layer, (unsigned long long)rows,
+                              (unsigned long long)channels);
+    if (!rows) return AQ_OK;
+    feed.observer = observer;
+    feed.layer = layer;
+    feed.timestep = timestep;
+    feed.dtype = dtype;
+    feed.data = (const unsigned char *)data;
+    feed.rows = rows;
+    feed.channels = channels;
+    aq_status status = aq_feed_check(&feed, &largest, err);
+    if (status != AQ_OK) return status;
+    aq_guard_enter(observer->guard);
+    status = aq_gathering_layer(&observer->gathering, layer, channels, &found, err);
+    aq_guard_leave(observer->guard);
+    if (status != AQ_OK) return status;
+    aq_guard_enter(found->guard);
+    status = aq_feed_layer(&feed, largest, found, err);
+    aq_guard_leave(found->guard);
+    return status;
+}
+
+AQ_LIB uint64_t aq_observer_feeds(aq_observer *observer, const char *layer, int64_t timestep) {
+    uint64_t feeds = 0;
+    aq_guard_enter(observer->guard);
+    for (size_t i = 0; i < observer->gathering.layer_count; i++) {
+        aq_gathered *found = observer->gathering.layers[i];
+        if (strcmp(found->name, layer) != 0) continue;
+        aq_guard_enter(found->guard);
+        for (size_t k = 0; k < found->step_count; k++) {
+            if (found->steps[k]->timestep == timestep) feeds = found->steps[k]->feeds;
+        }
+        aq_guard_leave(found->guard);
+    }
+    aq_guard_leave(observer->guard);
+    return feeds;
+}
+
+/* ---- out again */
+
+ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calibration **out,
+                                                 aq_error *err) {
+    if (!observer || !out)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_observer_calibration: observer and out must not "
+                       "be NULL");
+    aq_status status = aq_calibration_new(observer->gathering.context, out, err);
+    if (status != AQ_OK) return status;
+    aq_guard_enter(observer->guard);
+    status = aq_calibration_fill(*out, &observer->gathering, true, err);
+    aq_guard_leave(observer->guard);
+    if (status == AQ_OK) status = aq_calibration_finish(*out, err);
+    if (status == AQ_OK) return AQ_OK;
+    aq_calibration_close(*out);
+    *out = NULL;
+    return status;
+}
+
+/* Adds second moments that a calibration knows, times their rows. */
+static aq_status aq_observer_add_moments(aq_observer *observer, const aq_calibration *calibration,
+                                         const aq_calibration_layer *layer, aq_gathered *to,
+                                         aq_error *err) {
+    size_t c = (size_t)layer->channels, row_bytes, bytes = c * c * sizeof(float);
+    float *rows = NULL;
+    float *moments = (float *)aq_alloc(observer->gathering.context, bytes);
+    aq_status status = moments ? AQ_OK : aq_fail_memory(err, bytes);
+    if (status == AQ_OK)
+        status = aq_calibration_hessian(observer->context, calibration, layer, moments, err);
+    if (status == AQ_OK) status = aq_moments_make(to, &rows, &row_bytes, err);
+    if (status == AQ_OK) {
+        aq_free(to->context, rows, row_bytes);
+        for (size_t i = 0; i < c * c; i++)
+            to->moments[i] += (double)moments[i] * (double)layer->hessian_rows;
+        to->moment_rows += layer->hessian_rows;
+    }
+    aq_free(observer->gathering.context, moments, bytes);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer, const aq_calibration *calibration,
+                                           aq_error *err) {
+    if (!observer || !calibration)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_observer_merge: observer and calibration must not "
+                       "be NULL");
+    aq_status status = AQ_OK;
+    aq_guard_enter(observer->guard);
+    for (size_t i = 0; status == AQ_OK && i < calibration->layer_count; i++) {
+        const aq_calibration_layer *layer = &calibration->layers[i];
+        aq_gathered *to = NULL;
+        status = aq_gathering_add(&observer->gathering, calibration, layer, "aq_observer_merge",
+                                  err);
+        if (status != AQ_OK || !observer->moments || !layer->has_hessian || !layer->hessian_rows)
+            continue;
+        status = aq_gathering_layer(&observer->gathering, layer->name, layer->channels, &to, err);
+        if (status != AQ_OK) continue;
+        aq_guard_enter(to->guard);
+        status = aq_observer_add_moments(observer, calibration, layer, to, err);
+        aq_guard_leave(to->guard);
+    }
+    aq_guard_leave(observer->guard);
+    return status;
+}
+
+#ifndef ARROWQUANT_NO_STDIO
+ARROWQUANT_API aq_status aq_observer_load(aq_observer *observer, const char *path, aq_error *err) {
+    aq_calibration *calibration = NULL;
+    if (!observer || !path)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_observer_load: observer and path must not be NULL");
+    aq_status status = aq_calibration_open(observer->context == &observer->local
+                                               ? NULL : observer->context, &path, 1, 0,
+                                           &calibration, err);
+    if (status == AQ_OK) status = aq_observer_merge(observer, calibration, err);
+    aq_calibration_close(calibration);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *path, aq_error *err) {
+    aq_calibration *calibration = NULL;
+    if (!observer || !path)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_observer_save: observer and path must not be NULL");
+    aq_status status = aq_observer_calibration(observer, &calibration, err);
+    if (status == AQ_OK)
+        status = aq_calibration_save(observer->context == &observer->local ? NULL
+                                                                           : observer->context,
+                                     calibration, path, err);
+    aq_calibration_close(calibration);
+    return status;
+}
+#endif
+
+#undef AQ_FEED_PIECE
+#undef AQ_FEED_LANES
+#undef AQ_MOMENT_ROWS
+
+/* ---- end src/calib/observer.c ---- */
 
 /* ---- begin src/format/sort.h ---- */
 
@@ -17136,10 +17608,12 @@ AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original) {
 extern "C" {
 #endif
 
-/* Second moments of a layer in one file; several are weighed by their rows. */
+/* Second moments of a layer in one file, or in memory; several are weighed by their rows. */
 typedef struct aq_moment_part {
     const aq_file *file;
     const aq_st_tensor *tensor;
+    const aq_calibration *memory;       /* NULL: in the file */
+    const aq_calibration_layer *layer;  /* there */
     uint64_t rows; /* 0: unknown */
     struct aq_moment_part *next;
 } aq_moment_part;
@@ -17166,6 +17640,13 @@ AQ_LIB aq_status aq_calibration_read(aq_calibration_reader *reader, const char *
 /* A float tensor as F32, or an integer one as I64, in the arena. */
 AQ_LIB aq_status aq_st_read_floats(const aq_context *context, const aq_file *file,
                                    const aq_st_tensor *tensor, float *out, aq_error *err);
+/* format/calibration_jsonl.c: activations from JSON lines, gathered */
+AQ_LIB aq_status aq_calibration_read_lines(aq_calibration_reader *reader, const char *path,
+                                           aq_calibration **out, aq_error *err);
+/* Notes where second moments of a layer are. */
+AQ_LIB aq_status aq_moment_note(aq_calibration_reader *reader, const char *path,
+                                const aq_calibration_layer *layer, const aq_moment_part *from,
+                                aq_error *err);
 
 #ifdef __cplusplus
 }
@@ -17523,10 +18004,9 @@ static aq_status aq_calib_figures(aq_calib_layer *layer, aq_error *err) {
 
 /* Notes where the second moments are; they are read when somebody asks for them. */
 static aq_status aq_calib_moments(aq_calib_layer *layer, aq_error *err) {
-    aq_calibration_reader *reader = layer->in->reader;
     const aq_st_tensor *tensor = layer->tensor[AQ_CALIB_HESSIAN];
     int64_t *rows = NULL;
-    aq_moment_list *list = reader->moments;
+    aq_moment_part part;
     if (!aq_dtype_is_float(tensor->dtype))
         return aq_calib_bad(layer->in, tensor->name, "a float type was expected", err);
     if (layer->tensor[AQ_CALIB_HESSIAN_ROWS]) {
@@ -17535,29 +18015,11 @@ static aq_status aq_calib_moments(aq_calib_layer *layer, aq_error *err) {
                                              INT64_C(1) << 53, &rows, err);
         if (status != AQ_OK) return status;
     }
-    while (list && strcmp(list->name, layer->out.name) != 0) list = list->next;
-    if (!list) {
-        list = (aq_moment_list *)aq_arena_alloc(reader->arena, sizeof(*list));
-        if (!list) return aq_fail_memory(err, sizeof(*list));
-        list->name = aq_arena_string(reader->arena, layer->out.name);
-        if (!list->name) return aq_fail_memory(err, strlen(layer->out.name));
-        list->channels = layer->out.channels;
-        list->next = reader->moments;
-        reader->moments = list;
-    }
-    aq_moment_part *part = (aq_moment_part *)aq_arena_alloc(reader->arena, sizeof(*part));
-    if (!part) return aq_fail_memory(err, sizeof(*part));
-    part->file = layer->in->file;
-    part->tensor = tensor;
-    part->rows = rows ? (uint64_t)rows[0] : 0;
-    part->next = list->first;
-    if (list->first && (!part->rows || !list->first->rows))
-        return aq_fail_tensor(err, AQ_ERR_METADATA, layer->out.name, 0,
-                              "%s: layer %s: two files have its second moments, and not both say "
-                              "of how many rows (hessian_rows); they cannot be weighed",
-                              layer->in->header.path, layer->out.name);
-    list->first = part;
-    return AQ_OK;
+    memset(&part, 0, sizeof(part));
+    part.file = layer->in->file;
+    part.tensor = tensor;
+    part.rows = rows ? (uint64_t)rows[0] : 0;
+    return aq_moment_note(layer->in->reader, layer->in->header.path, &layer->out, &part, err);
 }
 
 /* entries[first … end − 1] speak of one layer. */
@@ -17639,6 +18101,282 @@ AQ_LIB aq_status aq_calibration_read(aq_calibration_reader *reader, const char *
 
 /* ---- end src/format/calibration_read.c ---- */
 
+/* ---- begin src/format/calibration_jsonl.c ---- */
+
+/* Activations as JSON lines: {"layer": name, "timestep": t, "data": […], "shape": […]}, one record a
+ * line, fed to an observer. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_LINE_LIMIT ((size_t)1 << 28) /* bytes of a record */
+#define AQ_LINE_READ ((size_t)65536)
+#define AQ_SHAPE_LIMIT 16u
+
+typedef struct aq_lines {
+    aq_context *context;
+    aq_file file;
+    uint64_t size, offset;  /* of the file; of the next read */
+    aq_builder text;        /* read, and not yet used up: from `begin` on */
+    size_t begin;
+    uint64_t number;        /* of the line */
+    aq_observer *observer;
+    uint32_t samples;
+} aq_lines;
+
+/* One record; values in the order of the text. */
+typedef struct aq_record {
+    const char *layer;
+    int64_t timestep;
+    bool has_timestep, has_data, has_shape;
+    float *values;
+    size_t count, capacity;
+    size_t last;          /* length of the innermost arrays */
+    uint64_t shape[AQ_SHAPE_LIMIT];
+    size_t rank;
+} aq_record;
+
+static aq_status aq_line_bad(const aq_lines *lines, const char *layer, const char *what,
+                             aq_error *err) {
+    return aq_fail_tensor(err, AQ_ERR_CORRUPT, layer ? layer : "", lines->number,
+                          "%s, line %llu: %s; expected {\"layer\": name, \"timestep\": integer, "
+                          "\"data\": [numbers], \"shape\": [rows, channels]}", lines->file.path,
+                          (unsigned long long)lines->number, what);
+}
+
+static aq_status aq_record_value(const aq_lines *lines, aq_record *record,
+                                 const aq_json_event *event, aq_error *err) {
+    double value;
+    if (event->type != AQ_JSON_NUMBER || !aq_parse_double(event->text, event->size, &value))
+        return aq_line_bad(lines, record->layer, "data holds something that is no number", err);
+    if (record->count == record->capacity) {
+        size_t capacity = record->capacity ? record->capacity * 2 : 1024;
+        float *grown = (float *)aq_resize(lines->context, record->values,
+                                          record->capacity * sizeof(float),
+                                          capacity * sizeof(float));
+        if (!grown) return aq_fail_memory(err, capacity * sizeof(float));
+        record->values = grown;
+        record->capacity = capacity;
+    }
+    record->values[record->count++] = (float)value;
+    return AQ_OK;
+}
+
+/* Arrays of any depth; the innermost ones, which hold the numbers, are of one length. */
+static aq_status aq_record_data(const aq_lines *lines, aq_record *record, aq_json_reader *json,
+                                aq_json_event *event, aq_error *err) {
+    size_t depth = 0, length = 0;
+    bool innermost = false;
+    aq_status status = AQ_OK;
+    if (event->type != AQ_JSON_ARRAY)
+        return aq_line_bad(lines, record->layer, "data is no array", err);
+    record->has_data = true;
+    for (;;) {
+        if (event->type == AQ_JSON_ARRAY) {
+            if (innermost)
+                return aq_line_bad(lines, record->layer, "data mixes numbers and arrays", err);
+            depth++;
+            length = 0;
+        } else if (event->type == AQ_JSON_ARRAY_END) {
+            if (innermost && record->last && record->last != length)
+                return aq_line_bad(lines, record->layer, "rows of data differ in length", err);
+            if (innermost) record->last = length;
+            innermost = false;
+            if (--depth == 0) return AQ_OK;
+        } else {
+            status = aq_record_value(lines, record, event, err);
+            innermost = true;
+            length++;
+        }
+        if (status == AQ_OK) status = aq_json_next(json, event, err);
+        if (status != AQ_OK) return status;
+    }
+}
+
+static aq_status aq_record_shape(const aq_lines *lines, aq_record *record, aq_json_reader *json,
+                                 aq_json_event *event, aq_error *err) {
+    if (event->type != AQ_JSON_ARRAY)
+        return aq_line_bad(lines, record->layer, "shape is no array", err);
+    record->has_shape = true;
+    for (record->rank = 0;; record->rank++) {
+        aq_status status = aq_json_next(json, event, err);
+        if (status != AQ_OK) return status;
+        if (event->type == AQ_JSON_ARRAY_END) break;
+        if (record->rank == AQ_SHAPE_LIMIT || event->type != AQ_JSON_NUMBER ||
+            !aq_parse_u64(event->text, event->size, &record->shape[record->rank]))
+            return aq_line_bad(lines, record->layer, "shape is no list of whole numbers", err);
+    }
+    return AQ_OK;
+}
+
+/* An integer, perhaps written as 980.0. */
+static aq_status aq_record_timestep(const aq_lines *lines, aq_record *record,
+                                    const aq_json_event *event, aq_error *err) {
+    double value;
+    if (event->type != AQ_JSON_NUMBER || !aq_parse_double(event->text, event->size, &value) ||
+        !(value >= -9e15 && value <= 9e15) || (double)(int64_t)value != value)
+        return aq_line_bad(lines, record->layer, "timestep is no integer", err);
+    record->timestep = (int64_t)value;
+    record->has_timestep = true;
+    return AQ_OK;
+}
+
+static aq_status aq_record_layer(const aq_lines *lines, aq_record *record, aq_arena *arena,
+                                 const aq_json_event *event, aq_error *err) {
+    size_t size = 0;
+    if (event->type != AQ_JSON_STRING || !event->size)
+        return aq_line_bad(lines, NULL, "layer is no name", err);
+    record->layer = aq_json_decode(arena, event->text, event->size, &size);
+    if (!record->layer) return aq_fail_memory(err, event->size);
+    return strlen(record->layer) == size ? AQ_OK : aq_line_bad(lines, NULL, "layer is no name", err);
+}
+
+static aq_status aq_record_read(const aq_lines *lines, aq_record *record, aq_arena *arena,
+                                aq_json_reader *json, aq_error *err) {
+    aq_json_event event;
+    aq_status status = aq_json_next(json, &event, err);
+    if (status == AQ_OK && event.type != AQ_JSON_OBJECT)
+        status = aq_line_bad(lines, NULL, "no object", err);
+    while (status == AQ_OK) {
+        aq_json_event key;
+        status = aq_json_next(json, &key, err);
+        if (status != AQ_OK || key.type == AQ_JSON_OBJECT_END) break;
+        status = aq_json_next(json, &event, err);
+        if (status != AQ_OK) break;
+        if ((aq_json_is(&key, "layer") && record->layer) ||
+            (aq_json_is(&key, "timestep") && record->has_timestep) ||
+            (aq_json_is(&key, "data") && record->has_data) ||
+            (aq_json_is(&key, "shape") && record->has_shape))
+            status = aq_line_bad(lines, record->layer, "a member is there twice", err);
+        else if (aq_json_is(&key, "layer"))
+            status = aq_record_layer(lines, record, arena, &event, err);
+        else if (aq_json_is(&key, "timestep"))
+            status = aq_record_timestep(lines, record, &event, err);
+        else if (aq_json_is(&key, "data"))
+            status = aq_record_data(lines, record, json, &event, err);
+        else if (aq_json_is(&key, "shape"))
+            status = aq_record_shape(lines, record, json, &event, err);
+        else
+            status = aq_json_pass(json, &event, err);
+    }
+    return status == AQ_OK ? aq_json_next(json, &event, err) : status; /* and nothing behind it */
+}
+
+static aq_status aq_record_feed(const aq_lines *lines, aq_record *record, aq_error *err) {
+    uint64_t channels = record->last, total = 1;
+    if (!record->layer || !record->has_timestep || !record->has_data)
+        return aq_line_bad(lines, record->layer, "layer, timestep or data is missing", err);
+    if (record->has_shape) {
+        bool fits = record->rank > 0;
+        for (size_t i = 0; i < record->rank && fits; i++)
+            fits = aq_mul_u64(total, record->shape[i], &total);
+        if (!fits || total != record->count)
+            return aq_line_bad(lines, record->layer, "shape does not fit the amount of data", err);
+        channels = record->shape[record->rank - 1];
+    }
+    if (!record->count || !channels)
+        return aq_line_bad(lines, record->layer, "data is empty", err);
+    if (lines->samples &&
+        aq_observer_feeds(lines->observer, record->layer, record->timestep) >= lines->samples)
+        return AQ_OK;
+    return aq_observer_feed(lines->observer, record->layer, record->timestep, AQ_DTYPE_F32,
+                            record->values, record->count / channels, channels, err);
+}
+
+static aq_status aq_line_take(aq_lines *lines, const char *text, size_t size, aq_error *err) {
+    char source[640];
+    aq_arena arena;
+    aq_json_reader json;
+    aq_record record;
+    size_t i = 0;
+    lines->number++;
+    while (i < size && (text[i] == ' ' || text[i] == '\t' || text[i] == '\r')) i++;
+    if (i == size) return AQ_OK; /* an empty line */
+    memset(&record, 0, sizeof(record));
+    aq_arena_init(&arena, lines->context);
+    aq_format(source, sizeof(source), "%s, record in line %llu", lines->file.path,
+              (unsigned long long)lines->number);
+    aq_json_open(&json, text, size, source);
+    aq_status status = aq_record_read(lines, &record, &arena, &json, err);
+    if (status == AQ_OK) status = aq_record_feed(lines, &record, err);
+    aq_free(lines->context, record.values, record.capacity * sizeof(float));
+    aq_arena_free(&arena);
+    return status;
+}
+
+/* Takes the lines that are whole; the rest moves to the front. */
+static aq_status aq_lines_take(aq_lines *lines, bool last, aq_error *err) {
+    aq_status status = AQ_OK;
+    const char *data = lines->text.data;
+    while (status == AQ_OK && lines->begin < lines->text.size) {
+        size_t left = lines->text.size - lines->begin;
+        const char *end = (const char *)memchr(data + lines->begin, '\n', left);
+        if (!end && !last) break;
+        size_t size = end ? (size_t)(end - (data + lines->begin)) : left;
+        status = aq_line_take(lines, data + lines->begin, size, err);
+        lines->begin += end ? size + 1 : size;
+    }
+    if (lines->begin) {
+        memmove(lines->text.data, data + lines->begin, lines->text.size - lines->begin);
+        lines->text.size -= lines->begin;
+        lines->begin = 0;
+    }
+    return status;
+}
+
+static aq_status aq_lines_read(aq_lines *lines, aq_error *err) {
+    char piece[4096];
+    aq_status status = AQ_OK;
+    while (status == AQ_OK && lines->offset < lines->size) {
+        size_t before = lines->text.size, taken = 0;
+        for (; taken < AQ_LINE_READ && lines->offset < lines->size && status == AQ_OK;) {
+            uint64_t left = lines->size - lines->offset;
+            size_t take = left < sizeof(piece) ? (size_t)left : sizeof(piece);
+            status = aq_file_read(&lines->file, lines->offset, piece, take, err);
+            if (status == AQ_OK) aq_append(&lines->text, piece, take);
+            lines->offset += take;
+            taken += take;
+        }
+        if (status == AQ_OK && lines->text.failed) return aq_fail_memory(err, before + taken);
+        if (status == AQ_OK && before > AQ_LINE_LIMIT)
+            return aq_line_bad(lines, NULL, "a record is longer than 256 MiB; split it", err);
+        /* a long line is looked through once, not again with each piece */
+        if (status == AQ_OK && (lines->offset == lines->size ||
+                                memchr(lines->text.data + before, '\n', taken)))
+            status = aq_lines_take(lines, lines->offset == lines->size, err);
+    }
+    return status;
+}
+
+AQ_LIB aq_status aq_calibration_read_lines(aq_calibration_reader *reader, const char *path,
+                                           aq_calibration **out, aq_error *err) {
+    aq_lines lines;
+    aq_observer_options options;
+    memset(&lines, 0, sizeof(lines));
+    memset(&options, 0, sizeof(options));
+    options.second_moments = true;
+    lines.context = reader->context;
+    lines.samples = reader->samples;
+    lines.file.handle = -1;
+    aq_builder_init(&lines.text, reader->context);
+    aq_status status = aq_observer_create(reader->context, &options, &lines.observer, err);
+    if (status == AQ_OK) status = aq_file_open(&lines.file, path, &lines.size, err);
+    if (status == AQ_OK) status = aq_lines_read(&lines, err);
+    (void)aq_file_close(&lines.file, NULL);
+    aq_builder_free(&lines.text);
+    if (status == AQ_OK) status = aq_observer_calibration(lines.observer, out, err);
+    aq_observer_destroy(lines.observer);
+    if (status == AQ_OK && !(*out)->layer_count)
+        return aq_fail(err, AQ_ERR_METADATA, "%s: there is no record in it", path);
+    return status;
+}
+
+#undef AQ_LINE_LIMIT
+#undef AQ_LINE_READ
+#undef AQ_SHAPE_LIMIT
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/calibration_jsonl.c ---- */
+
 /* ---- begin src/format/calibration_open.c ---- */
 
 /* Opens calibration files, merges them, and reads second moments when they are asked for. */
@@ -17648,13 +18386,50 @@ AQ_LIB aq_status aq_calibration_read(aq_calibration_reader *reader, const char *
 /* What an opened calibration keeps. */
 typedef struct aq_calibration_source {
     aq_file *files;
+    aq_calibration **gathered; /* of JSON lines, else NULL */
     size_t file_count;
     const aq_moment_list **lists; /* by owner */
 } aq_calibration_source;
 
+AQ_LIB aq_status aq_moment_note(aq_calibration_reader *reader, const char *path,
+                                const aq_calibration_layer *layer, const aq_moment_part *from,
+                                aq_error *err) {
+    aq_moment_list *list = reader->moments;
+    while (list && strcmp(list->name, layer->name) != 0) list = list->next;
+    if (!list) {
+        list = (aq_moment_list *)aq_arena_alloc(reader->arena, sizeof(*list));
+        if (!list) return aq_fail_memory(err, sizeof(*list));
+        list->name = aq_arena_string(reader->arena, layer->name);
+        if (!list->name) return aq_fail_memory(err, strlen(layer->name));
+        list->channels = layer->channels;
+        list->next = reader->moments;
+        reader->moments = list;
+    }
+    if (list->first && (!from->rows || !list->first->rows))
+        return aq_fail_tensor(err, AQ_ERR_METADATA, layer->name, 0,
+                              "%s: layer %s: two files have its second moments, and not both say "
+                              "of how many rows (hessian_rows); they cannot be weighed", path,
+                              layer->name);
+    aq_moment_part *part = (aq_moment_part *)aq_arena_alloc(reader->arena, sizeof(*part));
+    if (!part) return aq_fail_memory(err, sizeof(*part));
+    *part = *from;
+    part->next = list->first;
+    list->first = part;
+    return AQ_OK;
+}
+
 static void aq_source_close(struct aq_calibration_state *state) {
     aq_calibration_source *source = (aq_calibration_source *)state->source;
-    for (size_t i = 0; i < source->file_count; i++) (void)aq_file_close(&source->files[i], NULL);
+    for (size_t i = 0; i < source->file_count; i++) {
+        (void)aq_file_close(&source->files[i], NULL);
+        aq_calibration_close(source->gathered[i]);
+    }
+}
+
+static aq_status aq_moment_part_read(aq_context *context, const aq_moment_part *part, float *out,
+                                     aq_error *err) {
+    if (part->memory) return aq_calibration_hessian(context, part->memory, part->layer, out, err);
+    return aq_st_read_floats(context, part->file, part->tensor, out, err);
 }
 
 /* Adds `share` of one file's second moments to what is in `out`. */
@@ -17662,7 +18437,7 @@ static aq_status aq_moments_add(aq_context *context, const aq_moment_part *part,
                                 double share, float *out, aq_error *err) {
     float *more = (float *)aq_alloc(context, count * sizeof(float));
     if (!more) return aq_fail_memory(err, count * sizeof(float));
-    aq_status status = aq_st_read_floats(context, part->file, part->tensor, more, err);
+    aq_status status = aq_moment_part_read(context, part, more, err);
     for (size_t i = 0; status == AQ_OK && i < count; i++)
         out[i] = (float)((double)out[i] + share * ((double)more[i] - (double)out[i]));
     aq_free(context, more, count * sizeof(float));
@@ -17676,14 +18451,16 @@ static aq_status aq_source_read(aq_context *context, const aq_calibration *calib
     const aq_moment_list *list = source->lists[layer->owner];
     size_t count = (size_t)layer->channels * (size_t)layer->channels;
     uint64_t rows = list->first->rows;
-    aq_status status = aq_st_read_floats(context, list->first->file, list->first->tensor, out, err);
+    aq_status status = aq_moment_part_read(context, list->first, out, err);
     for (const aq_moment_part *part = list->first->next; status == AQ_OK && part;
          part = part->next) {
         rows += part->rows;
         status = aq_moments_add(context, part, count, (double)part->rows / (double)rows, out, err);
     }
     if (status != AQ_OK) return status;
-    return aq_moments_check(out, layer->channels, list->first->file->path, layer->name, err);
+    return aq_moments_check(out, layer->channels,
+                            list->first->file ? list->first->file->path : "JSON lines",
+                            layer->name, err);
 }
 
 /* Gives each layer its list; all lists have a layer. */
@@ -17706,15 +18483,39 @@ static aq_status aq_source_attach(aq_calibration *calibration, aq_calibration_so
     return AQ_OK;
 }
 
+/* JSON lines become a calibration of their own first, which is kept for its second moments. */
+static aq_status aq_source_lines(aq_calibration_reader *reader, const char *path,
+                                 aq_calibration **gathered, aq_error *err) {
+    aq_moment_part part;
+    aq_status status = aq_calibration_read_lines(reader, path, gathered, err);
+    if (status != AQ_OK) return status;
+    const aq_calibration *made = *gathered;
+    if (!reader->gathering->point_count)
+        status = aq_gathering_points(reader->gathering, made->percentile_points,
+                                     made->percentile_count, err);
+    memset(&part, 0, sizeof(part));
+    part.memory = made;
+    for (size_t i = 0; status == AQ_OK && i < made->layer_count; i++) {
+        part.layer = &made->layers[i];
+        part.rows = part.layer->hessian_rows;
+        status = aq_gathering_add(reader->gathering, made, part.layer, path, err);
+        if (status == AQ_OK) status = aq_moment_note(reader, path, part.layer, &part, err);
+    }
+    return status;
+}
+
 static aq_status aq_calibration_open_all(aq_calibration *calibration, aq_calibration_reader *reader,
                                          const char *const *paths, size_t count, aq_error *err) {
     struct aq_calibration_state *state = calibration->state;
     aq_calibration_source *source =
         (aq_calibration_source *)aq_arena_alloc(reader->arena, sizeof(*source));
     aq_file *files = (aq_file *)aq_arena_alloc(reader->arena, count * sizeof(aq_file));
-    if (!source || !files) return aq_fail_memory(err, count * sizeof(aq_file));
+    aq_calibration **gathered =
+        (aq_calibration **)aq_arena_alloc(reader->arena, count * sizeof(*gathered));
+    if (!source || !files || !gathered) return aq_fail_memory(err, count * sizeof(aq_file));
     for (size_t i = 0; i < count; i++) files[i].handle = -1;
     source->files = files;
+    source->gathered = gathered;
     source->file_count = count;
     state->source = source;
     state->close = aq_source_close;
@@ -17725,7 +18526,8 @@ static aq_status aq_calibration_open_all(aq_calibration *calibration, aq_calibra
         if (!paths[i])
             return aq_fail(err, AQ_ERR_ARGUMENT, "aq_calibration_open: path %zu is NULL", i);
         if (!path) return aq_fail_memory(err, strlen(paths[i]) + 1);
-        status = aq_calibration_read(reader, path, &files[i], err);
+        if (aq_ends_with(path, ".jsonl")) status = aq_source_lines(reader, path, &gathered[i], err);
+        else status = aq_calibration_read(reader, path, &files[i], err);
     }
     if (status == AQ_OK)
         status = aq_calibration_fill(calibration, reader->gathering, false, err);

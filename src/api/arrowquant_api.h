@@ -446,15 +446,49 @@ ARROWQUANT_API aq_status aq_calibration_hessian(aq_context *context,
                                                 const aq_calibration_layer *layer, float *out,
                                                 aq_error *err);
 ARROWQUANT_API void aq_calibration_close(aq_calibration *calibration); /* NULL allowed */
+
+/* Gathers such figures while a model runs, in any runtime that shows its activations. */
+typedef struct aq_observer aq_observer;
+
+typedef struct aq_observer_options {
+    bool second_moments;      /* XᵀX too: 8 · channels² bytes a layer */
+    const float *percentiles; /* 0 … 100, ascending; NULL: 0.01, 0.1, 1, 5, 25, 50 and their mirror */
+    size_t percentile_count;
+} aq_observer_options;
+
+/* `options` NULL: no second moments. */
+ARROWQUANT_API aq_status aq_observer_create(aq_context *context, const aq_observer_options *options,
+                                            aq_observer **out, aq_error *err);
+ARROWQUANT_API void aq_observer_destroy(aq_observer *observer); /* NULL allowed */
+/* Adds `rows` rows (tokens, patches, samples) of the input of `layer` at `timestep`, any float dtype
+ * in this machine's byte order, row-major [rows, channels]. From any number of threads at once; what
+ * is kept of a layer and timestep is 5 KB and 20 bytes a channel, however much is fed. Counts,
+ * extremes and percentiles do not depend on the order; means and squares only by the last bits of a
+ * double. No rows: nothing to do. Percentiles are exact to 1/32 of their value, or to 2^-10 of the
+ * largest magnitude. NaN, or beyond F32: AQ_ERR_ARGUMENT naming the element, and nothing is taken.
+ * Another number of channels than before: AQ_ERR_SHAPE. */
+ARROWQUANT_API aq_status aq_observer_feed(aq_observer *observer, const char *layer,
+                                          int64_t timestep, aq_dtype dtype, const void *data,
+                                          uint64_t rows, uint64_t channels, aq_error *err);
+/* What has been gathered so far. The calibration stands on its own. */
+ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calibration **out,
+                                                 aq_error *err);
+/* Adds what a calibration knows, weighed by its rows. */
+ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer,
+                                           const aq_calibration *calibration, aq_error *err);
 #ifndef ARROWQUANT_NO_STDIO
-/* Opens statistics files (safetensors, described in docs/CALIBRATION.md) and merges them. The files
- * stay open for second moments.
+/* To and from a calibration file; loading adds to what is there. */
+ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *path, aq_error *err);
+ARROWQUANT_API aq_status aq_observer_load(aq_observer *observer, const char *path, aq_error *err);
+/* Opens statistics files and merges them: safetensors as docs/CALIBRATION.md describes and
+ * aq_observer_save writes, which stay open for second moments; and files named *.jsonl, whose lines
+ * {"layer": name, "timestep": t, "data": […], "shape": [rows, channels]} hold activations. Of these
+ * the first `samples` records of each layer and timestep are taken; 0: all.
  * A layer that says nothing of its own second moments has those of a layer whose statistics are the
  * same bit for bit (its input is the same), or of to_q or q_proj beside it, where it is to_k, to_v,
  * k_proj or v_proj of a self-attention.
  * Errors: AQ_ERR_CORRUPT and AQ_ERR_SHAPE naming file and tensor for NaN, infinity, impossible
- * figures (min > max, a negative mean square) and shapes that disagree, in one file or between two.
- * `samples` (0: all) is how many records of raw activations of a layer and timestep are taken. */
+ * figures (min > max, a negative mean square) and shapes that disagree, in one file or between two. */
 ARROWQUANT_API aq_status aq_calibration_open(aq_context *context, const char *const *paths,
                                              size_t count, uint32_t samples, aq_calibration **out,
                                              aq_error *err);

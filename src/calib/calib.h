@@ -46,6 +46,7 @@ typedef struct aq_step {
     float *percentiles;            /* as given with the points of the gathering */
     uint64_t *sketch;
     int32_t top;
+    uint64_t feeds;
     size_t bytes; /* of the piece that holds step and arrays */
 } aq_step;
 
@@ -82,12 +83,17 @@ AQ_LIB aq_status aq_gathering_layer(aq_gathering *gathering, const char *name, u
 /* Found, or made with the arrays that `fields` names. */
 AQ_LIB aq_status aq_gathered_step(aq_gathered *layer, int64_t timestep, unsigned fields,
                                   size_t points, aq_step **out, aq_error *err);
+/* Which of the arrays a step has. */
+AQ_LIB unsigned aq_step_has(const aq_step *step);
 /* Adds min, max, mean, spread, rows and weight of another. */
 AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from);
 /* Adds what a calibration knows of a layer, but for second moments. `source` names it in messages. */
 AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
                                   const aq_calibration_layer *layer, const char *source,
                                   aq_error *err);
+
+/* How often this layer and timestep has been fed (calib/observer.c). */
+AQ_LIB uint64_t aq_observer_feeds(aq_observer *observer, const char *layer, int64_t timestep);
 
 /* ---- the calibration (calib/calibration.c) */
 

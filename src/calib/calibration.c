@@ -1,6 +1,7 @@
 /* The calibration: what was gathered as arrays a layer, pooled, and found by name. */
 #include "calib.h"
 
+#include <float.h>
 #include <math.h>
 
 /* Calibration and state in one piece. */
@@ -103,13 +104,15 @@ static void aq_layer_fill_step(const aq_gathering *gathering, const aq_gathered 
     to->min[i] = (float)step->min;
     to->max[i] = (float)step->max;
     to->mean[i] = (float)step->mean;
-    to->std[i] = (float)sqrt(step->spread / step->weight);
+    to->std[i] = step->weight > 0.0 ? (float)sqrt(step->spread / step->weight) : 0.0f;
     if (to->rows) to->rows[i] = step->rows;
     if (to->absmax) memcpy(to->absmax + i * c, step->absmax, c * sizeof(float));
     if (to->low) memcpy(to->low + i * c, step->low, c * sizeof(float));
     if (to->high) memcpy(to->high + i * c, step->high, c * sizeof(float));
-    for (size_t k = 0; to->sqmean && k < c; k++)
-        to->sqmean[i * c + k] = (float)(step->squares[k] / step->weight);
+    for (size_t k = 0; to->sqmean && k < c; k++) {
+        double square = step->squares[k] / step->weight;
+        to->sqmean[i * c + k] = square < (double)FLT_MAX ? (float)square : FLT_MAX;
+    }
     if (to->sketch) {
         memcpy(to->sketch + i * AQ_SKETCH_CELLS, step->sketch, AQ_SKETCH_CELLS * sizeof(uint64_t));
         to->sketch_top[i] = step->top;

@@ -173,6 +173,12 @@ AQ_LIB aq_status aq_gathered_step(aq_gathered *layer, int64_t timestep, unsigned
     return AQ_OK;
 }
 
+AQ_LIB unsigned aq_step_has(const aq_step *step) {
+    return (step->absmax ? AQ_HAS_ABSMAX : 0u) | (step->low ? AQ_HAS_LIMITS : 0u) |
+           (step->squares ? AQ_HAS_SQUARES : 0u) | (step->sketch ? AQ_HAS_SKETCH : 0u) |
+           (step->percentiles ? AQ_HAS_PERCENTILES : 0u);
+}
+
 /* ---- merging */
 
 /* A step as a calibration shows it; the arrays are its own. */
@@ -248,16 +254,13 @@ static bool aq_same_points(const aq_gathering *gathering, const aq_calibration *
     return true;
 }
 
-AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
-                                  const aq_calibration_layer *layer, const char *source,
-                                  aq_error *err) {
-    aq_gathered *to = NULL;
-    unsigned fields = aq_layer_fields(layer, aq_same_points(gathering, calibration));
-    size_t points = calibration->percentile_count;
-    aq_status status = aq_gathering_layer(gathering, layer->name, layer->channels, &to, err);
-    for (size_t i = 0; status == AQ_OK && i < layer->timestep_count; i++) {
+static aq_status aq_gathered_add(aq_gathered *to, const aq_calibration *calibration,
+                                 const aq_calibration_layer *layer, unsigned fields,
+                                 const char *source, aq_error *err) {
+    size_t points = calibration->percentile_count, c = (size_t)layer->channels;
+    for (size_t i = 0; i < layer->timestep_count; i++) {
         aq_step *step = NULL, from = aq_step_of(layer, i);
-        status = aq_gathered_step(to, from.timestep, fields, points, &step, err);
+        aq_status status = aq_gathered_step(to, from.timestep, fields, points, &step, err);
         if (status != AQ_OK) return status;
         bool first = !(step->weight > 0.0);
         if (!first && !step->rows != !from.rows)
@@ -266,8 +269,7 @@ AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration 
                                   "one of them says of how many rows (act_rows); they cannot be "
                                   "weighed", source, layer->name, (long long)from.timestep);
         aq_step_drop(step, first ? fields : fields & ~AQ_HAS_PERCENTILES);
-        aq_step_merge_channels(step, &from,
-                               layer->sqmean ? layer->sqmean + i * (size_t)layer->channels : NULL,
+        aq_step_merge_channels(step, &from, layer->sqmean ? layer->sqmean + i * c : NULL,
                                layer->channels, first);
         if (step->sketch)
             aq_sketch_merge(step->sketch, &step->top, layer->sketch + i * AQ_SKETCH_CELLS,
@@ -276,5 +278,18 @@ AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration 
             memcpy(step->percentiles, layer->percentiles + i * points, points * sizeof(float));
         aq_step_merge_figures(step, &from);
     }
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration *calibration,
+                                  const aq_calibration_layer *layer, const char *source,
+                                  aq_error *err) {
+    aq_gathered *to = NULL;
+    unsigned fields = aq_layer_fields(layer, aq_same_points(gathering, calibration));
+    aq_status status = aq_gathering_layer(gathering, layer->name, layer->channels, &to, err);
+    if (status != AQ_OK) return status;
+    aq_guard_enter(to->guard);
+    status = aq_gathered_add(to, calibration, layer, fields, source, err);
+    aq_guard_leave(to->guard);
     return status;
 }

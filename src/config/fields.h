@@ -48,7 +48,7 @@
       AQ_ERR_CONFIGURATION, "files of activation statistics from a real run of the model")         \
     X(calibration_samples, INT, calibration_samples, "calibration_samples", 1, 1000000, 32, 128,   \
       512, "ARROW_QUANT_CALIBRATION_SAMPLES", AQ_ERR_CONFIGURATION,                                \
-      "most calibration samples that are used")                                                    \
+      "most records of JSON lines that are taken for each layer and timestep")                                                    \
     X(enable_time_aware, BOOL, enable_time_aware, "enable_time_aware", 0, 1, 1, 1, 1, "",          \
       AQ_ERR_CONFIGURATION, "keep activation statistics for each group of timesteps")              \
     X(enable_spatial, BOOL, enable_spatial, "enable_spatial", 0, 1, 0, 1, 1, "",                   \

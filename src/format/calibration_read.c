@@ -350,10 +350,9 @@ static aq_status aq_calib_figures(aq_calib_layer *layer, aq_error *err) {
 
 /* Notes where the second moments are; they are read when somebody asks for them. */
 static aq_status aq_calib_moments(aq_calib_layer *layer, aq_error *err) {
-    aq_calibration_reader *reader = layer->in->reader;
     const aq_st_tensor *tensor = layer->tensor[AQ_CALIB_HESSIAN];
     int64_t *rows = NULL;
-    aq_moment_list *list = reader->moments;
+    aq_moment_part part;
     if (!aq_dtype_is_float(tensor->dtype))
         return aq_calib_bad(layer->in, tensor->name, "a float type was expected", err);
     if (layer->tensor[AQ_CALIB_HESSIAN_ROWS]) {
@@ -362,29 +361,11 @@ static aq_status aq_calib_moments(aq_calib_layer *layer, aq_error *err) {
                                              INT64_C(1) << 53, &rows, err);
         if (status != AQ_OK) return status;
     }
-    while (list && strcmp(list->name, layer->out.name) != 0) list = list->next;
-    if (!list) {
-        list = (aq_moment_list *)aq_arena_alloc(reader->arena, sizeof(*list));
-        if (!list) return aq_fail_memory(err, sizeof(*list));
-        list->name = aq_arena_string(reader->arena, layer->out.name);
-        if (!list->name) return aq_fail_memory(err, strlen(layer->out.name));
-        list->channels = layer->out.channels;
-        list->next = reader->moments;
-        reader->moments = list;
-    }
-    aq_moment_part *part = (aq_moment_part *)aq_arena_alloc(reader->arena, sizeof(*part));
-    if (!part) return aq_fail_memory(err, sizeof(*part));
-    part->file = layer->in->file;
-    part->tensor = tensor;
-    part->rows = rows ? (uint64_t)rows[0] : 0;
-    part->next = list->first;
-    if (list->first && (!part->rows || !list->first->rows))
-        return aq_fail_tensor(err, AQ_ERR_METADATA, layer->out.name, 0,
-                              "%s: layer %s: two files have its second moments, and not both say "
-                              "of how many rows (hessian_rows); they cannot be weighed",
-                              layer->in->header.path, layer->out.name);
-    list->first = part;
-    return AQ_OK;
+    memset(&part, 0, sizeof(part));
+    part.file = layer->in->file;
+    part.tensor = tensor;
+    part.rows = rows ? (uint64_t)rows[0] : 0;
+    return aq_moment_note(layer->in->reader, layer->in->header.path, &layer->out, &part, err);
 }
 
 /* entries[first … end − 1] speak of one layer. */

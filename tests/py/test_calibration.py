@@ -184,3 +184,103 @@ def test_moments_are_checked_when_read(run, tmp_path, change):
     save_file(tensors, tmp_path / "bad.safetensors")
     found = run("show", tmp_path / "bad.safetensors", fails=True, text=True)
     assert '"error":"corrupt","tensor":"x"' in found
+
+
+# ---------------------------------------------------------------- JSON lines
+
+def lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_json_lines(run, tmp_path):
+    """Flat with a shape, nested, one row; the figures are those of NumPy on all rows."""
+    random = np.random.default_rng(8)
+    parts = {t: random.standard_normal((2, 3, 6)).astype(np.float32) for t in (40, 0)}
+    one = random.standard_normal(6).astype(np.float32)
+    path = lines(tmp_path / "x.jsonl", [
+        {"layer": "a.b", "timestep": 40, "data": parts[40].ravel().tolist(), "shape": [2, 3, 6]},
+        {"timestep": 0.0, "shape": [6, 6], "data": parts[0].tolist(), "layer": "a.b", "more": [{}]},
+        {"layer": "a.b", "timestep": 0, "data": one.tolist()},
+    ])
+    path.write_text(path.read_text().replace("\n", "\n\n \r\n", 1).replace("[6, 6]", "[6, 6]")
+                    .replace('"shape": [6, 6], ', ""))
+    layer = run("show", path)["layers"]["a.b"]
+    rows = {40: parts[40].reshape(-1, 6), 0: np.concatenate([parts[0].reshape(-1, 6), one[None]])}
+    expected = figures_of(rows, [0, 40], "x")
+    assert layer["timesteps"] == [0, 40] and layer["rows"] == [7, 6] and layer["channels"] == 6
+    for figure in FIGURES:
+        assert np.allclose(layer[figure], expected[f"x.act_{figure}"].ravel(), rtol=1e-6), figure
+    assert layer["hessian_total"] == pytest.approx(weighted(expected["x.hessian"]), rel=1e-5)
+    assert layer["hessian_rows"] == 13
+
+
+def test_json_lines_are_limited(run, tmp_path):
+    """`samples` records of each layer and timestep; the rest is read and left."""
+    records = [{"layer": name, "timestep": t, "data": [float(i), 1.0]}
+               for i in range(5) for name in "ab" for t in (1, 2)]
+    path = lines(tmp_path / "x.jsonl", records)
+    assert run("show", path)["layers"]["a"]["rows"] == [5, 5]
+    limited = run("show", path, samples=2)["layers"]
+    assert limited["a"]["rows"] == limited["b"]["rows"] == [2, 2] and limited["a"]["max"] == [1, 1]
+
+
+def test_json_lines_and_files_merge(run, tmp_path):
+    random = np.random.default_rng(3)
+    rows = random.standard_normal((20, 4)).astype(np.float32)
+    save_file(figures_of({7: rows[:9]}, [7], "x"), tmp_path / "one.safetensors")
+    lines(tmp_path / "two.jsonl", [{"layer": "x", "timestep": 7, "data": rows[9:].tolist()}])
+    merged = tmp_path / "both.safetensors"
+    run("merge", merged, tmp_path / "one.safetensors", tmp_path / "two.jsonl")
+    layer = run("show", merged)["layers"]["x"]
+    expected = figures_of({7: rows}, [7], "x")
+    assert layer["rows"] == [20] and layer["hessian_rows"] == 20
+    assert np.allclose(layer["sqmean"], expected["x.act_sqmean"].ravel(), rtol=1e-6)
+    assert layer["hessian_total"] == pytest.approx(weighted(expected["x.hessian"]), rel=1e-5)
+
+
+def test_a_long_line(run, tmp_path):
+    values = np.random.default_rng(1).standard_normal(200000).round(3)
+    path = lines(tmp_path / "x.jsonl", [{"layer": "x", "timestep": 0, "data": values.tolist(),
+                                         "shape": [100000, 2]}] * 2)
+    layer = run("show", path)["layers"]["x"]
+    assert layer["rows"] == [200000] and layer["mean"][0] == pytest.approx(values.mean(), abs=1e-7)
+
+
+@pytest.mark.parametrize("text", [
+    '{"layer": "x", "timestep": 0, "data": [1, 2], "shape": [3, 1]}',
+    '{"layer": "x", "timestep": 0, "data": [[1, 2], [3]]}',
+    '{"layer": "x", "timestep": 0, "data": [1, [2]]}',
+    '{"layer": "x", "timestep": 0, "data": [[1], 2]}',
+    '{"layer": "x", "timestep": 0, "data": [1, NaN]}',
+    '{"layer": "x", "timestep": 0, "data": [1, "2"]}',
+    '{"layer": "x", "timestep": 0, "data": []}',
+    '{"layer": "x", "timestep": 0, "data": 1}',
+    '{"layer": "x", "timestep": 0.5, "data": [1]}',
+    '{"layer": "x", "timestep": 0}',
+    '{"layer": "x", "data": [1]}',
+    '{"layer": 7, "timestep": 0, "data": [1]}',
+    '{"layer": "a\\u0000b", "timestep": 0, "data": [1]}',
+    '{"layer": "x", "timestep": 0, "data": [1]} {}',
+    '{"layer": "x", "timestep": 0, "data": [1], "data": [1]}',
+    '{"layer": "x", "timestep": 0, "data": [1',
+    '[1]', 'x', '{"layer": "x", "timestep": 0, "shape": [1, 0], "data": []}',
+    '{"layer": "x", "timestep": 0, "data": [1], "shape": [18446744073709551615, 2]}',
+])
+def test_malformed_lines(run, tmp_path, text):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"layer": "x", "timestep": 3, "data": [1]}\n' + text + "\n")
+    found = run("show", path, fails=True, text=True)
+    assert '"error":"corrupt"' in found and "bad.jsonl" in found and "line 2" in found
+
+
+def test_a_number_beyond_f32(run, tmp_path):
+    path = lines(tmp_path / "bad.jsonl", [{"layer": "x", "timestep": 3, "data": [1e300]}])
+    found = run("show", path, fails=True)
+    assert found["error"] == "argument" and found["tensor"] == "x"
+
+
+def test_nothing_in_a_file(run, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("\n")
+    assert run("show", path, fails=True)["error"] == "metadata"

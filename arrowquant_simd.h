@@ -2905,7 +2905,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_x86_fit(const aq_x86_passes *passes, const float *x,
 /* ---- begin src/simd/avx2_convert.c ---- */
 
 /* AVX2 kernels: F16, BF16 and F8 to and from F32. What does not fill a vector is left to the scalar
- * kernels. */
+ * kernels. Bits are chosen with and, andnot, or: GCC (12 and others) folds _mm_blendv_epi8 to a
+ * comparison of chars with 0, which is never true under -funsigned-char. */
 
 #if defined(AQ_HAVE_AVX2)
 
@@ -2923,18 +2924,20 @@ AQ_AVX2_INLINE static inline __m128i aq_avx2_to_bf16(__m256 value) {
     even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     rounded = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7FFF)));
     quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    rounded = _mm256_or_si256(_mm256_and_si256(nan, quiet), _mm256_andnot_si256(nan, rounded));
+    rounded = _mm256_srli_epi32(rounded, 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(rounded),
                             _mm256_extracti128_si256(rounded, 1));
 }
 
 /* As an F16 of a smaller exponent, so that subnormals need no care; then times 2^8. */
 AQ_AVX2_INLINE static inline __m256 aq_avx2_e4m3(__m128i bytes) {
-    __m128i wide = _mm_cvtepu8_epi16(bytes), half;
+    __m128i wide = _mm_cvtepu8_epi16(bytes), nan, half;
     __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7F));
     __m128i sign = _mm_slli_epi16(_mm_xor_si128(wide, magnitude), 8);
-    half = _mm_blendv_epi8(_mm_slli_epi16(magnitude, 7), _mm_set1_epi16(0x7E00),
-                           _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)));
+    nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F));
+    half = _mm_or_si128(_mm_and_si128(nan, _mm_set1_epi16(0x7E00)),
+                        _mm_andnot_si128(nan, _mm_slli_epi16(magnitude, 7)));
     return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, half)), _mm256_set1_ps(256.0f));
 }
 

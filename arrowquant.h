@@ -1118,6 +1118,10 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    /* NULL when `stream` is. As decode, past the caches; `out` is aligned to 64 bytes, and a call
+     * of `stream` with 0 bytes is due in the end. */
+    void (*decode_past)(const void *codes, size_t count, size_t group, uint32_t bits,
+                        bool symmetric, const aq_simd_grid *grids, float *out);
     /* Linear algebra on panels: columns of 32 values, one behind the other. For each of `columns`
      * (at most 8) columns j of c:
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
@@ -3292,6 +3296,9 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, float *out);
 AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
                                             size_t b_step, size_t depth, size_t columns);
 AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
@@ -3325,6 +3332,9 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count, size_t group,
+                                                 uint32_t bits, bool symmetric,
+                                                 const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_update(float *c, const float *a, const float *b,
                                             size_t b_step, size_t depth, size_t columns);
 #endif
@@ -4299,7 +4309,7 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
 /* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
 AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
                                                    const aq_simd_grid *grid, uint32_t bits,
-                                                   bool symmetric, float *out) {
+                                                   bool symmetric, bool past, float *out) {
     const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     size_t i;
@@ -4317,20 +4327,26 @@ AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 tab
             word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
             value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
         }
-        _mm256_storeu_ps(out + 8 * i, value);
+        if (past) {
+            _mm256_stream_ps(out + 8 * i, value);
+        } else {
+            _mm256_storeu_ps(out + 8 * i, value);
+        }
     }
 }
 
 AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t count,
                                                       size_t group, uint32_t bits, bool symmetric,
-                                                      const aq_simd_grid *grids, float *out) {
+                                                      const aq_simd_grid *grids, bool past,
+                                                      float *out) {
     const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
     size_t begin, length, i;
     for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
         const __m256 table = aq_avx2_decode8(codes, grids, bits, symmetric);
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
-            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, out + begin + i);
+            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, past,
+                             out + begin + i);
         }
         if (i < length) {
             aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
@@ -4344,9 +4360,20 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, out); break;
-    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, out); break;
-    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
     }
 }
 
@@ -5090,7 +5117,8 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode32(const uint8_t *in, __m512
 AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, size_t count,
                                                           size_t group, uint32_t bits,
                                                           bool symmetric,
-                                                          const aq_simd_grid *grids, float *out) {
+                                                          const aq_simd_grid *grids, bool past,
+                                                          float *out) {
     const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i codes = _mm512_and_si512(every, _mm512_set1_epi32((1 << bits) - 1));
     size_t begin, length, i;
@@ -5100,8 +5128,13 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, siz
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
             aq_avx512_decode32(in + i / 8 * bits, table, grids, bits, symmetric, &a, &b);
-            _mm512_storeu_ps(out + begin + i, a);
-            _mm512_storeu_ps(out + begin + i + 16, b);
+            if (past) {
+                _mm512_stream_ps(out + begin + i, a);
+                _mm512_stream_ps(out + begin + i + 16, b);
+            } else {
+                _mm512_storeu_ps(out + begin + i, a);
+                _mm512_storeu_ps(out + begin + i + 16, b);
+            }
         }
         if (i < length) {
             uint8_t packed[32] = {0};
@@ -5119,9 +5152,20 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, out); break;
-    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, out); break;
-    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count, size_t group,
+                                                 uint32_t bits, bool symmetric,
+                                                 const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
     }
 }
 
@@ -5349,6 +5393,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_decode,
     aq_scalar_compare,
     NULL,
+    NULL,
     aq_scalar_update,
     "scalar",
     aq_scalar_dot,
@@ -5372,6 +5417,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_decode,
     aq_avx2_compare,
     aq_avx2_stream,
+    aq_avx2_decode_past,
     aq_avx2_update,
     "avx2",
     aq_avx2_dot,
@@ -5387,8 +5433,8 @@ static const struct aq_kernels aq_avx2_kernels = {
           "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
-              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_update, dots, dot,  \
-              dot_codes, unpack                                                                    \
+              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
+              aq_avx512_update, dots, dot, dot_codes, unpack                                       \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -5407,7 +5453,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, aq_neon_update, dots, dot, dot_codes, aq_neon_unpack          \
+              aq_neon_compare, NULL, NULL, aq_neon_update, dots, dot, dot_codes, aq_neon_unpack          \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
                                                                aq_neon_dot_codes);
@@ -13014,7 +13060,7 @@ typedef struct aq_dequantize_run {
     aq_dtype dtype;
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
-    bool stream; /* F32, past the caches */
+    bool stream; /* F32, past the caches; rows that begin with a cache line in place */
     uint64_t block_rows;
 } aq_dequantize_run;
 
@@ -13045,15 +13091,17 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
     /* Placed in a cache line as the result is: else `stream` takes twice as long. */
     decoded = buffer + ((uintptr_t)out - (uintptr_t)buffer) % 64 / sizeof *buffer;
+    bool past = run->stream && (uintptr_t)out % 64 == 0;
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
         aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                       (count + group - 1) / group, grids);
-        run->kernels->decode(codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-                             run->spec.code == AQ_CODE_SYMMETRIC, grids,
-                             run->direct ? (float *)(void *)to : decoded);
-        if (!run->direct) {
+        (past ? run->kernels->decode_past : run->kernels->decode)(
+            codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+            run->spec.code == AQ_CODE_SYMMETRIC, grids,
+            past || run->direct ? (float *)(void *)to : decoded);
+        if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
         }
     }

@@ -16,7 +16,7 @@ typedef struct aq_dequantize_run {
     aq_dtype dtype;
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
-    bool stream; /* F32, past the caches */
+    bool stream; /* F32, past the caches; rows that begin with a cache line in place */
     uint64_t block_rows;
 } aq_dequantize_run;
 
@@ -47,15 +47,17 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
     /* Placed in a cache line as the result is: else `stream` takes twice as long. */
     decoded = buffer + ((uintptr_t)out - (uintptr_t)buffer) % 64 / sizeof *buffer;
+    bool past = run->stream && (uintptr_t)out % 64 == 0;
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
         aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                       (count + group - 1) / group, grids);
-        run->kernels->decode(codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-                             run->spec.code == AQ_CODE_SYMMETRIC, grids,
-                             run->direct ? (float *)(void *)to : decoded);
-        if (!run->direct) {
+        (past ? run->kernels->decode_past : run->kernels->decode)(
+            codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+            run->spec.code == AQ_CODE_SYMMETRIC, grids,
+            past || run->direct ? (float *)(void *)to : decoded);
+        if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
         }
     }

@@ -100,7 +100,7 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
 /* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
 AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
                                                    const aq_simd_grid *grid, uint32_t bits,
-                                                   bool symmetric, float *out) {
+                                                   bool symmetric, bool past, float *out) {
     const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     size_t i;
@@ -118,20 +118,26 @@ AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 tab
             word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
             value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
         }
-        _mm256_storeu_ps(out + 8 * i, value);
+        if (past) {
+            _mm256_stream_ps(out + 8 * i, value);
+        } else {
+            _mm256_storeu_ps(out + 8 * i, value);
+        }
     }
 }
 
 AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t count,
                                                       size_t group, uint32_t bits, bool symmetric,
-                                                      const aq_simd_grid *grids, float *out) {
+                                                      const aq_simd_grid *grids, bool past,
+                                                      float *out) {
     const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
     size_t begin, length, i;
     for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
         const __m256 table = aq_avx2_decode8(codes, grids, bits, symmetric);
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
-            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, out + begin + i);
+            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, past,
+                             out + begin + i);
         }
         if (i < length) {
             aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
@@ -145,9 +151,20 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, out); break;
-    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, out); break;
-    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
     }
 }
 

@@ -129,7 +129,8 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode32(const uint8_t *in, __m512
 AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, size_t count,
                                                           size_t group, uint32_t bits,
                                                           bool symmetric,
-                                                          const aq_simd_grid *grids, float *out) {
+                                                          const aq_simd_grid *grids, bool past,
+                                                          float *out) {
     const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i codes = _mm512_and_si512(every, _mm512_set1_epi32((1 << bits) - 1));
     size_t begin, length, i;
@@ -139,8 +140,13 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, siz
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
             aq_avx512_decode32(in + i / 8 * bits, table, grids, bits, symmetric, &a, &b);
-            _mm512_storeu_ps(out + begin + i, a);
-            _mm512_storeu_ps(out + begin + i + 16, b);
+            if (past) {
+                _mm512_stream_ps(out + begin + i, a);
+                _mm512_stream_ps(out + begin + i + 16, b);
+            } else {
+                _mm512_storeu_ps(out + begin + i, a);
+                _mm512_storeu_ps(out + begin + i + 16, b);
+            }
         }
         if (i < length) {
             uint8_t packed[32] = {0};
@@ -158,9 +164,20 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, out); break;
-    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, out); break;
-    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, out); break;
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count, size_t group,
+                                                 uint32_t bits, bool symmetric,
+                                                 const aq_simd_grid *grids, float *out) {
+    const uint8_t *in = (const uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
     }
 }
 

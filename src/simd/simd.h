@@ -110,6 +110,10 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
+    /* NULL when `stream` is. As decode, past the caches; `out` is aligned to 64 bytes, and a call
+     * of `stream` with 0 bytes is due in the end. */
+    void (*decode_past)(const void *codes, size_t count, size_t group, uint32_t bits,
+                        bool symmetric, const aq_simd_grid *grids, float *out);
     /* Linear algebra on panels: columns of 32 values, one behind the other. For each of `columns`
      * (at most 8) columns j of c:
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */

@@ -210,6 +210,8 @@ static void check_codes(const shape *s, const exact *x, unsigned long round, uin
                          (s->count % s->group * s->bits + 7) / 8;
     uint8_t *expected = (uint8_t *)malloc(bytes), *got = (uint8_t *)malloc(bytes + 1);
     exact decoded = exact_row(NULL, s->count, state), back = exact_row(NULL, s->count, state);
+    float *past = (float *)malloc(s->count * sizeof(float) + 63);
+    float *line = past + (0u - (uintptr_t)past) % 64 / sizeof(float);
     scalar->range(x->at, s->count, s->group, ranges);
     for (i = 0; i < s->groups; i++) {
         grids[i].scale = (ranges[i].high * 0.5f - ranges[i].low * 0.5f) / (float)(1u << s->bits);
@@ -226,7 +228,15 @@ static void check_codes(const shape *s, const exact *x, unsigned long round, uin
         tables[t]->decode(got + 1, s->count, s->group, s->bits, s->symmetric, grids, back.at);
         CHECK(agree(same(back.at, decoded.at, s->count * sizeof(float)), tables[t], "decode", s,
                     round));
+        CHECK(!tables[t]->stream == !tables[t]->decode_past);
+        if (tables[t]->decode_past) {
+            tables[t]->decode_past(got + 1, s->count, s->group, s->bits, s->symmetric, grids, line);
+            tables[t]->stream(NULL, NULL, 0);
+            CHECK(agree(same(line, decoded.at, s->count * sizeof(float)), tables[t], "decode_past",
+                        s, round));
+        }
     }
+    free(past);
     free(expected);
     free(got);
     free(decoded.block);
@@ -546,6 +556,54 @@ TEST(whole_path) {
     }
 }
 
+/* A result too large for the caches is written past them: the same as by parts that are not, whether
+ * its rows begin with a cache line or anywhere. */
+TEST(past_the_caches) {
+    static const size_t widths[] = {4096, 4097};
+    const size_t rows = 2049, part = 683;
+    uint64_t state = 3;
+    size_t t, w, i, shift;
+    for (t = 0; t < table_count; t++) {
+        for (w = 0; w < 2 && tables[t]->stream; w++) {
+            const size_t cols = widths[w];
+            aq_quant_layout layout;
+            aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES};
+            uint8_t *codes, *params;
+            float *memory = (float *)malloc((rows * cols + 16) * sizeof(float)), *whole_out;
+            float *parts = (float *)malloc(part * cols * sizeof(float));
+            aq_context context;
+            memset(&context, 0, sizeof context);
+            context.kernels = tables[t];
+            context.num_threads = 2;
+            CHECK_STATUS(aq_quantized_size(&spec, rows, cols, &layout, NULL), AQ_OK);
+            codes = (uint8_t *)malloc((size_t)layout.code_bytes);
+            params = (uint8_t *)malloc((size_t)layout.param_bytes);
+            for (i = 0; i < (size_t)layout.code_bytes; i++) {
+                codes[i] = (uint8_t)(test_random(&state) >> 40);
+            }
+            for (i = 0; i < (size_t)layout.param_bytes; i++) {
+                params[i] = i % 2 ? 0x3C : (uint8_t)i; /* from 1 to 2 */
+            }
+            shift = (0u - (uintptr_t)memory) % 64 / sizeof(float) + (t % 2 ? 1 : 0);
+            whole_out = memory + shift % 16;
+            CHECK_STATUS(aq_dequantize(&context, &spec, codes, params, NULL, rows, cols,
+                                       AQ_DTYPE_F32, whole_out, NULL), AQ_OK);
+            context.kernels = aq_simd_kernels("scalar");
+            for (i = 0; i < rows; i += part) {
+                CHECK_STATUS(aq_dequantize(&context, &spec,
+                                           codes + i * (size_t)layout.row_code_bytes,
+                                           params + i * (size_t)layout.row_param_bytes, NULL, part,
+                                           cols, AQ_DTYPE_F32, parts, NULL), AQ_OK);
+                CHECK(same(whole_out + i * cols, parts, part * cols * sizeof(float)));
+            }
+            free(codes);
+            free(params);
+            free(memory);
+            free(parts);
+        }
+    }
+}
+
 /* ---------------------------------------------------------------- which kernels ran */
 
 /* A table that counts its calls, then makes them of the table under test. */
@@ -727,6 +785,7 @@ int main(int argc, char **argv) {
     RUN(longest_dots);
     RUN(every_half);
     RUN(whole_path);
+    RUN(past_the_caches);
     RUN(kernels_that_run);
     RUN(tables_are_apart);
     RUN(contexts);

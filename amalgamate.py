@@ -56,6 +56,12 @@ KERNELS = [
     "simd/avx512_linear.c",
     "simd/avx512_dots.c",
     "simd/dispatch.c",
+    "simd/forward.h",
+    "simd/scalar_forward.c",
+    "simd/neon_forward.c",
+    "simd/avx2_forward.c",
+    "simd/avx512_forward.c",
+    "simd/forward_dispatch.c",
 ]
 
 # What arrowquant_simd.h has besides the kernels.
@@ -111,6 +117,11 @@ LIBRARY = [
     "calib/gather.c",
     "calib/calibration.c",
     "calib/observer.c",
+    "infer/infer.h",
+    "infer/weights.c",
+    "infer/linear.c",
+    "infer/int8.c",
+    "infer/conv.c",
     "format/sort.h",
     "format/sort.c",
     "format/json_member.h",

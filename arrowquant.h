@@ -369,6 +369,84 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
                                        aq_error *err);
 
+/* ============================================================== inference */
+
+/* How the activations x of a layer enter its product. */
+typedef enum aq_activation_type {
+    AQ_ACTIVATION_FLOAT,   /* as they are; weights are decoded on the fly */
+    AQ_ACTIVATION_DYNAMIC, /* INT8, the scale from each token's largest magnitude */
+    AQ_ACTIVATION_STATIC   /* INT8, scale and zero point as given */
+} aq_activation_type;
+
+/* INT8: q = clamp(round(x·(1/scale)) + zero_point, −128, 127), halves to even, stands for
+ * scale·(q − zero_point). */
+typedef struct aq_activation {
+    aq_activation_type type;
+    float scale;        /* STATIC only: positive, finite */
+    int32_t zero_point; /* STATIC only: −128 … 128 */
+} aq_activation;
+
+/* The weights of a linear layer, y = W·x + b, and what goes with them: a description of memory that
+ * stays the caller's, so it may be const, in flash, and in a mapped file. Fill it with zeros, then
+ * with what applies, or use aq_linear_from_tensors. Everything but input_scales is little endian,
+ * as in files, at any address. */
+typedef struct aq_linear {
+    const char *name;    /* for messages; or NULL */
+    uint64_t rows, cols; /* outputs and inputs */
+    bool quantized;
+    aq_quant_spec spec;                 /* when quantized, as these: see aq_quantized_size */
+    const void *codes, *params, *extra;
+    aq_dtype dtype;                     /* when not: F32, F16 or BF16 */
+    const void *data;                   /* [rows, cols] */
+    aq_dtype bias_dtype;
+    const void *bias;                   /* [rows] of F32, F16 or BF16; or NULL */
+    const float *input_scales;          /* [cols]: x is multiplied by them first; or NULL */
+} aq_linear;
+
+/* Bytes of scratch that aq_linear_forward needs for so many tokens, for any activations of any
+ * dtype; 0 when the layer is malformed. Depends on the context's number of threads. */
+ARROWQUANT_API size_t aq_linear_scratch_size(const aq_context *context, const aq_linear *linear,
+                                             uint64_t tokens);
+
+/* y [tokens, rows] = x [tokens, cols]·Wᵀ + b, in F32, for x of dtype F32, F16 or BF16 in this
+ * machine's byte order. Allocates nothing; `scratch` may be at any address. `activation` NULL means
+ * FLOAT. Large products use context->num_threads threads.
+ * FLOAT: the weights are those that aq_dequantize gives. INT8: products of integers are summed
+ * exactly within each group of weights, then scaled in F32. INT8 takes quantized weights only;
+ * others are multiplied as FLOAT. A token with a NaN or an infinity in x gives NaN in all its y
+ * when activations are INT8. A token's y does not depend on the other tokens, nor on ISA or number
+ * of threads: the same bits. */
+ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear *linear,
+                                           const void *x, aq_dtype dtype, uint64_t tokens,
+                                           const aq_activation *activation, float *y,
+                                           void *scratch, size_t scratch_bytes, aq_error *err);
+/* One row of the weights as F32 [cols]: embedding tables. Needs no scratch. */
+ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *linear, uint64_t row,
+                                       float *out, aq_error *err);
+
+/* A 2-D convolution, NCHW, without groups: weights [out, in, kernel_height, kernel_width] seen as
+ * rows = out, cols = in·kernel_height·kernel_width. Zeros stand around the image. */
+typedef struct aq_conv2d {
+    aq_linear linear;
+    uint32_t kernel_height, kernel_width;
+    uint32_t stride_y, stride_x;
+    uint32_t padding_y, padding_x;
+    uint32_t dilation_y, dilation_x; /* 1: none */
+} aq_conv2d;
+
+/* Height and width of the result; AQ_ERR_SHAPE when the kernel is larger than the padded image. */
+ARROWQUANT_API aq_status aq_conv2d_size(const aq_conv2d *conv, uint64_t height, uint64_t width,
+                                        uint64_t *out_height, uint64_t *out_width, aq_error *err);
+ARROWQUANT_API size_t aq_conv2d_scratch_size(const aq_context *context, const aq_conv2d *conv,
+                                             uint64_t height, uint64_t width);
+/* y [images, out, out_height, out_width] from x [images, in, height, width]; else as
+ * aq_linear_forward, a position of the result being a token. */
+ARROWQUANT_API aq_status aq_conv2d_forward(aq_context *context, const aq_conv2d *conv,
+                                           const void *x, aq_dtype dtype, uint64_t images,
+                                           uint64_t height, uint64_t width,
+                                           const aq_activation *activation, float *y,
+                                           void *scratch, size_t scratch_bytes, aq_error *err);
+
 /* ================================================================= config */
 
 typedef enum aq_profile { AQ_PROFILE_EDGE, AQ_PROFILE_LOCAL, AQ_PROFILE_CLOUD } aq_profile;
@@ -795,6 +873,10 @@ ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_te
 ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
                                               uint64_t first_row, uint64_t row_count,
                                               aq_dtype dtype, void *out, aq_error *err);
+/* The layer of a weight and its bias (NULL: none), which stay the model's. Convolution weights
+ * count as [d0, d1·d2·…]. AQ_ERR_SHAPE, AQ_ERR_UNSUPPORTED (FP8 weights, say). */
+ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const aq_tensor *bias,
+                                                aq_linear *out, aq_error *err);
 /* Compares each stored tensor with the checksum in the metadata: AQ_ERR_CORRUPT names the first
  * that differs. *checked (may be NULL) counts the stored tensors that had a checksum. */
 ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *model,
@@ -5586,6 +5668,706 @@ AQ_SIMD_LIB const struct aq_kernels *aq_simd_kernels(const char *name) {
 #undef AQ_CPU_DOTPROD
 
 /* ---- end src/simd/dispatch.c ---- */
+
+/* ---- begin src/simd/forward.h ---- */
+
+/* Kernels of the forward pass: products with float activations, INT8 activations, and what turns
+ * exact integer dots into results. Every table gives the bits of the scalar one. */
+
+/* Before a loop of few rounds whose arrays are to stay in registers. (Clang does so by itself.) */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 8
+#  define AQ_UNROLL _Pragma("GCC unroll 16")
+#else
+#  define AQ_UNROLL
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_LINEAR_ROWS 16u     /* rows of weights that go together: one lane each */
+#define AQ_LINEAR_STRETCH 1024u /* a float sum is folded at every multiple of so many columns */
+
+/* One token's integers against 16 rows, and what they become. With q the INT8 activations, z their
+ * zero point and c the codes: dots Σ c·q, sums Σ (q − z), codes Σ c, each of one group.
+ * A row's lane gains scale·(dots − z·codes − half·sums) and, apart from that, min·sums. */
+typedef struct aq_linear_combine {
+    const int32_t *dots;  /* [groups][16] */
+    const int32_t *codes; /* [groups][16]; not read when zero is 0 */
+    const int32_t *sums;  /* [groups] */
+    const float *params;  /* [groups][2][16]: scales, mins */
+    size_t groups;
+    int32_t zero;         /* z */
+    int32_t half;         /* 2^(bits−1) of symmetric codes, 0 of affine ones */
+} aq_linear_combine;
+
+struct aq_linear_kernels {
+    const char *name; /* that of the table of kernels it goes with */
+    /* y[t][r] += Σ w[r][i]·x[t][i] for count ≤ AQ_LINEAR_STRETCH: element i goes to lane i % 16,
+     * folded as everywhere. Strides in floats. */
+    void (*product)(const float *w, size_t w_stride, size_t rows, const float *x, size_t x_stride,
+                    size_t tokens, size_t count, float *y, size_t y_stride);
+    /* clamp(rint(x·inverse) + zero, −128, 127); a NaN gives any of them. |zero| ≤ 128 */
+    void (*to_int8)(const float *x, size_t count, float inverse, int32_t zero, int8_t *out);
+    /* 16 rows of `count` words, `stride` words apart, to out[count][16]. */
+    void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
+    /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
+    void (*combine)(const aq_linear_combine *job, float *acc);
+};
+
+/* The kernels that go with a table; never NULL. */
+AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kernels *kernels);
+
+AQ_SIMD_LIB void aq_scalar_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                   size_t x_stride, size_t tokens, size_t count, float *y,
+                                   size_t y_stride);
+AQ_SIMD_LIB void aq_scalar_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                   int8_t *out);
+AQ_SIMD_LIB void aq_scalar_transpose(const uint32_t *in, size_t stride, size_t count,
+                                     uint32_t *out);
+AQ_SIMD_LIB void aq_scalar_combine(const aq_linear_combine *job, float *acc);
+#if defined(AQ_HAVE_AVX2)
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_product(const float *w, size_t w_stride, size_t rows,
+                                         const float *x, size_t x_stride, size_t tokens,
+                                         size_t count, float *y, size_t y_stride);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                         int8_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
+                                           uint32_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_AVX512)
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
+                                             const float *x, size_t x_stride, size_t tokens,
+                                             size_t count, float *y, size_t y_stride);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float inverse,
+                                             int32_t zero, int8_t *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
+                                               uint32_t *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_NEON)
+AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                 size_t x_stride, size_t tokens, size_t count, float *y,
+                                 size_t y_stride);
+AQ_SIMD_LIB void aq_neon_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                 int8_t *out);
+AQ_SIMD_LIB void aq_neon_transpose(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
+AQ_SIMD_LIB void aq_neon_combine(const aq_linear_combine *job, float *acc);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/simd/forward.h ---- */
+
+/* ---- begin src/simd/scalar_forward.c ---- */
+
+/* Scalar kernels of the forward pass. */
+
+AQ_SIMD_EXACT static float aq_scalar_row_product(const float *w, const float *x, size_t count) {
+    AQ_SIMD_EXACT_BODY
+    float lane[AQ_SIMD_LANES] = {0.0f};
+    size_t i, j;
+    for (i = 0; i + AQ_SIMD_LANES <= count; i += AQ_SIMD_LANES) {
+        for (j = 0; j < AQ_SIMD_LANES; j++) {
+            lane[j] += w[i + j] * x[i + j];
+        }
+    }
+    for (j = 0; i + j < count; j++) {
+        lane[j] += w[i + j] * x[i + j];
+    }
+    return aq_scalar_fold(lane);
+}
+
+AQ_SIMD_LIB void aq_scalar_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                   size_t x_stride, size_t tokens, size_t count, float *y,
+                                   size_t y_stride) {
+    size_t token, row;
+    for (token = 0; token < tokens; token++) {
+        for (row = 0; row < rows; row++) {
+            y[token * y_stride + row] +=
+                aq_scalar_row_product(w + row * w_stride, x + token * x_stride, count);
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_to_int8(const float *x, size_t count, float inverse,
+                                                 int32_t zero, int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const float low = (float)(-128 - zero), high = (float)(127 - zero);
+    const float magic = 12582912.0f; /* 1.5·2^23: the sum's low bits are the rounded integer */
+    size_t i;
+    for (i = 0; i < count; i++) {
+        float value = x[i] * inverse;
+        uint32_t bits;
+        value = value > low ? value : low; /* a NaN becomes `low` */
+        value = value < high ? value : high;
+        value += magic;
+        memcpy(&bits, &value, sizeof bits);
+        out[i] = (int8_t)((int32_t)(bits & 0x7FFFFFu) - 0x400000 + zero);
+    }
+}
+
+AQ_SIMD_LIB void aq_scalar_transpose(const uint32_t *in, size_t stride, size_t count,
+                                     uint32_t *out) {
+    size_t i, row;
+    for (i = 0; i < count; i++) {
+        for (row = 0; row < AQ_LINEAR_ROWS; row++) {
+            out[i * AQ_LINEAR_ROWS + row] = in[row * stride + i];
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_combine(const aq_linear_combine *job, float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const float *params = job->params;
+    size_t group, row;
+    for (group = 0; group < job->groups; group++, params += 2 * AQ_LINEAR_ROWS) {
+        const int32_t *dots = job->dots + group * AQ_LINEAR_ROWS;
+        int32_t sum = job->sums[group], less = job->half * sum;
+        float wide = (float)sum;
+        for (row = 0; row < AQ_LINEAR_ROWS; row++) {
+            int32_t dot = dots[row] - less;
+            if (job->zero != 0) {
+                dot -= job->zero * job->codes[group * AQ_LINEAR_ROWS + row];
+            }
+            acc[row] += params[row] * (float)dot;
+            acc[AQ_LINEAR_ROWS + row] += params[AQ_LINEAR_ROWS + row] * wide;
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_forward.c ---- */
+
+/* ---- begin src/simd/neon_forward.c ---- */
+
+/* NEON kernels of the forward pass. */
+
+#if defined(AQ_HAVE_NEON)
+
+AQ_NEON_INLINE static inline void aq_neon_multiply(aq_neon_lanes *sum, const float *w,
+                                                   const float *x) {
+    AQ_SIMD_EXACT_BODY
+    size_t j;
+    for (j = 0; j < 4; j++) {
+        sum->q[j] = vaddq_f32(sum->q[j], vmulq_f32(vld1q_f32(w + 4 * j), vld1q_f32(x + 4 * j)));
+    }
+}
+
+/* Two rows by two tokens. */
+AQ_SIMD_EXACT static void aq_neon_product4(const float *w0, const float *w1, const float *x0,
+                                           const float *x1, size_t count, float *folded) {
+    aq_neon_lanes sum[4];
+    float rest[4][16];
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        aq_neon_clear(&sum[i]);
+    }
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_neon_multiply(&sum[0], w0 + i, x0 + i);
+        aq_neon_multiply(&sum[1], w1 + i, x0 + i);
+        aq_neon_multiply(&sum[2], w0 + i, x1 + i);
+        aq_neon_multiply(&sum[3], w1 + i, x1 + i);
+    }
+    if (i < count) { /* zeros behind the last column */
+        memset(rest, 0, sizeof rest);
+        memcpy(rest[0], w0 + i, (count - i) * sizeof *w0);
+        memcpy(rest[1], w1 + i, (count - i) * sizeof *w0);
+        memcpy(rest[2], x0 + i, (count - i) * sizeof *w0);
+        memcpy(rest[3], x1 + i, (count - i) * sizeof *w0);
+        aq_neon_multiply(&sum[0], rest[0], rest[2]);
+        aq_neon_multiply(&sum[1], rest[1], rest[2]);
+        aq_neon_multiply(&sum[2], rest[0], rest[3]);
+        aq_neon_multiply(&sum[3], rest[1], rest[3]);
+    }
+    for (i = 0; i < 4; i++) {
+        folded[i] = aq_neon_fold(&sum[i]);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                 size_t x_stride, size_t tokens, size_t count, float *y,
+                                 size_t y_stride) {
+    float folded[4];
+    size_t r, t;
+    for (t = 0; t < tokens; t += 2) {
+        const size_t next_token = t + 1 < tokens ? 1 : 0;
+        for (r = 0; r < rows; r += 2) {
+            const size_t next_row = r + 1 < rows ? 1 : 0;
+            float *to = y + t * y_stride + r;
+            aq_neon_product4(w + r * w_stride, w + (r + next_row) * w_stride, x + t * x_stride,
+                             x + (t + next_token) * x_stride, count, folded);
+            to[0] += folded[0];
+            if (next_row) {
+                to[1] += folded[1];
+            }
+            if (next_token) {
+                to[y_stride] += folded[2];
+            }
+            if (next_row && next_token) {
+                to[y_stride + 1] += folded[3];
+            }
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_to_int8(const float *x, size_t count, float inverse,
+                                               int32_t zero, int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const float32x4_t low = vdupq_n_f32((float)(-128 - zero));
+    const float32x4_t high = vdupq_n_f32((float)(127 - zero));
+    int32x4_t code[2];
+    size_t i, j;
+    for (i = 0; i + 8 <= count; i += 8) {
+        for (j = 0; j < 2; j++) {
+            float32x4_t value = vmulq_n_f32(vld1q_f32(x + i + 4 * j), inverse);
+            value = vminnmq_f32(vmaxnmq_f32(value, low), high); /* a NaN becomes `low` */
+            code[j] = vaddq_s32(vcvtnq_s32_f32(value), vdupq_n_s32(zero));
+        }
+        vst1_s8(out + i, vmovn_s16(vcombine_s16(vmovn_s32(code[0]), vmovn_s32(code[1]))));
+    }
+    aq_scalar_to_int8(x + i, count - i, inverse, zero, out + i);
+}
+
+/* Four rows of four words to every fourth four of `out`. */
+AQ_NEON_INLINE static inline void aq_neon_turn(const uint32_t *in, size_t stride, uint32_t *out) {
+    uint32x4_t a = vld1q_u32(in), b = vld1q_u32(in + stride);
+    uint32x4_t c = vld1q_u32(in + 2 * stride), d = vld1q_u32(in + 3 * stride);
+    uint64x2_t ab_even = vreinterpretq_u64_u32(vtrn1q_u32(a, b));
+    uint64x2_t ab_odd = vreinterpretq_u64_u32(vtrn2q_u32(a, b));
+    uint64x2_t cd_even = vreinterpretq_u64_u32(vtrn1q_u32(c, d));
+    uint64x2_t cd_odd = vreinterpretq_u64_u32(vtrn2q_u32(c, d));
+    vst1q_u32(out, vreinterpretq_u32_u64(vtrn1q_u64(ab_even, cd_even)));
+    vst1q_u32(out + 16, vreinterpretq_u32_u64(vtrn1q_u64(ab_odd, cd_odd)));
+    vst1q_u32(out + 32, vreinterpretq_u32_u64(vtrn2q_u64(ab_even, cd_even)));
+    vst1q_u32(out + 48, vreinterpretq_u32_u64(vtrn2q_u64(ab_odd, cd_odd)));
+}
+
+AQ_SIMD_LIB void aq_neon_transpose(const uint32_t *in, size_t stride, size_t count, uint32_t *out) {
+    size_t i, row;
+    for (i = 0; i + 4 <= count; i += 4) {
+        for (row = 0; row < AQ_LINEAR_ROWS; row += 4) {
+            aq_neon_turn(in + row * stride + i, stride, out + 16 * i + row);
+        }
+    }
+    aq_scalar_transpose(in + i, stride, count - i, out + 16 * i);
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_combine(const aq_linear_combine *job, float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const int32x4_t zero = vdupq_n_s32(job->zero);
+    const float *params = job->params;
+    float32x4_t scaled[4], shifted[4];
+    size_t group, j;
+    for (j = 0; j < 4; j++) {
+        scaled[j] = vld1q_f32(acc + 4 * j);
+        shifted[j] = vld1q_f32(acc + 16 + 4 * j);
+    }
+    for (group = 0; group < job->groups; group++, params += 32) {
+        const int32_t sum = job->sums[group];
+        const int32x4_t less = vdupq_n_s32(job->half * sum);
+        const float32x4_t wide = vdupq_n_f32((float)sum);
+        for (j = 0; j < 4; j++) {
+            int32x4_t dots = vsubq_s32(vld1q_s32(job->dots + 16 * group + 4 * j), less);
+            if (job->zero != 0) {
+                dots = vsubq_s32(dots,
+                                 vmulq_s32(zero, vld1q_s32(job->codes + 16 * group + 4 * j)));
+            }
+            scaled[j] = vaddq_f32(scaled[j],
+                                  vmulq_f32(vld1q_f32(params + 4 * j), vcvtq_f32_s32(dots)));
+            shifted[j] = vaddq_f32(shifted[j], vmulq_f32(vld1q_f32(params + 16 + 4 * j), wide));
+        }
+    }
+    for (j = 0; j < 4; j++) {
+        vst1q_f32(acc + 4 * j, scaled[j]);
+        vst1q_f32(acc + 16 + 4 * j, shifted[j]);
+    }
+}
+
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_forward.c ---- */
+
+/* ---- begin src/simd/avx2_forward.c ---- */
+
+/* AVX2 kernels of the forward pass. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Four rows by one token; all rows are read, `rows` of them count. */
+AQ_AVX2_INLINE static inline void aq_avx2_product4(const float *const *w, size_t rows,
+                                                   const float *x, size_t count, float *y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 low[4], high[4], first, second;
+    float folded[4], rest[2][16];
+    size_t i, r;
+    for (r = 0; r < 4; r++) {
+        low[r] = high[r] = _mm256_setzero_ps();
+    }
+    for (i = 0; i + 16 <= count; i += 16) {
+        first = _mm256_loadu_ps(x + i);
+        second = _mm256_loadu_ps(x + i + 8);
+        AQ_UNROLL
+        for (r = 0; r < 4; r++) {
+            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i), first));
+            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i + 8), second));
+        }
+    }
+    memset(rest, 0, sizeof rest);
+    memcpy(rest[0], x + i, (count - i) * sizeof *x);
+    for (r = 0; r < 4; r++) {
+        if (i < count) { /* zeros behind the last column */
+            memcpy(rest[1], w[r] + i, (count - i) * sizeof *x);
+            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1]),
+                                                         _mm256_loadu_ps(rest[0])));
+            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1] + 8),
+                                                           _mm256_loadu_ps(rest[0] + 8)));
+        }
+        low[r] = _mm256_add_ps(low[r], high[r]);
+    }
+    _mm_storeu_ps(folded, aq_avx2_fold4(low[0], low[1], low[2], low[3]));
+    for (r = 0; r < rows; r++) {
+        y[r] += folded[r];
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_product(const float *w, size_t w_stride, size_t rows,
+                                         const float *x, size_t x_stride, size_t tokens,
+                                         size_t count, float *y, size_t y_stride) {
+    const float *row[4];
+    size_t r, t, i;
+    for (r = 0; r < rows; r += 4) {
+        const size_t n = rows - r < 4 ? rows - r : 4;
+        for (i = 0; i < 4; i++) {
+            row[i] = w + (r + (i < n ? i : n - 1)) * w_stride;
+        }
+        for (t = 0; t < tokens; t++) {
+            aq_avx2_product4(row, n, x + t * x_stride, count, y + t * y_stride + r);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                         int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 low = _mm256_set1_ps((float)(-128 - zero));
+    const __m256 high = _mm256_set1_ps((float)(127 - zero));
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m256 value = _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse));
+        __m256i code;
+        __m128i half;
+        value = _mm256_min_ps(_mm256_max_ps(value, low), high); /* a NaN becomes `low` */
+        code = _mm256_add_epi32(_mm256_cvtps_epi32(value), _mm256_set1_epi32(zero));
+        half = _mm_packs_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+        _mm_storel_epi64((__m128i *)(void *)(out + i), _mm_packs_epi16(half, half));
+    }
+    aq_scalar_to_int8(x + i, count - i, inverse, zero, out + i);
+}
+
+/* 8 rows of 8 words to every other eight of `out`. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn(const uint32_t *in, size_t stride, uint32_t *out) {
+    __m256i a[8], b[8];
+    size_t i;
+    AQ_UNROLL
+    for (i = 0; i < 8; i++) {
+        a[i] = _mm256_loadu_si256((const __m256i *)(const void *)(in + i * stride));
+    }
+    AQ_UNROLL
+    for (i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 8; i += 4) { /* word 4·k + j of four rows in half k of a[i + j] */
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 4; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i),
+                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (i + 4)),
+                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
+                                           uint32_t *out) {
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        aq_avx2_turn(in + i, stride, out + 16 * i);
+        aq_avx2_turn(in + 8 * stride + i, stride, out + 16 * i + 8);
+    }
+    aq_scalar_transpose(in + i, stride, count - i, out + 16 * i);
+}
+
+/* Eight of the rows: those that begin at `at`. */
+AQ_AVX2_INLINE static inline void aq_avx2_combine8(const aq_linear_combine *job, size_t at,
+                                                   float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const __m256i zero = _mm256_set1_epi32(job->zero);
+    __m256 scaled = _mm256_loadu_ps(acc + at), shifted = _mm256_loadu_ps(acc + 16 + at);
+    const float *params = job->params + at;
+    size_t group;
+    for (group = 0; group < job->groups; group++, params += 32) {
+        const int32_t sum = job->sums[group];
+        __m256i dots = _mm256_loadu_si256(
+            (const __m256i *)(const void *)(job->dots + 16 * group + at));
+        dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(job->half * sum));
+        if (job->zero != 0) {
+            dots = _mm256_sub_epi32(
+                dots, _mm256_mullo_epi32(zero, _mm256_loadu_si256((const __m256i *)(const void *)(
+                                                   job->codes + 16 * group + at))));
+        }
+        scaled = _mm256_add_ps(scaled, _mm256_mul_ps(_mm256_loadu_ps(params),
+                                                     _mm256_cvtepi32_ps(dots)));
+        shifted = _mm256_add_ps(shifted, _mm256_mul_ps(_mm256_loadu_ps(params + 16),
+                                                       _mm256_set1_ps((float)sum)));
+    }
+    _mm256_storeu_ps(acc + at, scaled);
+    _mm256_storeu_ps(acc + 16 + at, shifted);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc) {
+    aq_avx2_combine8(job, 0, acc);
+    aq_avx2_combine8(job, 8, acc);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_forward.c ---- */
+
+/* ---- begin src/simd/avx512_forward.c ---- */
+
+/* AVX-512 kernels of the forward pass. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* One token's sums over four rows, rows apart by `step`, added to y[0 … rows − 1]. */
+AQ_AVX512_INLINE static inline void aq_avx512_gather4(const __m512 *sum, size_t rows, float *y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 half[4];
+    float folded[4];
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        half[i] = _mm256_add_ps(_mm512_castps512_ps256(sum[i]), _mm512_extractf32x8_ps(sum[i], 1));
+    }
+    _mm_storeu_ps(folded, aq_avx2_fold4(half[0], half[1], half[2], half[3]));
+    for (i = 0; i < rows; i++) {
+        y[i] += folded[i];
+    }
+}
+
+/* Four rows by `tokens` tokens, 4 or 1; all rows are read, `rows` of them count. */
+AQ_AVX512_INLINE static inline void aq_avx512_product4(const float *const *w, size_t rows,
+                                                       const float *x, size_t x_stride,
+                                                       size_t tokens, size_t count, float *y,
+                                                       size_t y_stride) {
+    AQ_SIMD_EXACT_BODY
+    __m512 sum[4][4], value[4], weight;
+    size_t i, r, t;
+    for (t = 0; t < 4; t++) {
+        sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = value[t] = _mm512_setzero_ps();
+    }
+    for (i = 0; i < count; i += 16) {
+        const __mmask16 lanes = aq_avx512_lanes(count - i);
+        AQ_UNROLL
+        for (t = 0; t < tokens; t++) {
+            value[t] = _mm512_maskz_loadu_ps(lanes, x + t * x_stride + i);
+        }
+        AQ_UNROLL
+        for (r = 0; r < 4; r++) {
+            weight = _mm512_maskz_loadu_ps(lanes, w[r] + i);
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                sum[t][r] = _mm512_add_ps(sum[t][r], _mm512_mul_ps(weight, value[t]));
+            }
+        }
+    }
+    AQ_UNROLL
+    for (t = 0; t < tokens; t++) {
+        aq_avx512_gather4(sum[t], rows, y + t * y_stride);
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
+                                             const float *x, size_t x_stride, size_t tokens,
+                                             size_t count, float *y, size_t y_stride) {
+    const float *row[4];
+    size_t r, t, i;
+    for (t = 0; t < tokens;) {
+        const size_t many = tokens - t >= 4 ? 4 : 1;
+        for (r = 0; r < rows; r += 4) {
+            const size_t n = rows - r < 4 ? rows - r : 4;
+            for (i = 0; i < 4; i++) {
+                row[i] = w + (r + (i < n ? i : n - 1)) * w_stride;
+            }
+            if (many == 4) {
+                aq_avx512_product4(row, n, x + t * x_stride, x_stride, 4, count,
+                                   y + t * y_stride + r, y_stride);
+            } else {
+                aq_avx512_product4(row, n, x + t * x_stride, x_stride, 1, count,
+                                   y + t * y_stride + r, y_stride);
+            }
+        }
+        t += many;
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float inverse,
+                                             int32_t zero, int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 low = _mm512_set1_ps((float)(-128 - zero));
+    const __m512 high = _mm512_set1_ps((float)(127 - zero));
+    size_t i;
+    for (i = 0; i < count; i += 16) {
+        const __mmask16 lanes = aq_avx512_lanes(count - i);
+        __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), _mm512_set1_ps(inverse));
+        __m512i code;
+        value = _mm512_min_ps(_mm512_max_ps(value, low), high); /* a NaN becomes `low` */
+        code = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(zero));
+        _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, code);
+    }
+}
+
+/* 16 rows of 16 words. */
+AQ_AVX512_INLINE static inline void aq_avx512_turn(const uint32_t *in, size_t stride,
+                                                   __mmask16 lanes, size_t count, uint32_t *out) {
+    __m512i a[16], b[16];
+    size_t i;
+    AQ_UNROLL
+    for (i = 0; i < 16; i++) {
+        a[i] = _mm512_maskz_loadu_epi32(lanes, in + i * stride);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 16; i += 2) { /* pairs of rows */
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 16; i += 4) { /* fours of rows: word 4·k + j of them in quarter k of a[i + j] */
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xDD);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xDD);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 4; i++) {
+        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+        a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xDD);
+        a[i + 4] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88);
+        a[i + 12] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xDD);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 16; i++) {
+        if (i < count) {
+            _mm512_storeu_si512((__m512i *)(void *)(out + 16 * i), a[i]);
+        }
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
+                                               uint32_t *out) {
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_avx512_turn(in + i, stride, 0xFFFFu, 16, out + 16 * i);
+    }
+    if (i < count) {
+        aq_avx512_turn(in + i, stride, aq_avx512_lanes(count - i), count - i, out + 16 * i);
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i zero = _mm512_set1_epi32(job->zero);
+    __m512 scaled = _mm512_loadu_ps(acc), shifted = _mm512_loadu_ps(acc + 16);
+    const float *params = job->params;
+    size_t group;
+    for (group = 0; group < job->groups; group++, params += 32) {
+        const int32_t sum = job->sums[group];
+        __m512i dots = _mm512_loadu_si512((const __m512i *)(const void *)(job->dots + 16 * group));
+        dots = _mm512_sub_epi32(dots, _mm512_set1_epi32(job->half * sum));
+        if (job->zero != 0) {
+            dots = _mm512_sub_epi32(
+                dots, _mm512_mullo_epi32(zero, _mm512_loadu_si512((const __m512i *)(const void *)(
+                                                   job->codes + 16 * group))));
+        }
+        scaled = _mm512_add_ps(scaled, _mm512_mul_ps(_mm512_loadu_ps(params),
+                                                     _mm512_cvtepi32_ps(dots)));
+        shifted = _mm512_add_ps(shifted, _mm512_mul_ps(_mm512_loadu_ps(params + 16),
+                                                       _mm512_set1_ps((float)sum)));
+    }
+    _mm512_storeu_ps(acc, scaled);
+    _mm512_storeu_ps(acc + 16, shifted);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_forward.c ---- */
+
+/* ---- begin src/simd/forward_dispatch.c ---- */
+
+/* The tables of the forward pass, one for each instruction set. */
+
+static const struct aq_linear_kernels aq_linear_scalar = {
+    "scalar", aq_scalar_product, aq_scalar_to_int8, aq_scalar_transpose, aq_scalar_combine,
+};
+
+#if defined(AQ_HAVE_AVX2)
+static const struct aq_linear_kernels aq_linear_avx2 = {
+    "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
+};
+#endif
+#if defined(AQ_HAVE_AVX512)
+static const struct aq_linear_kernels aq_linear_avx512 = {
+    "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
+};
+#endif
+#if defined(AQ_HAVE_NEON)
+static const struct aq_linear_kernels aq_linear_neon = {
+    "neon", aq_neon_product, aq_neon_to_int8, aq_neon_transpose, aq_neon_combine,
+};
+#endif
+
+static const struct aq_linear_kernels *const aq_linear_tables[] = {
+#if defined(AQ_HAVE_AVX2)
+    &aq_linear_avx2,
+#endif
+#if defined(AQ_HAVE_AVX512)
+    &aq_linear_avx512,
+#endif
+#if defined(AQ_HAVE_NEON)
+    &aq_linear_neon,
+#endif
+    &aq_linear_scalar,
+};
+
+AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kernels *kernels) {
+    const size_t count = sizeof aq_linear_tables / sizeof *aq_linear_tables;
+    size_t i;
+    for (i = 0; i + 1 < count; i++) {
+        if (strcmp(kernels->name, aq_linear_tables[i]->name) == 0) {
+            return aq_linear_tables[i];
+        }
+    }
+    return &aq_linear_scalar;
+}
+
+/* ---- end src/simd/forward_dispatch.c ---- */
 
 #endif /* AQ_KERNELS_INCLUDED */
 
@@ -11664,7 +12446,8 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err);
 
 /* ---- begin src/quant/tile.h ---- */
 
-/* A stretch of one row on the stack: widened, fitted, then coded. Inside quant/ only. */
+/* A stretch of one row on the stack: widened, fitted, then coded. Inside
+ * quant/, and for the stored parameters in infer/weights.c. */
 
 #ifdef __cplusplus
 extern "C" {
@@ -15694,6 +16477,1015 @@ ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *pat
 #undef AQ_MOMENT_ROWS
 
 /* ---- end src/calib/observer.c ---- */
+
+/* ---- begin src/infer/infer.h ---- */
+
+/* The forward pass of quantized layers. What it needs to know about a code is in weights.c alone. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_LINEAR_LINE 64u /* pieces of scratch begin at multiples of it */
+
+/* A layer as the forward pass sees it. */
+typedef struct aq_weights {
+    const aq_linear *linear;
+    const struct aq_kernels *kernels;
+    const struct aq_linear_kernels *infer;
+    aq_quant_layout layout; /* when quantized */
+    size_t rows, cols;
+    size_t groups;          /* a row, when quantized */
+    int32_t half;           /* see aq_linear_combine */
+} aq_weights;
+
+/* ---- weights.c */
+
+/* Checks the description and fills *out. */
+AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *linear,
+                                 aq_weights *out, aq_error *err);
+/* Columns begin … begin + count − 1 of a row; begin is a multiple of AQ_LINEAR_STRETCH. */
+AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
+                              float *out);
+/* Scale and min of every group of a row: [groups][2]. */
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out);
+/* Σ code·q of every group of `count` rows: [count][groups]. */
+AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
+                            int32_t *out);
+/* Biases row … row + count − 1, or zeros. */
+AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out);
+/* `count` little-endian numbers of F32, F16 or BF16 at any address. */
+AQ_LIB void aq_widen_file(const struct aq_kernels *kernels, aq_dtype dtype, const void *in,
+                          float *out, size_t count);
+
+/* ---- linear.c: one forward pass */
+
+typedef struct aq_forward {
+    aq_weights weights;
+    aq_context *context;
+    const uint8_t *x;
+    aq_dtype dtype;
+    size_t tokens;
+    aq_activation activation; /* FLOAT when the weights are not quantized */
+    float *y;
+    uint32_t threads;
+    size_t task_rows, task_tokens, row_tasks; /* a task: so many rows by so many tokens */
+    uint8_t *shared;          /* scratch: the activations, prepared */
+    uint8_t *own;             /* scratch of worker 0, own_bytes before that of worker 1 … */
+    size_t own_bytes;
+    const float *wide;        /* FLOAT: [tokens, cols] */
+} aq_forward;
+
+/* A token's activations as F32, input scales applied. */
+AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out);
+
+/* ---- int8.c */
+
+/* Scratch for the activations of so many tokens, and for one worker; false when it overflows. */
+AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own);
+/* One token to INT8 in run->shared; `own` is a worker's scratch. */
+AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own);
+/* Rows × tokens of the result. */
+AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
+                          size_t tokens, uint8_t *own);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/infer/infer.h ---- */
+
+/* ---- begin src/infer/weights.c ---- */
+
+/* The weights of a layer: packed codes of any kind behind a few functions, or plain floats. */
+
+static bool aq_weights_plain(aq_dtype dtype) {
+    return dtype == AQ_DTYPE_F32 || dtype == AQ_DTYPE_F16 || dtype == AQ_DTYPE_BF16;
+}
+
+static const char *aq_linear_title(const aq_linear *linear) {
+    return linear->name ? linear->name : "aq_linear";
+}
+
+static aq_status aq_weights_missing(const aq_linear *linear, const aq_quant_layout *layout,
+                                    aq_error *err) {
+    const char *what = NULL;
+    if (linear->rows && linear->cols) {
+        what = !linear->quantized                       ? (linear->data ? NULL : "data")
+               : !linear->codes                         ? "codes"
+               : !linear->params                        ? "params"
+               : !linear->extra && layout->extra_bytes  ? "extra" : NULL;
+    }
+    return what ? aq_fail(err, AQ_ERR_ARGUMENT, "%s: %s is NULL; set what belongs to the weights",
+                          aq_linear_title(linear), what)
+                : AQ_OK;
+}
+
+AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *linear,
+                                 aq_weights *out, aq_error *err) {
+    aq_status status = AQ_OK;
+    uint64_t bytes = 0;
+    if (!linear) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "the layer is NULL");
+    }
+    memset(out, 0, sizeof *out);
+    if (linear->quantized) {
+        status = aq_quantized_size(&linear->spec, linear->rows, linear->cols, &out->layout, err);
+    } else if (!aq_weights_plain(linear->dtype)) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: weights in %s; use F32, F16 or BF16",
+                       aq_linear_title(linear), aq_dtype_name(linear->dtype));
+    }
+    if (status != AQ_OK) {
+        return status;
+    }
+    if (linear->bias && !aq_weights_plain(linear->bias_dtype)) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: bias in %s; use F32, F16 or BF16",
+                       aq_linear_title(linear), aq_dtype_name(linear->bias_dtype));
+    }
+    if (!aq_mul_u64(linear->rows, linear->cols, &bytes) || !aq_mul_u64(bytes, 4, &bytes) ||
+        bytes > SIZE_MAX) {
+        return aq_fail(err, AQ_ERR_SHAPE, "%s: [%llu, %llu] does not fit this machine's memory",
+                       aq_linear_title(linear), (unsigned long long)linear->rows,
+                       (unsigned long long)linear->cols);
+    }
+    out->linear = linear;
+    out->rows = (size_t)linear->rows;
+    out->cols = (size_t)linear->cols;
+    out->groups = (size_t)out->layout.groups;
+    if (linear->quantized && linear->spec.code == AQ_CODE_SYMMETRIC) {
+        out->half = 1 << (linear->spec.bits - 1u);
+    }
+    out->kernels = aq_kernels_of(context);
+    out->infer = aq_simd_linear(out->kernels);
+    return aq_weights_missing(linear, &out->layout, err);
+}
+
+AQ_LIB void aq_widen_file(const struct aq_kernels *kernels, aq_dtype dtype, const void *in,
+                          float *out, size_t count) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint16_t halves[256];
+    size_t i, n;
+    if (dtype == AQ_DTYPE_F32) {
+        memcpy(out, in, count * sizeof *out);
+        aq_little_endian(out, count, sizeof *out);
+        return;
+    }
+    for (i = 0; i < count; i += n) {
+        n = count - i < 256 ? count - i : 256;
+        memcpy(halves, from + 2 * i, 2 * n);
+        aq_little_endian(halves, n, 2);
+        if (dtype == AQ_DTYPE_F16) {
+            kernels->f16_to_f32(halves, out + i, n);
+        } else {
+            kernels->bf16_to_f32(halves, out + i, n);
+        }
+    }
+}
+
+static const uint8_t *aq_weights_row_params(const aq_weights *weights, size_t row) {
+    return (const uint8_t *)weights->linear->params +
+           row * (size_t)weights->layout.row_param_bytes;
+}
+
+static const uint8_t *aq_weights_row_extra(const aq_weights *weights, size_t row) {
+    const uint8_t *extra = (const uint8_t *)weights->linear->extra;
+    return extra ? extra + row * (size_t)weights->layout.row_extra_bytes : NULL;
+}
+
+AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
+                              float *out) {
+    const aq_linear *linear = weights->linear;
+    const aq_quant_spec *spec = &linear->spec;
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    size_t param_bytes, size, n;
+    if (!linear->quantized) {
+        size = aq_dtype_size(linear->dtype);
+        aq_widen_file(weights->kernels, linear->dtype,
+                      (const uint8_t *)linear->data + (row * weights->cols + begin) * size, out,
+                      count);
+        return;
+    }
+    param_bytes = (size_t)(weights->layout.row_param_bytes / weights->layout.groups);
+    for (; count > 0; begin += n, count -= n, out += n) {
+        n = count < AQ_TILE_WEIGHTS ? count : AQ_TILE_WEIGHTS;
+        aq_grids_read(weights->kernels, spec,
+                      aq_weights_row_params(weights, row) + begin / spec->group_size * param_bytes,
+                      aq_weights_row_extra(weights, row),
+                      (n + spec->group_size - 1) / spec->group_size, grids);
+        weights->kernels->decode((const uint8_t *)linear->codes +
+                                     row * (size_t)weights->layout.row_code_bytes +
+                                     begin * spec->bits / 8,
+                                 n, spec->group_size, spec->bits, weights->half != 0, grids, out);
+    }
+}
+
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out) {
+    const uint8_t *params = aq_weights_row_params(weights, row);
+    const uint8_t *extra = aq_weights_row_extra(weights, row);
+    size_t begin, n, each;
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    if (weights->linear->spec.params == AQ_PARAM_F16 && weights->half == 0) {
+        aq_widen_file(weights->kernels, AQ_DTYPE_F16, params, out, 2 * weights->groups);
+        return;
+    }
+    each = weights->groups ? (size_t)(weights->layout.row_param_bytes / weights->groups) : 0;
+    for (begin = 0; begin < weights->groups; begin += n) {
+        n = weights->groups - begin < AQ_TILE_GROUPS ? weights->groups - begin : AQ_TILE_GROUPS;
+        aq_grids_read(weights->kernels, &weights->linear->spec, params + begin * each, extra, n,
+                      grids);
+        memcpy(out + 2 * begin, grids, n * sizeof *grids);
+    }
+}
+
+AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
+                            int32_t *out) {
+    const aq_linear *linear = weights->linear;
+    size_t stride = (size_t)weights->layout.row_code_bytes;
+    weights->kernels->dot_codes((const uint8_t *)linear->codes + row * stride, stride, count,
+                                linear->spec.bits, q, weights->cols, linear->spec.group_size, out);
+}
+
+AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out) {
+    const aq_linear *linear = weights->linear;
+    if (linear->bias) {
+        aq_widen_file(weights->kernels, linear->bias_dtype,
+                      (const uint8_t *)linear->bias + row * aq_dtype_size(linear->bias_dtype), out,
+                      count);
+    } else {
+        memset(out, 0, count * sizeof *out);
+    }
+}
+
+/* ---- end src/infer/weights.c ---- */
+
+/* ---- begin src/infer/linear.c ---- */
+
+/* The forward pass of a linear layer: scratch, threads, and products with float activations. */
+
+/* Multiply-adds that are worth a task of their own, and the most tokens of one. */
+#define AQ_TASK_PRODUCTS ((size_t)1 << 18)
+#define AQ_TASK_TOKENS ((size_t)256)
+#ifdef ARROWQUANT_NO_THREADS
+#  define AQ_FLOAT_ROWS ((size_t)2) /* decoded at once: small memory */
+#else
+#  define AQ_FLOAT_ROWS ((size_t)16)
+#endif
+
+static size_t aq_size_min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* Up to the next multiple of a line; false when it overflows. */
+static bool aq_line_up(uint64_t bytes, size_t *out) {
+    uint64_t up = 0;
+    if (!aq_add_u64(bytes, AQ_LINEAR_LINE - 1u, &up) || up > SIZE_MAX) {
+        return false;
+    }
+    *out = (size_t)up / AQ_LINEAR_LINE * AQ_LINEAR_LINE;
+    return true;
+}
+
+static bool aq_float_scratch(const aq_weights *weights, size_t tokens, size_t *shared,
+                             size_t *own) {
+    uint64_t bytes = 0;
+    size_t stretch = aq_size_min(weights->cols, AQ_LINEAR_STRETCH);
+    return aq_mul_u64(tokens, weights->cols, &bytes) && aq_mul_u64(bytes, sizeof(float), &bytes) &&
+           aq_line_up(bytes, shared) &&
+           aq_line_up((uint64_t)AQ_FLOAT_ROWS * stretch * sizeof(float), own);
+}
+
+/* Both kinds of activations at once, so that the caller need not know which. */
+static bool aq_forward_scratch(const aq_weights *weights, size_t tokens, uint32_t threads,
+                               size_t *shared, size_t *own, uint64_t *total) {
+    size_t other_shared = 0, other_own = 0;
+    if (!aq_float_scratch(weights, tokens, shared, own)) {
+        return false;
+    }
+    if (weights->linear->quantized) {
+        if (!aq_int8_scratch(weights, tokens, &other_shared, &other_own)) {
+            return false;
+        }
+        *shared = *shared > other_shared ? *shared : other_shared;
+        *own = *own > other_own ? *own : other_own;
+    }
+    return aq_mul_u64(*own, threads, total) && aq_add_u64(*total, *shared, total) &&
+           aq_add_u64(*total, AQ_LINEAR_LINE, total) && *total <= SIZE_MAX;
+}
+
+ARROWQUANT_API size_t aq_linear_scratch_size(const aq_context *context, const aq_linear *linear,
+                                             uint64_t tokens) {
+    aq_weights weights;
+    size_t shared = 0, own = 0;
+    uint64_t total = 0;
+    if (tokens > SIZE_MAX || aq_weights_open(context, linear, &weights, NULL) != AQ_OK ||
+        !aq_forward_scratch(&weights, (size_t)tokens, aq_thread_count(context), &shared, &own,
+                            &total)) {
+        return 0;
+    }
+    return (size_t)total;
+}
+
+/* ---- float activations */
+
+AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out) {
+    const struct aq_kernels *kernels = run->weights.kernels;
+    const float *scales = run->weights.linear->input_scales;
+    size_t i, cols = run->weights.cols;
+    const uint8_t *x = run->x + token * cols * aq_dtype_size(run->dtype);
+    switch (run->dtype) {
+    case AQ_DTYPE_F16: kernels->f16_to_f32(x, out, cols); break;
+    case AQ_DTYPE_BF16: kernels->bf16_to_f32(x, out, cols); break;
+    default: memcpy(out, x, cols * sizeof *out); break;
+    }
+    for (i = 0; scales && i < cols; i++) {
+        out[i] *= scales[i];
+    }
+}
+
+static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_t token,
+                           size_t tokens, uint8_t *own) {
+    const aq_weights *weights = &run->weights;
+    const size_t cols = weights->cols, stride = weights->rows;
+    float *decoded = (float *)(void *)own, *y = run->y + token * stride + row;
+    size_t begin, i, t;
+    for (t = 0; t < tokens; t++) {
+        memset(y + t * stride, 0, rows * sizeof *y);
+    }
+    for (begin = 0; begin < cols; begin += AQ_LINEAR_STRETCH) {
+        size_t count = aq_size_min(cols - begin, AQ_LINEAR_STRETCH);
+        for (i = 0; i < rows; i++) {
+            aq_weights_decode(weights, row + i, begin, count, decoded + i * count);
+        }
+        weights->infer->product(decoded, count, rows, run->wide + token * cols + begin, cols,
+                                tokens, count, y, stride);
+    }
+    if (weights->linear->bias) {
+        float bias[AQ_LINEAR_ROWS];
+        aq_weights_bias(weights, row, rows, bias);
+        for (t = 0; t < tokens; t++) {
+            for (i = 0; i < rows; i++) {
+                y[t * stride + i] += bias[i];
+            }
+        }
+    }
+}
+
+/* ---- tasks */
+
+static aq_status aq_forward_prepare(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_forward *run = (const aq_forward *)user;
+    size_t token = index * run->task_tokens, end = token + run->task_tokens;
+    aq_simd_mode mode = aq_simd_mode_enter();
+    (void)err;
+    for (end = aq_size_min(end, run->tokens); token < end; token++) {
+        if (run->activation.type == AQ_ACTIVATION_FLOAT) {
+            aq_forward_widen(run, token,
+                             (float *)(void *)run->shared + token * run->weights.cols);
+        } else {
+            aq_int8_prepare(run, token, run->own + worker * run->own_bytes);
+        }
+    }
+    aq_simd_mode_leave(mode);
+    return AQ_OK;
+}
+
+static aq_status aq_forward_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_forward *run = (const aq_forward *)user;
+    const size_t each = run->activation.type == AQ_ACTIVATION_FLOAT ? AQ_FLOAT_ROWS
+                                                                    : AQ_LINEAR_ROWS;
+    size_t token = index / run->row_tasks * run->task_tokens;
+    size_t tokens = aq_size_min(run->tokens - token, run->task_tokens);
+    size_t row = index % run->row_tasks * run->task_rows;
+    size_t end = aq_size_min(row + run->task_rows, run->weights.rows);
+    aq_simd_mode mode = aq_simd_mode_enter();
+    (void)err;
+    for (; row < end; row += each) {
+        (run->activation.type == AQ_ACTIVATION_FLOAT ? aq_float_block : aq_int8_block)(
+            run, row, aq_size_min(end - row, each), token, tokens,
+            run->own + worker * run->own_bytes);
+    }
+    aq_simd_mode_leave(mode);
+    return AQ_OK;
+}
+
+/* Prepares the activations, then multiplies. Threads only where a task is worth one. */
+static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
+    const size_t cols = run->weights.cols ? run->weights.cols : 1;
+    aq_status status = AQ_OK;
+    size_t tasks, work;
+    if (!run->wide) {
+        run->task_tokens = AQ_TASK_PRODUCTS / 8 / cols + 1;
+        tasks = (run->tokens + run->task_tokens - 1) / run->task_tokens;
+        status = aq_parallel_for(run->context, run->threads, tasks, aq_forward_prepare, run, err);
+        run->wide = (const float *)(const void *)run->shared;
+    }
+    if (status != AQ_OK) {
+        return status;
+    }
+    run->task_tokens = aq_size_min(run->tokens, AQ_TASK_TOKENS);
+    work = AQ_TASK_PRODUCTS / AQ_LINEAR_ROWS / run->task_tokens / cols + 1; /* blocks of 16 rows */
+    run->task_rows = work * AQ_LINEAR_ROWS;
+    run->row_tasks = (run->weights.rows + run->task_rows - 1) / run->task_rows;
+    tasks = (run->tokens + run->task_tokens - 1) / run->task_tokens * run->row_tasks;
+    return aq_parallel_for(run->context, run->threads, tasks, aq_forward_task, run, err);
+}
+
+/* ---- the public functions */
+
+static aq_status aq_forward_check(const aq_forward *run, aq_error *err) {
+    const aq_activation *activation = &run->activation;
+    const char *name = run->weights.linear->name ? run->weights.linear->name : "aq_linear_forward";
+    if (run->dtype != AQ_DTYPE_F32 && run->dtype != AQ_DTYPE_F16 && run->dtype != AQ_DTYPE_BF16) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: activations in %s; use F32, F16 or BF16", name,
+                       aq_dtype_name(run->dtype));
+    }
+    if (activation->type == AQ_ACTIVATION_STATIC) {
+        if (!(activation->scale > 0.0f && activation->scale <= FLT_MAX)) {
+            return aq_fail(err, AQ_ERR_ARGUMENT,
+                           "%s: the scale of the activations is not positive and finite", name);
+        }
+        if (activation->zero_point < -128 || activation->zero_point > 128) {
+            return aq_fail(err, AQ_ERR_ARGUMENT,
+                           "%s: the zero point of the activations is %d; use -128 … 128", name,
+                           (int)activation->zero_point);
+        }
+    } else if (activation->type != AQ_ACTIVATION_FLOAT &&
+               activation->type != AQ_ACTIVATION_DYNAMIC) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: activation type %d is not known", name,
+                       (int)activation->type);
+    }
+    if (!run->x || !run->y) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: %s is NULL", name, run->x ? "y" : "x");
+    }
+    return AQ_OK;
+}
+
+/* Cuts the caller's scratch. */
+static aq_status aq_forward_lay_out(aq_forward *run, void *scratch, size_t scratch_bytes,
+                                    aq_error *err) {
+    size_t shared = 0, skip;
+    uint64_t total = 0;
+    if (!aq_forward_scratch(&run->weights, run->tokens, run->threads, &shared, &run->own_bytes,
+                            &total)) {
+        return aq_fail(err, AQ_ERR_SHAPE, "the scratch for %llu tokens does not fit this machine",
+                       (unsigned long long)run->tokens);
+    }
+    if (!scratch || scratch_bytes < total) {
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "scratch of %llu bytes; aq_linear_scratch_size asks for %llu",
+                       scratch ? (unsigned long long)scratch_bytes : 0ull,
+                       (unsigned long long)total);
+    }
+    skip = (size_t)((AQ_LINEAR_LINE - (uintptr_t)scratch % AQ_LINEAR_LINE) % AQ_LINEAR_LINE);
+    run->shared = (uint8_t *)scratch + skip;
+    run->own = run->shared + shared;
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear *linear,
+                                           const void *x, aq_dtype dtype, uint64_t tokens,
+                                           const aq_activation *activation, float *y,
+                                           void *scratch, size_t scratch_bytes, aq_error *err) {
+    aq_forward run;
+    aq_status status;
+    memset(&run, 0, sizeof run);
+    status = aq_weights_open(context, linear, &run.weights, err);
+    if (status != AQ_OK) {
+        return status;
+    }
+    if (tokens > SIZE_MAX) {
+        return aq_fail(err, AQ_ERR_SHAPE, "%llu tokens do not fit this machine's memory",
+                       (unsigned long long)tokens);
+    }
+    if (tokens == 0 || linear->rows == 0) {
+        return AQ_OK;
+    }
+    run.context = context;
+    run.x = (const uint8_t *)x;
+    run.dtype = dtype;
+    run.tokens = (size_t)tokens;
+    run.y = y;
+    run.threads = aq_thread_count(context);
+    run.activation.type = AQ_ACTIVATION_FLOAT;
+    if (activation) {
+        run.activation = *activation;
+    }
+    status = aq_forward_check(&run, err);
+    if (status == AQ_OK) {
+        status = aq_forward_lay_out(&run, scratch, scratch_bytes, err);
+    }
+    if (status != AQ_OK) {
+        return status;
+    }
+    if (!linear->quantized) {
+        run.activation.type = AQ_ACTIVATION_FLOAT;
+    }
+    if (run.activation.type == AQ_ACTIVATION_FLOAT && dtype == AQ_DTYPE_F32 &&
+        !linear->input_scales && (uintptr_t)x % sizeof(float) == 0) {
+        run.wide = (const float *)x;
+    }
+    return aq_forward_run(&run, err);
+}
+
+ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *linear, uint64_t row,
+                                       float *out, aq_error *err) {
+    aq_weights weights;
+    size_t begin;
+    aq_status status = aq_weights_open(context, linear, &weights, err);
+    if (status != AQ_OK) {
+        return status;
+    }
+    if (row >= linear->rows || !out) {
+        return aq_fail(err, out ? AQ_ERR_SHAPE : AQ_ERR_ARGUMENT, "%s: row %llu of %llu%s",
+                       linear->name ? linear->name : "aq_linear_row", (unsigned long long)row,
+                       (unsigned long long)linear->rows, out ? "" : ", out is NULL");
+    }
+    {
+        aq_simd_mode mode = aq_simd_mode_enter();
+        for (begin = 0; begin < weights.cols; begin += AQ_LINEAR_STRETCH) {
+            aq_weights_decode(&weights, (size_t)row, begin,
+                              aq_size_min(weights.cols - begin, AQ_LINEAR_STRETCH), out + begin);
+        }
+        aq_simd_mode_leave(mode);
+    }
+    return AQ_OK;
+}
+
+#ifndef ARROWQUANT_NO_STDIO
+static aq_status aq_linear_take_bias(const aq_tensor *bias, aq_linear *out, aq_error *err) {
+    if (bias->quantized || bias->rows * bias->cols != out->rows) {
+        return aq_fail_tensor(err, AQ_ERR_SHAPE, bias->name, 0,
+                              "%s: a bias of %llu plain numbers is expected, %llu%s found",
+                              bias->name, (unsigned long long)out->rows,
+                              (unsigned long long)(bias->rows * bias->cols),
+                              bias->quantized ? ", quantized," : "");
+    }
+    out->bias = bias->data;
+    out->bias_dtype = bias->dtype;
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const aq_tensor *bias,
+                                                aq_linear *out, aq_error *err) {
+    aq_linear linear;
+    aq_weights checked;
+    aq_status status = AQ_OK;
+    if (!weight || !out) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_linear_from_tensors: %s is NULL",
+                       weight ? "out" : "weight");
+    }
+    memset(&linear, 0, sizeof linear);
+    linear.name = weight->name;
+    linear.rows = weight->rows;
+    linear.cols = weight->cols;
+    linear.quantized = weight->quantized;
+    linear.dtype = weight->dtype;
+    if (weight->quantized) {
+        linear.spec = weight->spec;
+        linear.codes = weight->codes;
+        linear.params = weight->params;
+        linear.extra = weight->extra;
+    } else {
+        linear.data = weight->data;
+    }
+    if (bias) {
+        status = aq_linear_take_bias(bias, &linear, err);
+    }
+    if (status == AQ_OK) {
+        status = aq_weights_open(NULL, &linear, &checked, err);
+    }
+    if (status == AQ_OK) {
+        *out = linear;
+    }
+    return status;
+}
+#endif
+
+#undef AQ_TASK_PRODUCTS
+#undef AQ_TASK_TOKENS
+#undef AQ_FLOAT_ROWS
+
+/* ---- end src/infer/linear.c ---- */
+
+/* ---- begin src/infer/int8.c ---- */
+
+/* Products with INT8 activations: exact integer dots of each group, scaled in F32 in one order. */
+
+/* Where the pieces of scratch begin. All of it is the size of `end`. */
+typedef struct aq_int8_shared {
+    size_t stride;                     /* of a token's INT8 values */
+    size_t sums, scales, zeros, ones, end;
+} aq_int8_shared;
+
+typedef struct aq_int8_own {
+    size_t rows, params, dots, dots_turned, codes, end;
+} aq_int8_own;
+
+/* `count` × `size` bytes behind *end, which moves to the next line. */
+static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
+    uint64_t begin = *end, bytes = 0;
+    *fits = *fits && aq_mul_u64(count, size, &bytes) &&
+            aq_add_u64(bytes, AQ_LINEAR_LINE - 1u, &bytes) &&
+            aq_add_u64(begin, bytes / AQ_LINEAR_LINE * AQ_LINEAR_LINE, end) && *end <= SIZE_MAX;
+    return (size_t)begin;
+}
+
+static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_int8_shared *out) {
+    bool fits = true;
+    uint64_t end = 0, stride = ((uint64_t)weights->cols + 63) / 64 * 64;
+    out->stride = (size_t)stride;
+    (void)aq_piece(&end, tokens, stride, &fits);
+    out->sums = aq_piece(&end, tokens, (uint64_t)weights->groups * 4, &fits);
+    out->scales = aq_piece(&end, tokens, 4, &fits);
+    out->zeros = aq_piece(&end, tokens, 4, &fits);
+    out->ones = aq_piece(&end, stride, 1, &fits);
+    out->end = (size_t)end;
+    return fits;
+}
+
+static bool aq_int8_own_pieces(const aq_weights *weights, aq_int8_own *out) {
+    bool fits = true;
+    uint64_t end = 0, block = (uint64_t)weights->groups * AQ_LINEAR_ROWS;
+    uint64_t row = (uint64_t)weights->cols; /* while a token is prepared */
+    out->rows = aq_piece(&end, block * 2 > row ? block * 2 : row, 4, &fits);
+    out->params = aq_piece(&end, block * 2, 4, &fits);
+    out->dots = aq_piece(&end, block, 4, &fits);
+    out->dots_turned = aq_piece(&end, block, 4, &fits);
+    out->codes = aq_piece(&end, block, 4, &fits);
+    out->end = (size_t)end;
+    return fits;
+}
+
+AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own) {
+    aq_int8_shared pieces;
+    aq_int8_own others;
+    if (!aq_int8_shared_pieces(weights, tokens, &pieces) || !aq_int8_own_pieces(weights, &others)) {
+        return false;
+    }
+    *shared = pieces.end;
+    *own = others.end;
+    return true;
+}
+
+/* ---- activations */
+
+/* The bits of the largest magnitude; from 0x7F800000 on: infinity or NaN. */
+static uint32_t aq_largest(const struct aq_kernels *kernels, const float *x, size_t count) {
+    aq_simd_range ranges[16];
+    const size_t each = sizeof ranges / sizeof *ranges * AQ_SIMD_GROUP_MAX;
+    uint32_t most = 0;
+    size_t begin, i, n;
+    for (begin = 0; begin < count; begin += n) {
+        n = count - begin < each ? count - begin : each;
+        kernels->range(x + begin, n, AQ_SIMD_GROUP_MAX, ranges);
+        for (i = 0; i * AQ_SIMD_GROUP_MAX < n; i++) {
+            most = ranges[i].absmax > most ? ranges[i].absmax : most;
+        }
+    }
+    return most;
+}
+
+/* The scale of a token and its inverse. Values too small for an inverse count as zeros; a value
+ * that is not finite makes the scale one that spreads. */
+static float aq_int8_scale(const aq_activation *activation, uint32_t most, float *inverse) {
+    const uint32_t infinite = 0x7F800000u, least = 0x03800000u; /* 2^-120 */
+    if (most >= infinite) {
+        *inverse = 0.0f;
+        return aq_simd_float(0x7FC00000u);
+    }
+    if (activation->type == AQ_ACTIVATION_STATIC) {
+        *inverse = 1.0f / activation->scale;
+        return activation->scale;
+    }
+    if (most < least) {
+        *inverse = 0.0f;
+        return 0.0f;
+    }
+    *inverse = 127.0f / aq_simd_float(most);
+    return aq_simd_float(most) / 127.0f;
+}
+
+static void aq_int8_sums(const aq_weights *weights, const int8_t *q, int32_t zero, int32_t *sums) {
+    const size_t group = weights->linear->spec.group_size;
+    size_t i;
+    aq_scalar_group_sums(q, weights->cols, group, sums);
+    for (i = 0; zero != 0 && i < weights->groups; i++) {
+        size_t length = weights->cols - i * group;
+        sums[i] -= zero * (int32_t)(length < group ? length : group);
+    }
+}
+
+AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own) {
+    const aq_weights *weights = &run->weights;
+    const size_t cols = weights->cols;
+    aq_int8_shared at;
+    float *x = (float *)(void *)own, inverse = 0.0f, scale;
+    int32_t zero = run->activation.type == AQ_ACTIVATION_STATIC ? run->activation.zero_point : 0;
+    int8_t *q;
+    (void)aq_int8_shared_pieces(weights, run->tokens, &at);
+    q = (int8_t *)run->shared + token * at.stride;
+    aq_forward_widen(run, token, x);
+    scale = aq_int8_scale(&run->activation, aq_largest(weights->kernels, x, cols), &inverse);
+    weights->infer->to_int8(x, cols, inverse, zero, q);
+    memset(q + cols, 0, at.stride - cols);
+    aq_int8_sums(weights, q, zero,
+                 (int32_t *)(void *)(run->shared + at.sums) + token * weights->groups);
+    memcpy(run->shared + at.scales + 4 * token, &scale, 4);
+    memcpy(run->shared + at.zeros + 4 * token, &zero, 4);
+    if (token == 0) {
+        memset(run->shared + at.ones, 1, at.stride);
+    }
+}
+
+/* ---- products */
+
+/* What does not change over the tokens of a block of rows. */
+typedef struct aq_int8_job {
+    const aq_weights *weights;
+    aq_int8_shared shared;
+    aq_int8_own own;
+    const uint8_t *activations;
+    uint8_t *scratch;
+    size_t row, rows;
+    float bias[AQ_LINEAR_ROWS];
+} aq_int8_job;
+
+/* Σ code·q of the block's rows, turned: [groups][16]. */
+static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) {
+    const size_t groups = job->weights->groups;
+    int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
+    aq_weights_dots(job->weights, job->row, job->rows, q, dots);
+    job->weights->infer->transpose((const uint32_t *)(const void *)dots, groups, groups,
+                                   (uint32_t *)(void *)out);
+}
+
+/* Scales and mins of the block's rows, turned: [groups][2][16]. */
+static void aq_int8_params(const aq_int8_job *job) {
+    const size_t each = 2 * job->weights->groups;
+    float *rows = (float *)(void *)(job->scratch + job->own.rows);
+    size_t i;
+    for (i = 0; i < job->rows; i++) {
+        aq_weights_params(job->weights, job->row + i, rows + i * each);
+    }
+    job->weights->infer->transpose((const uint32_t *)(const void *)rows, each, each,
+                                   (uint32_t *)(void *)(job->scratch + job->own.params));
+}
+
+AQ_SIMD_EXACT static void aq_int8_finish(const aq_int8_job *job, const float *acc, float scale,
+                                         float *y) {
+    AQ_SIMD_EXACT_BODY
+    size_t i;
+    for (i = 0; i < job->rows; i++) {
+        float sum = (acc[i] + acc[AQ_LINEAR_ROWS + i]) * scale;
+        y[i] = sum + job->bias[i];
+    }
+}
+
+static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
+    const uint8_t *shared = job->activations;
+    float acc[2 * AQ_LINEAR_ROWS] = {0.0f}, scale;
+    aq_linear_combine combine;
+    memcpy(&scale, shared + job->shared.scales + 4 * token, 4);
+    memcpy(&combine.zero, shared + job->shared.zeros + 4 * token, 4);
+    combine.dots = (const int32_t *)(const void *)(job->scratch + job->own.dots_turned);
+    combine.codes = (const int32_t *)(const void *)(job->scratch + job->own.codes);
+    combine.sums = (const int32_t *)(const void *)(shared + job->shared.sums) +
+                   token * job->weights->groups;
+    combine.params = (const float *)(const void *)(job->scratch + job->own.params);
+    combine.groups = job->weights->groups;
+    combine.half = job->weights->half;
+    aq_int8_dots(job, (const int8_t *)shared + token * job->shared.stride,
+                 (int32_t *)(void *)(job->scratch + job->own.dots_turned));
+    job->weights->infer->combine(&combine, acc);
+    aq_int8_finish(job, acc, scale, y);
+}
+
+AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
+                          size_t tokens, uint8_t *own) {
+    aq_int8_job job;
+    size_t i;
+    job.weights = &run->weights;
+    (void)aq_int8_shared_pieces(&run->weights, run->tokens, &job.shared);
+    (void)aq_int8_own_pieces(&run->weights, &job.own);
+    job.activations = run->shared;
+    job.scratch = own;
+    job.row = row;
+    job.rows = rows;
+    aq_weights_bias(&run->weights, row, rows, job.bias);
+    if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
+        memset(own, 0, job.own.end);
+    }
+    aq_int8_params(&job);
+    if (run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0) {
+        aq_int8_dots(&job, (const int8_t *)run->shared + job.shared.ones,
+                     (int32_t *)(void *)(own + job.own.codes));
+    }
+    for (i = token; i < token + tokens; i++) {
+        aq_int8_token(&job, i, run->y + i * run->weights.rows + row);
+    }
+}
+
+/* ---- end src/infer/int8.c ---- */
+
+/* ---- begin src/infer/conv.c ---- */
+
+/* Convolutions: patches of the image become the tokens of a linear layer. */
+
+/* Positions of the result that are gathered at once. */
+#ifdef ARROWQUANT_NO_THREADS
+#  define AQ_CONV_TOKENS 16u
+#else
+#  define AQ_CONV_TOKENS 256u
+#endif
+
+typedef struct aq_conv_run {
+    const aq_conv2d *conv;
+    size_t channels, height, width, out_height, out_width, element;
+    const uint8_t *image; /* [channels, height, width] */
+} aq_conv_run;
+
+static aq_status aq_conv_check(const aq_conv2d *conv, aq_error *err) {
+    uint64_t area;
+    if (!conv || !conv->kernel_height || !conv->kernel_width || !conv->stride_y ||
+        !conv->stride_x || !conv->dilation_y || !conv->dilation_x) {
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       "aq_conv2d: kernel, stride and dilation must be 1 or more each");
+    }
+    area = (uint64_t)conv->kernel_height * conv->kernel_width;
+    if (conv->linear.cols == 0 || conv->linear.cols % area != 0) {
+        return aq_fail(err, AQ_ERR_SHAPE,
+                       "%s: %llu columns are no multiple of a kernel of %u by %u",
+                       conv->linear.name ? conv->linear.name : "aq_conv2d",
+                       (unsigned long long)conv->linear.cols, (unsigned)conv->kernel_height,
+                       (unsigned)conv->kernel_width);
+    }
+    return AQ_OK;
+}
+
+/* One dimension of the result; false when the kernel does not fit. */
+static bool aq_conv_length(uint64_t length, uint32_t kernel, uint32_t stride, uint32_t padding,
+                           uint32_t dilation, uint64_t *out) {
+    uint64_t reach = (uint64_t)(kernel - 1u) * dilation + 1, padded;
+    if (!aq_add_u64(length, 2 * (uint64_t)padding, &padded) || padded < reach) {
+        return false;
+    }
+    *out = (padded - reach) / stride + 1;
+    return true;
+}
+
+ARROWQUANT_API aq_status aq_conv2d_size(const aq_conv2d *conv, uint64_t height, uint64_t width,
+                                        uint64_t *out_height, uint64_t *out_width, aq_error *err) {
+    aq_status status = aq_conv_check(conv, err);
+    if (status != AQ_OK) {
+        return status;
+    }
+    if (!aq_conv_length(height, conv->kernel_height, conv->stride_y, conv->padding_y,
+                        conv->dilation_y, out_height) ||
+        !aq_conv_length(width, conv->kernel_width, conv->stride_x, conv->padding_x,
+                        conv->dilation_x, out_width)) {
+        return aq_fail(err, AQ_ERR_SHAPE, "%s: a kernel of %u by %u does not fit into [%llu, %llu]",
+                       conv->linear.name ? conv->linear.name : "aq_conv2d",
+                       (unsigned)conv->kernel_height, (unsigned)conv->kernel_width,
+                       (unsigned long long)height, (unsigned long long)width);
+    }
+    return AQ_OK;
+}
+
+/* Tokens at once, and the pieces of scratch: patches, results, and the linear layer's own. */
+typedef struct aq_conv_pieces {
+    size_t tokens, patches, results, linear, total;
+} aq_conv_pieces;
+
+static bool aq_conv_lay_out(const aq_context *context, const aq_conv2d *conv, uint64_t positions,
+                            aq_conv_pieces *out) {
+    uint64_t cols = conv->linear.cols, rows = conv->linear.rows, total = 0;
+    out->tokens = (size_t)(positions < AQ_CONV_TOKENS ? positions : AQ_CONV_TOKENS);
+    out->linear = aq_linear_scratch_size(context, &conv->linear, out->tokens);
+    /* what the linear layer allows is far from overflowing 64 bits */
+    if (!out->linear || cols > SIZE_MAX / 8 / AQ_CONV_TOKENS ||
+        rows > SIZE_MAX / 8 / AQ_CONV_TOKENS) {
+        return false;
+    }
+    out->patches = (size_t)(out->tokens * cols * 4 + AQ_LINEAR_LINE) / AQ_LINEAR_LINE *
+                   AQ_LINEAR_LINE;
+    out->results = (size_t)(out->tokens * rows * 4 + AQ_LINEAR_LINE) / AQ_LINEAR_LINE *
+                   AQ_LINEAR_LINE;
+    if (!aq_add_u64(out->patches, out->results, &total) ||
+        !aq_add_u64(total, out->linear, &total) || total > SIZE_MAX - AQ_LINEAR_LINE) {
+        return false;
+    }
+    out->total = (size_t)total + AQ_LINEAR_LINE;
+    return true;
+}
+
+ARROWQUANT_API size_t aq_conv2d_scratch_size(const aq_context *context, const aq_conv2d *conv,
+                                             uint64_t height, uint64_t width) {
+    uint64_t out_height = 0, out_width = 0, positions = 0;
+    aq_conv_pieces pieces;
+    if (aq_conv2d_size(conv, height, width, &out_height, &out_width, NULL) != AQ_OK ||
+        !aq_mul_u64(out_height, out_width, &positions) ||
+        !aq_conv_lay_out(context, conv, positions, &pieces)) {
+        return 0;
+    }
+    return pieces.total;
+}
+
+/* The patch under one position of the result, in the order of the weights. */
+static void aq_conv_gather(const aq_conv_run *run, size_t position, uint8_t *out) {
+    const aq_conv2d *conv = run->conv;
+    const size_t size = run->element;
+    /* relative to the image: wraps around where it is before its beginning */
+    const size_t top = position / run->out_width * conv->stride_y - conv->padding_y;
+    const size_t left = position % run->out_width * conv->stride_x - conv->padding_x;
+    size_t channel, y, x;
+    for (channel = 0; channel < run->channels; channel++) {
+        for (y = 0; y < conv->kernel_height; y++) {
+            size_t from_y = top + y * conv->dilation_y;
+            for (x = 0; x < conv->kernel_width; x++, out += size) {
+                size_t from_x = left + x * conv->dilation_x;
+                if (from_y < run->height && from_x < run->width) {
+                    size_t from = (channel * run->height + from_y) * run->width + from_x;
+                    memcpy(out, run->image + from * size, size);
+                } else {
+                    memset(out, 0, size);
+                }
+            }
+        }
+    }
+}
+
+/* One image; `patches`, `results` and `own` are pieces of scratch. */
+static aq_status aq_conv_image(aq_context *context, const aq_conv_run *run,
+                               const aq_conv_pieces *pieces, aq_dtype dtype,
+                               const aq_activation *activation, float *y, uint8_t *scratch,
+                               aq_error *err) {
+    const size_t positions = run->out_height * run->out_width;
+    const size_t rows = (size_t)run->conv->linear.rows, cols = (size_t)run->conv->linear.cols;
+    float *results = (float *)(void *)(scratch + pieces->patches);
+    aq_status status = AQ_OK;
+    size_t begin, i, row, n;
+    for (begin = 0; begin < positions && status == AQ_OK; begin += n) {
+        n = positions - begin < pieces->tokens ? positions - begin : pieces->tokens;
+        for (i = 0; i < n; i++) {
+            aq_conv_gather(run, begin + i, scratch + i * cols * run->element);
+        }
+        status = aq_linear_forward(context, &run->conv->linear, scratch, dtype, n, activation,
+                                   results, scratch + pieces->patches + pieces->results,
+                                   pieces->linear, err);
+        for (i = 0; i < n && status == AQ_OK; i++) {
+            for (row = 0; row < rows; row++) {
+                y[row * positions + begin + i] = results[i * rows + row];
+            }
+        }
+    }
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_conv2d_forward(aq_context *context, const aq_conv2d *conv,
+                                           const void *x, aq_dtype dtype, uint64_t images,
+                                           uint64_t height, uint64_t width,
+                                           const aq_activation *activation, float *y,
+                                           void *scratch, size_t scratch_bytes, aq_error *err) {
+    uint64_t out_height = 0, out_width = 0, image;
+    size_t need = aq_conv2d_scratch_size(context, conv, height, width), bytes;
+    aq_conv_pieces pieces;
+    aq_conv_run run;
+    uint8_t *at;
+    aq_status status = aq_conv2d_size(conv, height, width, &out_height, &out_width, err);
+    if (status != AQ_OK || images == 0) {
+        return status;
+    }
+    if (!x || !y || !scratch || need == 0 || scratch_bytes < need) {
+        return aq_fail(err, AQ_ERR_ARGUMENT,
+                       need ? "aq_conv2d_forward: x, y or scratch is NULL, or scratch is smaller "
+                              "than the %llu bytes of aq_conv2d_scratch_size"
+                            : "aq_conv2d_forward: the layer is malformed (scratch size %llu)",
+                       (unsigned long long)need);
+    }
+    (void)aq_conv_lay_out(context, conv, out_height * out_width, &pieces);
+    run.conv = conv;
+    run.channels = (size_t)(conv->linear.cols / conv->kernel_height / conv->kernel_width);
+    run.height = (size_t)height;
+    run.width = (size_t)width;
+    run.out_height = (size_t)out_height;
+    run.out_width = (size_t)out_width;
+    run.element = aq_dtype_size(dtype) < 4 ? 2 : 4; /* another dtype is refused further on */
+    at = (uint8_t *)scratch + (AQ_LINEAR_LINE - (uintptr_t)scratch % AQ_LINEAR_LINE) %
+                                  AQ_LINEAR_LINE;
+    bytes = run.channels * run.height * run.width * run.element;
+    for (image = 0; image < images && status == AQ_OK; image++) {
+        run.image = (const uint8_t *)x + (size_t)image * bytes;
+        status = aq_conv_image(context, &run, &pieces, dtype, activation,
+                               y + (size_t)image * conv->linear.rows * run.out_height *
+                                       run.out_width,
+                               at, err);
+    }
+    return status;
+}
+
+#undef AQ_CONV_TOKENS
+
+/* ---- end src/infer/conv.c ---- */
 
 /* ---- begin src/format/sort.h ---- */
 
@@ -27582,6 +29374,7 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_HAS_SQUARES
 #  undef AQ_HAS_SKETCH
 #  undef AQ_HAS_PERCENTILES
+#  undef AQ_LINEAR_LINE
 #  undef AQ_ST_HEADER_LIMIT
 #  undef AQ_ST_INDEX_LIMIT
 #  undef AQ_NATIVE_VERSION

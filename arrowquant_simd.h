@@ -4731,6 +4731,706 @@ AQ_SIMD_LIB const struct aq_kernels *aq_simd_kernels(const char *name) {
 
 /* ---- end src/simd/dispatch.c ---- */
 
+/* ---- begin src/simd/forward.h ---- */
+
+/* Kernels of the forward pass: products with float activations, INT8 activations, and what turns
+ * exact integer dots into results. Every table gives the bits of the scalar one. */
+
+/* Before a loop of few rounds whose arrays are to stay in registers. (Clang does so by itself.) */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 8
+#  define AQ_UNROLL _Pragma("GCC unroll 16")
+#else
+#  define AQ_UNROLL
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_LINEAR_ROWS 16u     /* rows of weights that go together: one lane each */
+#define AQ_LINEAR_STRETCH 1024u /* a float sum is folded at every multiple of so many columns */
+
+/* One token's integers against 16 rows, and what they become. With q the INT8 activations, z their
+ * zero point and c the codes: dots Σ c·q, sums Σ (q − z), codes Σ c, each of one group.
+ * A row's lane gains scale·(dots − z·codes − half·sums) and, apart from that, min·sums. */
+typedef struct aq_linear_combine {
+    const int32_t *dots;  /* [groups][16] */
+    const int32_t *codes; /* [groups][16]; not read when zero is 0 */
+    const int32_t *sums;  /* [groups] */
+    const float *params;  /* [groups][2][16]: scales, mins */
+    size_t groups;
+    int32_t zero;         /* z */
+    int32_t half;         /* 2^(bits−1) of symmetric codes, 0 of affine ones */
+} aq_linear_combine;
+
+struct aq_linear_kernels {
+    const char *name; /* that of the table of kernels it goes with */
+    /* y[t][r] += Σ w[r][i]·x[t][i] for count ≤ AQ_LINEAR_STRETCH: element i goes to lane i % 16,
+     * folded as everywhere. Strides in floats. */
+    void (*product)(const float *w, size_t w_stride, size_t rows, const float *x, size_t x_stride,
+                    size_t tokens, size_t count, float *y, size_t y_stride);
+    /* clamp(rint(x·inverse) + zero, −128, 127); a NaN gives any of them. |zero| ≤ 128 */
+    void (*to_int8)(const float *x, size_t count, float inverse, int32_t zero, int8_t *out);
+    /* 16 rows of `count` words, `stride` words apart, to out[count][16]. */
+    void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
+    /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
+    void (*combine)(const aq_linear_combine *job, float *acc);
+};
+
+/* The kernels that go with a table; never NULL. */
+AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kernels *kernels);
+
+AQ_SIMD_LIB void aq_scalar_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                   size_t x_stride, size_t tokens, size_t count, float *y,
+                                   size_t y_stride);
+AQ_SIMD_LIB void aq_scalar_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                   int8_t *out);
+AQ_SIMD_LIB void aq_scalar_transpose(const uint32_t *in, size_t stride, size_t count,
+                                     uint32_t *out);
+AQ_SIMD_LIB void aq_scalar_combine(const aq_linear_combine *job, float *acc);
+#if defined(AQ_HAVE_AVX2)
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_product(const float *w, size_t w_stride, size_t rows,
+                                         const float *x, size_t x_stride, size_t tokens,
+                                         size_t count, float *y, size_t y_stride);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                         int8_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
+                                           uint32_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_AVX512)
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
+                                             const float *x, size_t x_stride, size_t tokens,
+                                             size_t count, float *y, size_t y_stride);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float inverse,
+                                             int32_t zero, int8_t *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
+                                               uint32_t *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_NEON)
+AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                 size_t x_stride, size_t tokens, size_t count, float *y,
+                                 size_t y_stride);
+AQ_SIMD_LIB void aq_neon_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                 int8_t *out);
+AQ_SIMD_LIB void aq_neon_transpose(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
+AQ_SIMD_LIB void aq_neon_combine(const aq_linear_combine *job, float *acc);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/simd/forward.h ---- */
+
+/* ---- begin src/simd/scalar_forward.c ---- */
+
+/* Scalar kernels of the forward pass. */
+
+AQ_SIMD_EXACT static float aq_scalar_row_product(const float *w, const float *x, size_t count) {
+    AQ_SIMD_EXACT_BODY
+    float lane[AQ_SIMD_LANES] = {0.0f};
+    size_t i, j;
+    for (i = 0; i + AQ_SIMD_LANES <= count; i += AQ_SIMD_LANES) {
+        for (j = 0; j < AQ_SIMD_LANES; j++) {
+            lane[j] += w[i + j] * x[i + j];
+        }
+    }
+    for (j = 0; i + j < count; j++) {
+        lane[j] += w[i + j] * x[i + j];
+    }
+    return aq_scalar_fold(lane);
+}
+
+AQ_SIMD_LIB void aq_scalar_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                   size_t x_stride, size_t tokens, size_t count, float *y,
+                                   size_t y_stride) {
+    size_t token, row;
+    for (token = 0; token < tokens; token++) {
+        for (row = 0; row < rows; row++) {
+            y[token * y_stride + row] +=
+                aq_scalar_row_product(w + row * w_stride, x + token * x_stride, count);
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_to_int8(const float *x, size_t count, float inverse,
+                                                 int32_t zero, int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const float low = (float)(-128 - zero), high = (float)(127 - zero);
+    const float magic = 12582912.0f; /* 1.5·2^23: the sum's low bits are the rounded integer */
+    size_t i;
+    for (i = 0; i < count; i++) {
+        float value = x[i] * inverse;
+        uint32_t bits;
+        value = value > low ? value : low; /* a NaN becomes `low` */
+        value = value < high ? value : high;
+        value += magic;
+        memcpy(&bits, &value, sizeof bits);
+        out[i] = (int8_t)((int32_t)(bits & 0x7FFFFFu) - 0x400000 + zero);
+    }
+}
+
+AQ_SIMD_LIB void aq_scalar_transpose(const uint32_t *in, size_t stride, size_t count,
+                                     uint32_t *out) {
+    size_t i, row;
+    for (i = 0; i < count; i++) {
+        for (row = 0; row < AQ_LINEAR_ROWS; row++) {
+            out[i * AQ_LINEAR_ROWS + row] = in[row * stride + i];
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_combine(const aq_linear_combine *job, float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const float *params = job->params;
+    size_t group, row;
+    for (group = 0; group < job->groups; group++, params += 2 * AQ_LINEAR_ROWS) {
+        const int32_t *dots = job->dots + group * AQ_LINEAR_ROWS;
+        int32_t sum = job->sums[group], less = job->half * sum;
+        float wide = (float)sum;
+        for (row = 0; row < AQ_LINEAR_ROWS; row++) {
+            int32_t dot = dots[row] - less;
+            if (job->zero != 0) {
+                dot -= job->zero * job->codes[group * AQ_LINEAR_ROWS + row];
+            }
+            acc[row] += params[row] * (float)dot;
+            acc[AQ_LINEAR_ROWS + row] += params[AQ_LINEAR_ROWS + row] * wide;
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_forward.c ---- */
+
+/* ---- begin src/simd/neon_forward.c ---- */
+
+/* NEON kernels of the forward pass. */
+
+#if defined(AQ_HAVE_NEON)
+
+AQ_NEON_INLINE static inline void aq_neon_multiply(aq_neon_lanes *sum, const float *w,
+                                                   const float *x) {
+    AQ_SIMD_EXACT_BODY
+    size_t j;
+    for (j = 0; j < 4; j++) {
+        sum->q[j] = vaddq_f32(sum->q[j], vmulq_f32(vld1q_f32(w + 4 * j), vld1q_f32(x + 4 * j)));
+    }
+}
+
+/* Two rows by two tokens. */
+AQ_SIMD_EXACT static void aq_neon_product4(const float *w0, const float *w1, const float *x0,
+                                           const float *x1, size_t count, float *folded) {
+    aq_neon_lanes sum[4];
+    float rest[4][16];
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        aq_neon_clear(&sum[i]);
+    }
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_neon_multiply(&sum[0], w0 + i, x0 + i);
+        aq_neon_multiply(&sum[1], w1 + i, x0 + i);
+        aq_neon_multiply(&sum[2], w0 + i, x1 + i);
+        aq_neon_multiply(&sum[3], w1 + i, x1 + i);
+    }
+    if (i < count) { /* zeros behind the last column */
+        memset(rest, 0, sizeof rest);
+        memcpy(rest[0], w0 + i, (count - i) * sizeof *w0);
+        memcpy(rest[1], w1 + i, (count - i) * sizeof *w0);
+        memcpy(rest[2], x0 + i, (count - i) * sizeof *w0);
+        memcpy(rest[3], x1 + i, (count - i) * sizeof *w0);
+        aq_neon_multiply(&sum[0], rest[0], rest[2]);
+        aq_neon_multiply(&sum[1], rest[1], rest[2]);
+        aq_neon_multiply(&sum[2], rest[0], rest[3]);
+        aq_neon_multiply(&sum[3], rest[1], rest[3]);
+    }
+    for (i = 0; i < 4; i++) {
+        folded[i] = aq_neon_fold(&sum[i]);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                 size_t x_stride, size_t tokens, size_t count, float *y,
+                                 size_t y_stride) {
+    float folded[4];
+    size_t r, t;
+    for (t = 0; t < tokens; t += 2) {
+        const size_t next_token = t + 1 < tokens ? 1 : 0;
+        for (r = 0; r < rows; r += 2) {
+            const size_t next_row = r + 1 < rows ? 1 : 0;
+            float *to = y + t * y_stride + r;
+            aq_neon_product4(w + r * w_stride, w + (r + next_row) * w_stride, x + t * x_stride,
+                             x + (t + next_token) * x_stride, count, folded);
+            to[0] += folded[0];
+            if (next_row) {
+                to[1] += folded[1];
+            }
+            if (next_token) {
+                to[y_stride] += folded[2];
+            }
+            if (next_row && next_token) {
+                to[y_stride + 1] += folded[3];
+            }
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_to_int8(const float *x, size_t count, float inverse,
+                                               int32_t zero, int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const float32x4_t low = vdupq_n_f32((float)(-128 - zero));
+    const float32x4_t high = vdupq_n_f32((float)(127 - zero));
+    int32x4_t code[2];
+    size_t i, j;
+    for (i = 0; i + 8 <= count; i += 8) {
+        for (j = 0; j < 2; j++) {
+            float32x4_t value = vmulq_n_f32(vld1q_f32(x + i + 4 * j), inverse);
+            value = vminnmq_f32(vmaxnmq_f32(value, low), high); /* a NaN becomes `low` */
+            code[j] = vaddq_s32(vcvtnq_s32_f32(value), vdupq_n_s32(zero));
+        }
+        vst1_s8(out + i, vmovn_s16(vcombine_s16(vmovn_s32(code[0]), vmovn_s32(code[1]))));
+    }
+    aq_scalar_to_int8(x + i, count - i, inverse, zero, out + i);
+}
+
+/* Four rows of four words to every fourth four of `out`. */
+AQ_NEON_INLINE static inline void aq_neon_turn(const uint32_t *in, size_t stride, uint32_t *out) {
+    uint32x4_t a = vld1q_u32(in), b = vld1q_u32(in + stride);
+    uint32x4_t c = vld1q_u32(in + 2 * stride), d = vld1q_u32(in + 3 * stride);
+    uint64x2_t ab_even = vreinterpretq_u64_u32(vtrn1q_u32(a, b));
+    uint64x2_t ab_odd = vreinterpretq_u64_u32(vtrn2q_u32(a, b));
+    uint64x2_t cd_even = vreinterpretq_u64_u32(vtrn1q_u32(c, d));
+    uint64x2_t cd_odd = vreinterpretq_u64_u32(vtrn2q_u32(c, d));
+    vst1q_u32(out, vreinterpretq_u32_u64(vtrn1q_u64(ab_even, cd_even)));
+    vst1q_u32(out + 16, vreinterpretq_u32_u64(vtrn1q_u64(ab_odd, cd_odd)));
+    vst1q_u32(out + 32, vreinterpretq_u32_u64(vtrn2q_u64(ab_even, cd_even)));
+    vst1q_u32(out + 48, vreinterpretq_u32_u64(vtrn2q_u64(ab_odd, cd_odd)));
+}
+
+AQ_SIMD_LIB void aq_neon_transpose(const uint32_t *in, size_t stride, size_t count, uint32_t *out) {
+    size_t i, row;
+    for (i = 0; i + 4 <= count; i += 4) {
+        for (row = 0; row < AQ_LINEAR_ROWS; row += 4) {
+            aq_neon_turn(in + row * stride + i, stride, out + 16 * i + row);
+        }
+    }
+    aq_scalar_transpose(in + i, stride, count - i, out + 16 * i);
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_combine(const aq_linear_combine *job, float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const int32x4_t zero = vdupq_n_s32(job->zero);
+    const float *params = job->params;
+    float32x4_t scaled[4], shifted[4];
+    size_t group, j;
+    for (j = 0; j < 4; j++) {
+        scaled[j] = vld1q_f32(acc + 4 * j);
+        shifted[j] = vld1q_f32(acc + 16 + 4 * j);
+    }
+    for (group = 0; group < job->groups; group++, params += 32) {
+        const int32_t sum = job->sums[group];
+        const int32x4_t less = vdupq_n_s32(job->half * sum);
+        const float32x4_t wide = vdupq_n_f32((float)sum);
+        for (j = 0; j < 4; j++) {
+            int32x4_t dots = vsubq_s32(vld1q_s32(job->dots + 16 * group + 4 * j), less);
+            if (job->zero != 0) {
+                dots = vsubq_s32(dots,
+                                 vmulq_s32(zero, vld1q_s32(job->codes + 16 * group + 4 * j)));
+            }
+            scaled[j] = vaddq_f32(scaled[j],
+                                  vmulq_f32(vld1q_f32(params + 4 * j), vcvtq_f32_s32(dots)));
+            shifted[j] = vaddq_f32(shifted[j], vmulq_f32(vld1q_f32(params + 16 + 4 * j), wide));
+        }
+    }
+    for (j = 0; j < 4; j++) {
+        vst1q_f32(acc + 4 * j, scaled[j]);
+        vst1q_f32(acc + 16 + 4 * j, shifted[j]);
+    }
+}
+
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_forward.c ---- */
+
+/* ---- begin src/simd/avx2_forward.c ---- */
+
+/* AVX2 kernels of the forward pass. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* Four rows by one token; all rows are read, `rows` of them count. */
+AQ_AVX2_INLINE static inline void aq_avx2_product4(const float *const *w, size_t rows,
+                                                   const float *x, size_t count, float *y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 low[4], high[4], first, second;
+    float folded[4], rest[2][16];
+    size_t i, r;
+    for (r = 0; r < 4; r++) {
+        low[r] = high[r] = _mm256_setzero_ps();
+    }
+    for (i = 0; i + 16 <= count; i += 16) {
+        first = _mm256_loadu_ps(x + i);
+        second = _mm256_loadu_ps(x + i + 8);
+        AQ_UNROLL
+        for (r = 0; r < 4; r++) {
+            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i), first));
+            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i + 8), second));
+        }
+    }
+    memset(rest, 0, sizeof rest);
+    memcpy(rest[0], x + i, (count - i) * sizeof *x);
+    for (r = 0; r < 4; r++) {
+        if (i < count) { /* zeros behind the last column */
+            memcpy(rest[1], w[r] + i, (count - i) * sizeof *x);
+            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1]),
+                                                         _mm256_loadu_ps(rest[0])));
+            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1] + 8),
+                                                           _mm256_loadu_ps(rest[0] + 8)));
+        }
+        low[r] = _mm256_add_ps(low[r], high[r]);
+    }
+    _mm_storeu_ps(folded, aq_avx2_fold4(low[0], low[1], low[2], low[3]));
+    for (r = 0; r < rows; r++) {
+        y[r] += folded[r];
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_product(const float *w, size_t w_stride, size_t rows,
+                                         const float *x, size_t x_stride, size_t tokens,
+                                         size_t count, float *y, size_t y_stride) {
+    const float *row[4];
+    size_t r, t, i;
+    for (r = 0; r < rows; r += 4) {
+        const size_t n = rows - r < 4 ? rows - r : 4;
+        for (i = 0; i < 4; i++) {
+            row[i] = w + (r + (i < n ? i : n - 1)) * w_stride;
+        }
+        for (t = 0; t < tokens; t++) {
+            aq_avx2_product4(row, n, x + t * x_stride, count, y + t * y_stride + r);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                         int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 low = _mm256_set1_ps((float)(-128 - zero));
+    const __m256 high = _mm256_set1_ps((float)(127 - zero));
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        __m256 value = _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse));
+        __m256i code;
+        __m128i half;
+        value = _mm256_min_ps(_mm256_max_ps(value, low), high); /* a NaN becomes `low` */
+        code = _mm256_add_epi32(_mm256_cvtps_epi32(value), _mm256_set1_epi32(zero));
+        half = _mm_packs_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+        _mm_storel_epi64((__m128i *)(void *)(out + i), _mm_packs_epi16(half, half));
+    }
+    aq_scalar_to_int8(x + i, count - i, inverse, zero, out + i);
+}
+
+/* 8 rows of 8 words to every other eight of `out`. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn(const uint32_t *in, size_t stride, uint32_t *out) {
+    __m256i a[8], b[8];
+    size_t i;
+    AQ_UNROLL
+    for (i = 0; i < 8; i++) {
+        a[i] = _mm256_loadu_si256((const __m256i *)(const void *)(in + i * stride));
+    }
+    AQ_UNROLL
+    for (i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 8; i += 4) { /* word 4·k + j of four rows in half k of a[i + j] */
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 4; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i),
+                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (i + 4)),
+                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
+                                           uint32_t *out) {
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        aq_avx2_turn(in + i, stride, out + 16 * i);
+        aq_avx2_turn(in + 8 * stride + i, stride, out + 16 * i + 8);
+    }
+    aq_scalar_transpose(in + i, stride, count - i, out + 16 * i);
+}
+
+/* Eight of the rows: those that begin at `at`. */
+AQ_AVX2_INLINE static inline void aq_avx2_combine8(const aq_linear_combine *job, size_t at,
+                                                   float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const __m256i zero = _mm256_set1_epi32(job->zero);
+    __m256 scaled = _mm256_loadu_ps(acc + at), shifted = _mm256_loadu_ps(acc + 16 + at);
+    const float *params = job->params + at;
+    size_t group;
+    for (group = 0; group < job->groups; group++, params += 32) {
+        const int32_t sum = job->sums[group];
+        __m256i dots = _mm256_loadu_si256(
+            (const __m256i *)(const void *)(job->dots + 16 * group + at));
+        dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(job->half * sum));
+        if (job->zero != 0) {
+            dots = _mm256_sub_epi32(
+                dots, _mm256_mullo_epi32(zero, _mm256_loadu_si256((const __m256i *)(const void *)(
+                                                   job->codes + 16 * group + at))));
+        }
+        scaled = _mm256_add_ps(scaled, _mm256_mul_ps(_mm256_loadu_ps(params),
+                                                     _mm256_cvtepi32_ps(dots)));
+        shifted = _mm256_add_ps(shifted, _mm256_mul_ps(_mm256_loadu_ps(params + 16),
+                                                       _mm256_set1_ps((float)sum)));
+    }
+    _mm256_storeu_ps(acc + at, scaled);
+    _mm256_storeu_ps(acc + 16 + at, shifted);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc) {
+    aq_avx2_combine8(job, 0, acc);
+    aq_avx2_combine8(job, 8, acc);
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_forward.c ---- */
+
+/* ---- begin src/simd/avx512_forward.c ---- */
+
+/* AVX-512 kernels of the forward pass. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* One token's sums over four rows, rows apart by `step`, added to y[0 … rows − 1]. */
+AQ_AVX512_INLINE static inline void aq_avx512_gather4(const __m512 *sum, size_t rows, float *y) {
+    AQ_SIMD_EXACT_BODY
+    __m256 half[4];
+    float folded[4];
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        half[i] = _mm256_add_ps(_mm512_castps512_ps256(sum[i]), _mm512_extractf32x8_ps(sum[i], 1));
+    }
+    _mm_storeu_ps(folded, aq_avx2_fold4(half[0], half[1], half[2], half[3]));
+    for (i = 0; i < rows; i++) {
+        y[i] += folded[i];
+    }
+}
+
+/* Four rows by `tokens` tokens, 4 or 1; all rows are read, `rows` of them count. */
+AQ_AVX512_INLINE static inline void aq_avx512_product4(const float *const *w, size_t rows,
+                                                       const float *x, size_t x_stride,
+                                                       size_t tokens, size_t count, float *y,
+                                                       size_t y_stride) {
+    AQ_SIMD_EXACT_BODY
+    __m512 sum[4][4], value[4], weight;
+    size_t i, r, t;
+    for (t = 0; t < 4; t++) {
+        sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = value[t] = _mm512_setzero_ps();
+    }
+    for (i = 0; i < count; i += 16) {
+        const __mmask16 lanes = aq_avx512_lanes(count - i);
+        AQ_UNROLL
+        for (t = 0; t < tokens; t++) {
+            value[t] = _mm512_maskz_loadu_ps(lanes, x + t * x_stride + i);
+        }
+        AQ_UNROLL
+        for (r = 0; r < 4; r++) {
+            weight = _mm512_maskz_loadu_ps(lanes, w[r] + i);
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                sum[t][r] = _mm512_add_ps(sum[t][r], _mm512_mul_ps(weight, value[t]));
+            }
+        }
+    }
+    AQ_UNROLL
+    for (t = 0; t < tokens; t++) {
+        aq_avx512_gather4(sum[t], rows, y + t * y_stride);
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
+                                             const float *x, size_t x_stride, size_t tokens,
+                                             size_t count, float *y, size_t y_stride) {
+    const float *row[4];
+    size_t r, t, i;
+    for (t = 0; t < tokens;) {
+        const size_t many = tokens - t >= 4 ? 4 : 1;
+        for (r = 0; r < rows; r += 4) {
+            const size_t n = rows - r < 4 ? rows - r : 4;
+            for (i = 0; i < 4; i++) {
+                row[i] = w + (r + (i < n ? i : n - 1)) * w_stride;
+            }
+            if (many == 4) {
+                aq_avx512_product4(row, n, x + t * x_stride, x_stride, 4, count,
+                                   y + t * y_stride + r, y_stride);
+            } else {
+                aq_avx512_product4(row, n, x + t * x_stride, x_stride, 1, count,
+                                   y + t * y_stride + r, y_stride);
+            }
+        }
+        t += many;
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float inverse,
+                                             int32_t zero, int8_t *out) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 low = _mm512_set1_ps((float)(-128 - zero));
+    const __m512 high = _mm512_set1_ps((float)(127 - zero));
+    size_t i;
+    for (i = 0; i < count; i += 16) {
+        const __mmask16 lanes = aq_avx512_lanes(count - i);
+        __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), _mm512_set1_ps(inverse));
+        __m512i code;
+        value = _mm512_min_ps(_mm512_max_ps(value, low), high); /* a NaN becomes `low` */
+        code = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(zero));
+        _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, code);
+    }
+}
+
+/* 16 rows of 16 words. */
+AQ_AVX512_INLINE static inline void aq_avx512_turn(const uint32_t *in, size_t stride,
+                                                   __mmask16 lanes, size_t count, uint32_t *out) {
+    __m512i a[16], b[16];
+    size_t i;
+    AQ_UNROLL
+    for (i = 0; i < 16; i++) {
+        a[i] = _mm512_maskz_loadu_epi32(lanes, in + i * stride);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 16; i += 2) { /* pairs of rows */
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 16; i += 4) { /* fours of rows: word 4·k + j of them in quarter k of a[i + j] */
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xDD);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xDD);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 4; i++) {
+        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+        a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xDD);
+        a[i + 4] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88);
+        a[i + 12] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xDD);
+    }
+    AQ_UNROLL
+    for (i = 0; i < 16; i++) {
+        if (i < count) {
+            _mm512_storeu_si512((__m512i *)(void *)(out + 16 * i), a[i]);
+        }
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
+                                               uint32_t *out) {
+    size_t i;
+    for (i = 0; i + 16 <= count; i += 16) {
+        aq_avx512_turn(in + i, stride, 0xFFFFu, 16, out + 16 * i);
+    }
+    if (i < count) {
+        aq_avx512_turn(in + i, stride, aq_avx512_lanes(count - i), count - i, out + 16 * i);
+    }
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc) {
+    AQ_SIMD_EXACT_BODY
+    const __m512i zero = _mm512_set1_epi32(job->zero);
+    __m512 scaled = _mm512_loadu_ps(acc), shifted = _mm512_loadu_ps(acc + 16);
+    const float *params = job->params;
+    size_t group;
+    for (group = 0; group < job->groups; group++, params += 32) {
+        const int32_t sum = job->sums[group];
+        __m512i dots = _mm512_loadu_si512((const __m512i *)(const void *)(job->dots + 16 * group));
+        dots = _mm512_sub_epi32(dots, _mm512_set1_epi32(job->half * sum));
+        if (job->zero != 0) {
+            dots = _mm512_sub_epi32(
+                dots, _mm512_mullo_epi32(zero, _mm512_loadu_si512((const __m512i *)(const void *)(
+                                                   job->codes + 16 * group))));
+        }
+        scaled = _mm512_add_ps(scaled, _mm512_mul_ps(_mm512_loadu_ps(params),
+                                                     _mm512_cvtepi32_ps(dots)));
+        shifted = _mm512_add_ps(shifted, _mm512_mul_ps(_mm512_loadu_ps(params + 16),
+                                                       _mm512_set1_ps((float)sum)));
+    }
+    _mm512_storeu_ps(acc, scaled);
+    _mm512_storeu_ps(acc + 16, shifted);
+}
+
+AQ_X86_END
+#endif /* AQ_HAVE_AVX512 */
+
+/* ---- end src/simd/avx512_forward.c ---- */
+
+/* ---- begin src/simd/forward_dispatch.c ---- */
+
+/* The tables of the forward pass, one for each instruction set. */
+
+static const struct aq_linear_kernels aq_linear_scalar = {
+    "scalar", aq_scalar_product, aq_scalar_to_int8, aq_scalar_transpose, aq_scalar_combine,
+};
+
+#if defined(AQ_HAVE_AVX2)
+static const struct aq_linear_kernels aq_linear_avx2 = {
+    "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
+};
+#endif
+#if defined(AQ_HAVE_AVX512)
+static const struct aq_linear_kernels aq_linear_avx512 = {
+    "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
+};
+#endif
+#if defined(AQ_HAVE_NEON)
+static const struct aq_linear_kernels aq_linear_neon = {
+    "neon", aq_neon_product, aq_neon_to_int8, aq_neon_transpose, aq_neon_combine,
+};
+#endif
+
+static const struct aq_linear_kernels *const aq_linear_tables[] = {
+#if defined(AQ_HAVE_AVX2)
+    &aq_linear_avx2,
+#endif
+#if defined(AQ_HAVE_AVX512)
+    &aq_linear_avx512,
+#endif
+#if defined(AQ_HAVE_NEON)
+    &aq_linear_neon,
+#endif
+    &aq_linear_scalar,
+};
+
+AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kernels *kernels) {
+    const size_t count = sizeof aq_linear_tables / sizeof *aq_linear_tables;
+    size_t i;
+    for (i = 0; i + 1 < count; i++) {
+        if (strcmp(kernels->name, aq_linear_tables[i]->name) == 0) {
+            return aq_linear_tables[i];
+        }
+    }
+    return &aq_linear_scalar;
+}
+
+/* ---- end src/simd/forward_dispatch.c ---- */
+
 #endif /* AQ_KERNELS_INCLUDED */
 
 /* ---- begin src/simd/exports.c ---- */

@@ -276,6 +276,84 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
                                        aq_error *err);
 
+/* ============================================================== inference */
+
+/* How the activations x of a layer enter its product. */
+typedef enum aq_activation_type {
+    AQ_ACTIVATION_FLOAT,   /* as they are; weights are decoded on the fly */
+    AQ_ACTIVATION_DYNAMIC, /* INT8, the scale from each token's largest magnitude */
+    AQ_ACTIVATION_STATIC   /* INT8, scale and zero point as given */
+} aq_activation_type;
+
+/* INT8: q = clamp(round(x·(1/scale)) + zero_point, −128, 127), halves to even, stands for
+ * scale·(q − zero_point). */
+typedef struct aq_activation {
+    aq_activation_type type;
+    float scale;        /* STATIC only: positive, finite */
+    int32_t zero_point; /* STATIC only: −128 … 128 */
+} aq_activation;
+
+/* The weights of a linear layer, y = W·x + b, and what goes with them: a description of memory that
+ * stays the caller's, so it may be const, in flash, and in a mapped file. Fill it with zeros, then
+ * with what applies, or use aq_linear_from_tensors. Everything but input_scales is little endian,
+ * as in files, at any address. */
+typedef struct aq_linear {
+    const char *name;    /* for messages; or NULL */
+    uint64_t rows, cols; /* outputs and inputs */
+    bool quantized;
+    aq_quant_spec spec;                 /* when quantized, as these: see aq_quantized_size */
+    const void *codes, *params, *extra;
+    aq_dtype dtype;                     /* when not: F32, F16 or BF16 */
+    const void *data;                   /* [rows, cols] */
+    aq_dtype bias_dtype;
+    const void *bias;                   /* [rows] of F32, F16 or BF16; or NULL */
+    const float *input_scales;          /* [cols]: x is multiplied by them first; or NULL */
+} aq_linear;
+
+/* Bytes of scratch that aq_linear_forward needs for so many tokens, for any activations of any
+ * dtype; 0 when the layer is malformed. Depends on the context's number of threads. */
+ARROWQUANT_API size_t aq_linear_scratch_size(const aq_context *context, const aq_linear *linear,
+                                             uint64_t tokens);
+
+/* y [tokens, rows] = x [tokens, cols]·Wᵀ + b, in F32, for x of dtype F32, F16 or BF16 in this
+ * machine's byte order. Allocates nothing; `scratch` may be at any address. `activation` NULL means
+ * FLOAT. Large products use context->num_threads threads.
+ * FLOAT: the weights are those that aq_dequantize gives. INT8: products of integers are summed
+ * exactly within each group of weights, then scaled in F32. INT8 takes quantized weights only;
+ * others are multiplied as FLOAT. A token with a NaN or an infinity in x gives NaN in all its y
+ * when activations are INT8. A token's y does not depend on the other tokens, nor on ISA or number
+ * of threads: the same bits. */
+ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear *linear,
+                                           const void *x, aq_dtype dtype, uint64_t tokens,
+                                           const aq_activation *activation, float *y,
+                                           void *scratch, size_t scratch_bytes, aq_error *err);
+/* One row of the weights as F32 [cols]: embedding tables. Needs no scratch. */
+ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *linear, uint64_t row,
+                                       float *out, aq_error *err);
+
+/* A 2-D convolution, NCHW, without groups: weights [out, in, kernel_height, kernel_width] seen as
+ * rows = out, cols = in·kernel_height·kernel_width. Zeros stand around the image. */
+typedef struct aq_conv2d {
+    aq_linear linear;
+    uint32_t kernel_height, kernel_width;
+    uint32_t stride_y, stride_x;
+    uint32_t padding_y, padding_x;
+    uint32_t dilation_y, dilation_x; /* 1: none */
+} aq_conv2d;
+
+/* Height and width of the result; AQ_ERR_SHAPE when the kernel is larger than the padded image. */
+ARROWQUANT_API aq_status aq_conv2d_size(const aq_conv2d *conv, uint64_t height, uint64_t width,
+                                        uint64_t *out_height, uint64_t *out_width, aq_error *err);
+ARROWQUANT_API size_t aq_conv2d_scratch_size(const aq_context *context, const aq_conv2d *conv,
+                                             uint64_t height, uint64_t width);
+/* y [images, out, out_height, out_width] from x [images, in, height, width]; else as
+ * aq_linear_forward, a position of the result being a token. */
+ARROWQUANT_API aq_status aq_conv2d_forward(aq_context *context, const aq_conv2d *conv,
+                                           const void *x, aq_dtype dtype, uint64_t images,
+                                           uint64_t height, uint64_t width,
+                                           const aq_activation *activation, float *y,
+                                           void *scratch, size_t scratch_bytes, aq_error *err);
+
 /* ================================================================= config */
 
 typedef enum aq_profile { AQ_PROFILE_EDGE, AQ_PROFILE_LOCAL, AQ_PROFILE_CLOUD } aq_profile;
@@ -702,6 +780,10 @@ ARROWQUANT_API const aq_tensor *aq_model_next(const aq_model *model, const aq_te
 ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
                                               uint64_t first_row, uint64_t row_count,
                                               aq_dtype dtype, void *out, aq_error *err);
+/* The layer of a weight and its bias (NULL: none), which stay the model's. Convolution weights
+ * count as [d0, d1·d2·…]. AQ_ERR_SHAPE, AQ_ERR_UNSUPPORTED (FP8 weights, say). */
+ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const aq_tensor *bias,
+                                                aq_linear *out, aq_error *err);
 /* Compares each stored tensor with the checksum in the metadata: AQ_ERR_CORRUPT names the first
  * that differs. *checked (may be NULL) counts the stored tensors that had a checksum. */
 ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *model,

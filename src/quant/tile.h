@@ -1,4 +1,5 @@
-/* A stretch of one row on the stack: widened, fitted, then coded. Inside quant/ only. */
+/* A stretch of one row on the stack: widened, fitted, then coded. Inside
+ * quant/, and for the stored parameters in infer/weights.c. */
 #ifndef AQ_TILE_H
 #define AQ_TILE_H
 

@@ -1,0 +1,78 @@
+/* The forward pass of quantized layers. What it needs to know about a code is in weights.c alone. */
+#ifndef AQ_INFER_H
+#define AQ_INFER_H
+
+#include "../quant/quant.h"
+#include "../simd/forward.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_LINEAR_LINE 64u /* pieces of scratch begin at multiples of it */
+
+/* A layer as the forward pass sees it. */
+typedef struct aq_weights {
+    const aq_linear *linear;
+    const struct aq_kernels *kernels;
+    const struct aq_linear_kernels *infer;
+    aq_quant_layout layout; /* when quantized */
+    size_t rows, cols;
+    size_t groups;          /* a row, when quantized */
+    int32_t half;           /* see aq_linear_combine */
+} aq_weights;
+
+/* ---- weights.c */
+
+/* Checks the description and fills *out. */
+AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *linear,
+                                 aq_weights *out, aq_error *err);
+/* Columns begin … begin + count − 1 of a row; begin is a multiple of AQ_LINEAR_STRETCH. */
+AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
+                              float *out);
+/* Scale and min of every group of a row: [groups][2]. */
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out);
+/* Σ code·q of every group of `count` rows: [count][groups]. */
+AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
+                            int32_t *out);
+/* Biases row … row + count − 1, or zeros. */
+AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out);
+/* `count` little-endian numbers of F32, F16 or BF16 at any address. */
+AQ_LIB void aq_widen_file(const struct aq_kernels *kernels, aq_dtype dtype, const void *in,
+                          float *out, size_t count);
+
+/* ---- linear.c: one forward pass */
+
+typedef struct aq_forward {
+    aq_weights weights;
+    aq_context *context;
+    const uint8_t *x;
+    aq_dtype dtype;
+    size_t tokens;
+    aq_activation activation; /* FLOAT when the weights are not quantized */
+    float *y;
+    uint32_t threads;
+    size_t task_rows, task_tokens, row_tasks; /* a task: so many rows by so many tokens */
+    uint8_t *shared;          /* scratch: the activations, prepared */
+    uint8_t *own;             /* scratch of worker 0, own_bytes before that of worker 1 … */
+    size_t own_bytes;
+    const float *wide;        /* FLOAT: [tokens, cols] */
+} aq_forward;
+
+/* A token's activations as F32, input scales applied. */
+AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out);
+
+/* ---- int8.c */
+
+/* Scratch for the activations of so many tokens, and for one worker; false when it overflows. */
+AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own);
+/* One token to INT8 in run->shared; `own` is a worker's scratch. */
+AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own);
+/* Rows × tokens of the result. */
+AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
+                          size_t tokens, uint8_t *own);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* AQ_INFER_H */

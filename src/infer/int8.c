@@ -1,0 +1,216 @@
+/* Products with INT8 activations: exact integer dots of each group, scaled in F32 in one order. */
+#include "infer.h"
+
+/* Where the pieces of scratch begin. All of it is the size of `end`. */
+typedef struct aq_int8_shared {
+    size_t stride;                     /* of a token's INT8 values */
+    size_t sums, scales, zeros, ones, end;
+} aq_int8_shared;
+
+typedef struct aq_int8_own {
+    size_t rows, params, dots, dots_turned, codes, end;
+} aq_int8_own;
+
+/* `count` × `size` bytes behind *end, which moves to the next line. */
+static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
+    uint64_t begin = *end, bytes = 0;
+    *fits = *fits && aq_mul_u64(count, size, &bytes) &&
+            aq_add_u64(bytes, AQ_LINEAR_LINE - 1u, &bytes) &&
+            aq_add_u64(begin, bytes / AQ_LINEAR_LINE * AQ_LINEAR_LINE, end) && *end <= SIZE_MAX;
+    return (size_t)begin;
+}
+
+static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_int8_shared *out) {
+    bool fits = true;
+    uint64_t end = 0, stride = ((uint64_t)weights->cols + 63) / 64 * 64;
+    out->stride = (size_t)stride;
+    (void)aq_piece(&end, tokens, stride, &fits);
+    out->sums = aq_piece(&end, tokens, (uint64_t)weights->groups * 4, &fits);
+    out->scales = aq_piece(&end, tokens, 4, &fits);
+    out->zeros = aq_piece(&end, tokens, 4, &fits);
+    out->ones = aq_piece(&end, stride, 1, &fits);
+    out->end = (size_t)end;
+    return fits;
+}
+
+static bool aq_int8_own_pieces(const aq_weights *weights, aq_int8_own *out) {
+    bool fits = true;
+    uint64_t end = 0, block = (uint64_t)weights->groups * AQ_LINEAR_ROWS;
+    uint64_t row = (uint64_t)weights->cols; /* while a token is prepared */
+    out->rows = aq_piece(&end, block * 2 > row ? block * 2 : row, 4, &fits);
+    out->params = aq_piece(&end, block * 2, 4, &fits);
+    out->dots = aq_piece(&end, block, 4, &fits);
+    out->dots_turned = aq_piece(&end, block, 4, &fits);
+    out->codes = aq_piece(&end, block, 4, &fits);
+    out->end = (size_t)end;
+    return fits;
+}
+
+AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own) {
+    aq_int8_shared pieces;
+    aq_int8_own others;
+    if (!aq_int8_shared_pieces(weights, tokens, &pieces) || !aq_int8_own_pieces(weights, &others)) {
+        return false;
+    }
+    *shared = pieces.end;
+    *own = others.end;
+    return true;
+}
+
+/* ---- activations */
+
+/* The bits of the largest magnitude; from 0x7F800000 on: infinity or NaN. */
+static uint32_t aq_largest(const struct aq_kernels *kernels, const float *x, size_t count) {
+    aq_simd_range ranges[16];
+    const size_t each = sizeof ranges / sizeof *ranges * AQ_SIMD_GROUP_MAX;
+    uint32_t most = 0;
+    size_t begin, i, n;
+    for (begin = 0; begin < count; begin += n) {
+        n = count - begin < each ? count - begin : each;
+        kernels->range(x + begin, n, AQ_SIMD_GROUP_MAX, ranges);
+        for (i = 0; i * AQ_SIMD_GROUP_MAX < n; i++) {
+            most = ranges[i].absmax > most ? ranges[i].absmax : most;
+        }
+    }
+    return most;
+}
+
+/* The scale of a token and its inverse. Values too small for an inverse count as zeros; a value
+ * that is not finite makes the scale one that spreads. */
+static float aq_int8_scale(const aq_activation *activation, uint32_t most, float *inverse) {
+    const uint32_t infinite = 0x7F800000u, least = 0x03800000u; /* 2^-120 */
+    if (most >= infinite) {
+        *inverse = 0.0f;
+        return aq_simd_float(0x7FC00000u);
+    }
+    if (activation->type == AQ_ACTIVATION_STATIC) {
+        *inverse = 1.0f / activation->scale;
+        return activation->scale;
+    }
+    if (most < least) {
+        *inverse = 0.0f;
+        return 0.0f;
+    }
+    *inverse = 127.0f / aq_simd_float(most);
+    return aq_simd_float(most) / 127.0f;
+}
+
+static void aq_int8_sums(const aq_weights *weights, const int8_t *q, int32_t zero, int32_t *sums) {
+    const size_t group = weights->linear->spec.group_size;
+    size_t i;
+    aq_scalar_group_sums(q, weights->cols, group, sums);
+    for (i = 0; zero != 0 && i < weights->groups; i++) {
+        size_t length = weights->cols - i * group;
+        sums[i] -= zero * (int32_t)(length < group ? length : group);
+    }
+}
+
+AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own) {
+    const aq_weights *weights = &run->weights;
+    const size_t cols = weights->cols;
+    aq_int8_shared at;
+    float *x = (float *)(void *)own, inverse = 0.0f, scale;
+    int32_t zero = run->activation.type == AQ_ACTIVATION_STATIC ? run->activation.zero_point : 0;
+    int8_t *q;
+    (void)aq_int8_shared_pieces(weights, run->tokens, &at);
+    q = (int8_t *)run->shared + token * at.stride;
+    aq_forward_widen(run, token, x);
+    scale = aq_int8_scale(&run->activation, aq_largest(weights->kernels, x, cols), &inverse);
+    weights->infer->to_int8(x, cols, inverse, zero, q);
+    memset(q + cols, 0, at.stride - cols);
+    aq_int8_sums(weights, q, zero,
+                 (int32_t *)(void *)(run->shared + at.sums) + token * weights->groups);
+    memcpy(run->shared + at.scales + 4 * token, &scale, 4);
+    memcpy(run->shared + at.zeros + 4 * token, &zero, 4);
+    if (token == 0) {
+        memset(run->shared + at.ones, 1, at.stride);
+    }
+}
+
+/* ---- products */
+
+/* What does not change over the tokens of a block of rows. */
+typedef struct aq_int8_job {
+    const aq_weights *weights;
+    aq_int8_shared shared;
+    aq_int8_own own;
+    const uint8_t *activations;
+    uint8_t *scratch;
+    size_t row, rows;
+    float bias[AQ_LINEAR_ROWS];
+} aq_int8_job;
+
+/* Σ code·q of the block's rows, turned: [groups][16]. */
+static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) {
+    const size_t groups = job->weights->groups;
+    int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
+    aq_weights_dots(job->weights, job->row, job->rows, q, dots);
+    job->weights->infer->transpose((const uint32_t *)(const void *)dots, groups, groups,
+                                   (uint32_t *)(void *)out);
+}
+
+/* Scales and mins of the block's rows, turned: [groups][2][16]. */
+static void aq_int8_params(const aq_int8_job *job) {
+    const size_t each = 2 * job->weights->groups;
+    float *rows = (float *)(void *)(job->scratch + job->own.rows);
+    size_t i;
+    for (i = 0; i < job->rows; i++) {
+        aq_weights_params(job->weights, job->row + i, rows + i * each);
+    }
+    job->weights->infer->transpose((const uint32_t *)(const void *)rows, each, each,
+                                   (uint32_t *)(void *)(job->scratch + job->own.params));
+}
+
+AQ_SIMD_EXACT static void aq_int8_finish(const aq_int8_job *job, const float *acc, float scale,
+                                         float *y) {
+    AQ_SIMD_EXACT_BODY
+    size_t i;
+    for (i = 0; i < job->rows; i++) {
+        float sum = (acc[i] + acc[AQ_LINEAR_ROWS + i]) * scale;
+        y[i] = sum + job->bias[i];
+    }
+}
+
+static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
+    const uint8_t *shared = job->activations;
+    float acc[2 * AQ_LINEAR_ROWS] = {0.0f}, scale;
+    aq_linear_combine combine;
+    memcpy(&scale, shared + job->shared.scales + 4 * token, 4);
+    memcpy(&combine.zero, shared + job->shared.zeros + 4 * token, 4);
+    combine.dots = (const int32_t *)(const void *)(job->scratch + job->own.dots_turned);
+    combine.codes = (const int32_t *)(const void *)(job->scratch + job->own.codes);
+    combine.sums = (const int32_t *)(const void *)(shared + job->shared.sums) +
+                   token * job->weights->groups;
+    combine.params = (const float *)(const void *)(job->scratch + job->own.params);
+    combine.groups = job->weights->groups;
+    combine.half = job->weights->half;
+    aq_int8_dots(job, (const int8_t *)shared + token * job->shared.stride,
+                 (int32_t *)(void *)(job->scratch + job->own.dots_turned));
+    job->weights->infer->combine(&combine, acc);
+    aq_int8_finish(job, acc, scale, y);
+}
+
+AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
+                          size_t tokens, uint8_t *own) {
+    aq_int8_job job;
+    size_t i;
+    job.weights = &run->weights;
+    (void)aq_int8_shared_pieces(&run->weights, run->tokens, &job.shared);
+    (void)aq_int8_own_pieces(&run->weights, &job.own);
+    job.activations = run->shared;
+    job.scratch = own;
+    job.row = row;
+    job.rows = rows;
+    aq_weights_bias(&run->weights, row, rows, job.bias);
+    if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
+        memset(own, 0, job.own.end);
+    }
+    aq_int8_params(&job);
+    if (run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0) {
+        aq_int8_dots(&job, (const int8_t *)run->shared + job.shared.ones,
+                     (int32_t *)(void *)(own + job.own.codes));
+    }
+    for (i = token; i < token + tokens; i++) {
+        aq_int8_token(&job, i, run->y + i * run->weights.rows + row);
+    }
+}

@@ -1,0 +1,95 @@
+/* Kernels of the forward pass: products with float activations, INT8 activations, and what turns
+ * exact integer dots into results. Every table gives the bits of the scalar one. */
+#ifndef AQ_SIMD_FORWARD_H
+#define AQ_SIMD_FORWARD_H
+
+#include "neon.h"
+#include "simd.h"
+#include "x86.h"
+
+/* Before a loop of few rounds whose arrays are to stay in registers. (Clang does so by itself.) */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 8
+#  define AQ_UNROLL _Pragma("GCC unroll 16")
+#else
+#  define AQ_UNROLL
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_LINEAR_ROWS 16u     /* rows of weights that go together: one lane each */
+#define AQ_LINEAR_STRETCH 1024u /* a float sum is folded at every multiple of so many columns */
+
+/* One token's integers against 16 rows, and what they become. With q the INT8 activations, z their
+ * zero point and c the codes: dots Σ c·q, sums Σ (q − z), codes Σ c, each of one group.
+ * A row's lane gains scale·(dots − z·codes − half·sums) and, apart from that, min·sums. */
+typedef struct aq_linear_combine {
+    const int32_t *dots;  /* [groups][16] */
+    const int32_t *codes; /* [groups][16]; not read when zero is 0 */
+    const int32_t *sums;  /* [groups] */
+    const float *params;  /* [groups][2][16]: scales, mins */
+    size_t groups;
+    int32_t zero;         /* z */
+    int32_t half;         /* 2^(bits−1) of symmetric codes, 0 of affine ones */
+} aq_linear_combine;
+
+struct aq_linear_kernels {
+    const char *name; /* that of the table of kernels it goes with */
+    /* y[t][r] += Σ w[r][i]·x[t][i] for count ≤ AQ_LINEAR_STRETCH: element i goes to lane i % 16,
+     * folded as everywhere. Strides in floats. */
+    void (*product)(const float *w, size_t w_stride, size_t rows, const float *x, size_t x_stride,
+                    size_t tokens, size_t count, float *y, size_t y_stride);
+    /* clamp(rint(x·inverse) + zero, −128, 127); a NaN gives any of them. |zero| ≤ 128 */
+    void (*to_int8)(const float *x, size_t count, float inverse, int32_t zero, int8_t *out);
+    /* 16 rows of `count` words, `stride` words apart, to out[count][16]. */
+    void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
+    /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
+    void (*combine)(const aq_linear_combine *job, float *acc);
+};
+
+/* The kernels that go with a table; never NULL. */
+AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kernels *kernels);
+
+AQ_SIMD_LIB void aq_scalar_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                   size_t x_stride, size_t tokens, size_t count, float *y,
+                                   size_t y_stride);
+AQ_SIMD_LIB void aq_scalar_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                   int8_t *out);
+AQ_SIMD_LIB void aq_scalar_transpose(const uint32_t *in, size_t stride, size_t count,
+                                     uint32_t *out);
+AQ_SIMD_LIB void aq_scalar_combine(const aq_linear_combine *job, float *acc);
+#if defined(AQ_HAVE_AVX2)
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_product(const float *w, size_t w_stride, size_t rows,
+                                         const float *x, size_t x_stride, size_t tokens,
+                                         size_t count, float *y, size_t y_stride);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                         int8_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
+                                           uint32_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_AVX512)
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
+                                             const float *x, size_t x_stride, size_t tokens,
+                                             size_t count, float *y, size_t y_stride);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float inverse,
+                                             int32_t zero, int8_t *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
+                                               uint32_t *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_NEON)
+AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
+                                 size_t x_stride, size_t tokens, size_t count, float *y,
+                                 size_t y_stride);
+AQ_SIMD_LIB void aq_neon_to_int8(const float *x, size_t count, float inverse, int32_t zero,
+                                 int8_t *out);
+AQ_SIMD_LIB void aq_neon_transpose(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
+AQ_SIMD_LIB void aq_neon_combine(const aq_linear_combine *job, float *acc);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* AQ_SIMD_FORWARD_H */

@@ -298,6 +298,8 @@ def run_c_tests(tally, word, jobs, variants):
             for source, (passed, failed, skipped, output) in zip(tests, results):
                 sums = [a + b for a, b in zip(sums, (passed, failed, skipped))]
                 tally.passed += passed
+                for figure in re.findall(r"^figure: (.+)$", output, re.M):
+                    say(f"  {source.stem}: {figure}")
                 if failed:
                     tally.fail(f"{variant.key}: {source.stem}", output.strip(), failed)
                 if skipped:

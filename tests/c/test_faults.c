@@ -724,8 +724,8 @@ int main(void) {
         printf("leaked: %llu bytes\n", (unsigned long long)m.bytes);
         test_failed++;
     }
-    printf("%lu allocation faults, largest request %llu bytes\n", faults_total,
-           (unsigned long long)m.largest);
+    printf("figure: %lu allocation faults, %llu bytes leaked, %lu wrong sizes, largest request %llu bytes\n",
+           faults_total, (unsigned long long)m.bytes, m.wrong, (unsigned long long)m.largest);
     aq_remove_tree(NULL, root, NULL);
     return test_end();
 }

@@ -82,3 +82,12 @@ def aq():
     with held("aq"):
         call(["make", "-s", "aq"], cwd=REPO)
     return BUILD / "aq"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests counted: their property "figure", which tests/run.py prints as well."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "figure" and report.when == "call":
+                    terminalreporter.write_line(f"  {value}")

@@ -58,7 +58,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_kill_at_50_random_moments(aq, model, reference, tmp_path):
+def test_kill_at_50_random_moments(aq, model, reference, tmp_path, record_property):
     whole, seconds = reference
     before = tree(model)
     random.seed(4)
@@ -79,16 +79,17 @@ def test_kill_at_50_random_moments(aq, model, reference, tmp_path):
     assert run.wait(60) == 0
     assert names(tmp_path) == ["out"]  # the left-overs are gone
     assert tree(tmp_path / "out") == whole and tree(model) == before
-    print(f"{killed} killed before, {finished} after the commit")
+    record_property("figure", f"{killed + finished} kills: {killed} before the commit, {finished} after it; "
+                              "0 outputs that are not whole")
 
 
-def test_kill_while_overwriting_keeps_old_or_new(aq, model, reference, tmp_path):
+def test_kill_while_overwriting_keeps_old_or_new(aq, model, reference, tmp_path, record_property):
     whole, seconds = reference
     out = tmp_path / "out"
     assert subprocess.run([aq, "quantize", model, out, "--quiet", "--bits", "8"]).returncode == 0
     old = tree(out)
     random.seed(5)
-    seen = set()
+    seen = []
     for _ in range(20):
         run = start(aq, model, out, "--overwrite")
         time.sleep(random.uniform(seconds * 0.5, seconds * 1.2))
@@ -96,16 +97,19 @@ def test_kill_while_overwriting_keeps_old_or_new(aq, model, reference, tmp_path)
         run.communicate()
         now = tree(out)
         assert now in (old, whole)
-        seen.add("old" if now == old else "new")
+        seen.append("old" if now == old else "new")
         if now != old:
             assert start(aq, model, out, "--overwrite", "--bits", "8").wait(60) == 0
     assert start(aq, model, out, "--overwrite").wait(60) == 0
     assert tree(out) == whole and names(tmp_path) == ["out"]
-    print("seen:", sorted(seen))
+    record_property("figure", f"{len(seen)} kills of runs that overwrite: the old output {seen.count('old')} times, "
+                              f"the new one {seen.count('new')} times, 0 mixtures")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_stop_within_a_second_and_leave_nothing(aq, model, reference, tmp_path, number):
+def test_signals_stop_within_a_second_and_leave_nothing(aq, model, reference, tmp_path, number,
+                                                        record_property):
+    stopped = []
     for part in (0.1, 0.4, 0.7):
         run = start(aq, model, tmp_path / "out", "--threads", "1")
         time.sleep(reference[1] * part)
@@ -116,9 +120,12 @@ def test_signals_stop_within_a_second_and_leave_nothing(aq, model, reference, tm
             assert tree(tmp_path / "out") == reference[0]
             subprocess.run(["rm", "-r", tmp_path / "out"], check=True)
             continue
-        assert time.monotonic() - begin < 1.5
+        stopped.append(time.monotonic() - begin)
+        assert stopped[-1] < 1.5
         assert "cancelled" in err or "stopped" in err or "interrupt" in err.lower(), err
         assert names(tmp_path) == []
+    record_property("figure", f"{signal.Signals(number).name}: {len(stopped)} of 3 runs stopped before their "
+                              f"end, after {max(stopped, default=0):.2f} s at most; nothing left")
 
 
 def killed_between_shards(aq, model, folder, *flags):
@@ -142,7 +149,7 @@ def resume(aq, model, out, *flags):
     return [n for n in json.loads(done.stdout)["notes"] if "take up" in n or "taken up" in n]
 
 
-def test_resume_takes_up_finished_shards(aq, model, reference, tmp_path):
+def test_resume_takes_up_finished_shards(aq, model, reference, tmp_path, record_property):
     taken = []
     for _ in range(6):
         killed_between_shards(aq, model, tmp_path)
@@ -156,10 +163,10 @@ def test_resume_takes_up_finished_shards(aq, model, reference, tmp_path):
         assert names(tmp_path) == ["out"]
         subprocess.run(["rm", "-r", tmp_path / "out"], check=True)
     assert min(taken) > 0, taken
-    print("shards taken up:", taken)
+    record_property("figure", f"{len(taken)} kills taken up, with {taken} of {SHARDS} shards finished")
 
 
-def test_resume_believes_only_what_fits(aq, model, reference, tmp_path):
+def test_resume_believes_only_what_fits(aq, model, reference, tmp_path, record_property):
     """Another config, a changed input, a damaged shard or journal: made again."""
     killed_between_shards(aq, model, tmp_path, "--bits", "8")
     assert "nothing to take up" in resume(aq, model, tmp_path / "out")[0]
@@ -181,6 +188,7 @@ def test_resume_believes_only_what_fits(aq, model, reference, tmp_path):
             os.utime(model / shard.name, (1, 1))
         assert "nothing to take up" in resume(aq, model, tmp_path / "out")[0]
         assert tree(tmp_path / "out") == reference[0]
+    record_property("figure", "5 left-overs that do not fit: none taken up")
 
 
 def test_resume_removes_what_was_half_written(aq, model, reference, tmp_path):
@@ -203,7 +211,7 @@ def test_resume_without_a_left_over(aq, model, reference, tmp_path):
     assert tree(tmp_path / "out") == reference[0]
 
 
-def test_two_runs_to_one_output(aq, model, reference, tmp_path):
+def test_three_runs_to_one_output(aq, model, reference, tmp_path, record_property):
     for _ in range(5):
         runs = [start(aq, model, tmp_path / "out") for _ in range(3)]
         codes = sorted(run.wait(60) for run in runs)
@@ -212,6 +220,7 @@ def test_two_runs_to_one_output(aq, model, reference, tmp_path):
         assert sum("exists already" in t for t in texts) == 2
         assert tree(tmp_path / "out") == reference[0] and names(tmp_path) == ["out"]
         subprocess.run(["rm", "-r", tmp_path / "out"], check=True)
+    record_property("figure", "5 times 3 runs to one output: 5 won, 10 refused")
 
 
 def test_a_full_disk(aq, model, reference, tmp_path):

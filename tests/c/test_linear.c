@@ -206,6 +206,7 @@ TEST(matches_double_arithmetic) {
         aq_activation activation;
         aq_quant_spec spec;
         layer l;
+        spec.fit = AQ_FIT_LEAST_SQUARES;
         spec.code = below(&state, 2) ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
         spec.params = (aq_param_type)below(&state, 3);
         spec.bits = widths[below(&state, 8) % 4];
@@ -232,7 +233,7 @@ TEST(extremes) {
     uint64_t state = 3;
     size_t b, i, kind;
     for (b = 0; b < 3; b++) {
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 256};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 256, AQ_FIT_LEAST_SQUARES};
         aq_activation activation = {AQ_ACTIVATION_STATIC, 1.0f, 0};
         layer l;
         spec.bits = widths[b];
@@ -260,7 +261,7 @@ TEST(extremes) {
 /* What is not a number or not finite in a token shows in its results and in no other's. */
 TEST(not_finite) {
     const float bad[] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES};
     uint64_t state = 11;
     float x[4 * 100], y[4 * 18];
     size_t i, kind, type;
@@ -302,7 +303,7 @@ TEST(dtypes) {
     size_t i, type;
     for (type = 0; type < 2; type++) {
         const aq_dtype dtype = type ? AQ_DTYPE_F16 : AQ_DTYPE_BF16;
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 64};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 64, AQ_FIT_LEAST_SQUARES};
         layer l;
         make_layer(&l, 9, 70, spec, 3, &state);
         for (i = 0; i < 3 * 70; i++) {
@@ -341,7 +342,7 @@ TEST(dtypes) {
 }
 
 TEST(refuses) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_Q8, 4, 64};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_Q8, 4, 64, AQ_FIT_LEAST_SQUARES};
     aq_activation activation = {AQ_ACTIVATION_STATIC, 0.0f, 0};
     uint64_t state = 9;
     float x[128], y[16];
@@ -390,7 +391,7 @@ TEST(refuses) {
 }
 
 TEST(empty_layers) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES};
     uint64_t state = 2;
     float x[4] = {1, 2, 3, 4}, y[8];
     size_t type;
@@ -470,7 +471,7 @@ TEST(convolutions) {
     uint64_t state = 21;
     size_t round, i;
     for (round = 0; round < 30; round++) {
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 32};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 32, AQ_FIT_LEAST_SQUARES};
         aq_conv2d conv;
         picture p;
         layer l;
@@ -501,7 +502,7 @@ TEST(convolutions) {
 }
 
 TEST(convolutions_refuse) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 32};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 32, AQ_FIT_LEAST_SQUARES};
     uint64_t height, width, state = 1;
     aq_conv2d conv;
     layer l;

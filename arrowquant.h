@@ -647,6 +647,120 @@ ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calib
 /* Adds what a calibration knows, weighed by its rows. */
 ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer,
                                            const aq_calibration *calibration, aq_error *err);
+
+/* ---- activations by groups of timesteps */
+
+#define AQ_TIME_GROUPS_MAX 100u
+
+/* Where the timesteps 0 … T − 1 are cut into G contiguous groups. */
+typedef enum aq_time_cut {
+    AQ_TIME_CUT_UNIFORM, /* group i starts at ⌊i·T/G⌋ */
+    AQ_TIME_CUT_OPTIMAL  /* least expected error over what was observed, by dynamic programming */
+} aq_time_cut;
+
+/* What range of values a group's integers cover. */
+typedef enum aq_activation_range {
+    AQ_RANGE_MIN_MAX,
+    AQ_RANGE_PERCENTILE, /* of the sketch: 100 − percentile … percentile */
+    AQ_RANGE_LEAST_ERROR /* least expected squared error over the sketch, clipping included */
+} aq_activation_range;
+
+typedef struct aq_time_options {
+    uint32_t num_time_groups; /* 1 … 100; more than T gives T */
+    uint32_t total_timesteps; /* T, 1 … 1,000,000 */
+    aq_time_cut cut;
+    aq_activation_range range; /* without a sketch, and with channel groups: min and max */
+    double percentile;         /* 50 … 100 */
+    uint32_t channel_group;    /* neighbouring channels that share a scale; 0: all of them */
+} aq_time_options;
+
+/* Static integers for the input of a layer: x ≈ scale·(q − zero_point), q in 0 … 255 or 0 … 15. */
+typedef struct aq_time_groups {
+    uint32_t count, total_timesteps;
+    uint32_t channel_group, channel_groups; /* channel_groups: 1, or ⌈channels / channel_group⌉ */
+    int32_t *starts;          /* [count], the first is 0 */
+    uint8_t *lookup;          /* [total_timesteps]: the group of each timestep */
+    float *scale[2];          /* [count, channel_groups]: of 8 bits, of 4 bits */
+    int32_t *zero_point[2];
+    double *error[2];         /* [count]: expected mean squared error of an element */
+    const aq_context *context; /* private */
+    size_t bytes;
+} aq_time_groups;
+
+/* Groups and their integers from what was observed of a layer. A group in which nothing was observed
+ * takes the nearest timestep's; the optimal cut makes no more groups than there are observed timesteps,
+ * and starts each one half-way between two of them. A range of zero width has a tiny positive
+ * scale. AQ_ERR_TIME_GROUPS; AQ_ERR_ARGUMENT when the layer has no timesteps. */
+ARROWQUANT_API aq_status aq_time_groups_make(aq_context *context,
+                                             const aq_calibration_layer *layer,
+                                             const aq_time_options *options, aq_time_groups *out,
+                                             aq_error *err);
+ARROWQUANT_API void aq_time_groups_free(aq_time_groups *groups); /* NULL and zeroed allowed */
+/* The group of a timestep, in O(1); those outside of 0 … T − 1 count as the ends. */
+ARROWQUANT_API uint32_t aq_time_group_of(const aq_time_groups *groups, int64_t timestep);
+
+/* How smooth the parameters of neighbouring groups are. */
+typedef enum aq_severity { AQ_SEVERITY_LOW, AQ_SEVERITY_MEDIUM, AQ_SEVERITY_HIGH } aq_severity;
+
+typedef struct aq_markov_violation {
+    uint32_t boundary; /* between this group and the next */
+    double scale_jump;      /* |Δscale| / scale of the left group */
+    double zero_point_jump; /* |Δzero point| / 255 */
+    aq_severity severity;   /* scale_jump > 0.5: high; > 0.3: medium */
+} aq_markov_violation;
+
+typedef struct aq_markov {
+    double smoothness_score; /* mean boundary score; 1 without boundaries */
+    bool is_valid;           /* no violation */
+    uint32_t boundary_count, violation_count;
+    double boundary_scores[AQ_TIME_GROUPS_MAX]; /* 1 − min(1, (scale_jump + zero_point_jump) / 2) */
+    aq_markov_violation violations[AQ_TIME_GROUPS_MAX]; /* scale_jump above the threshold */
+} aq_markov;
+
+ARROWQUANT_API const char *aq_severity_name(aq_severity severity); /* "low", "medium", "high" */
+/* `count` groups, at most AQ_TIME_GROUPS_MAX. Changes nothing. */
+ARROWQUANT_API void aq_markov_measure(const float *scales, const int32_t *zero_points,
+                                      uint32_t count, double threshold, aq_markov *out);
+/* Turns the step at each boundary into a ramp over L groups left and R right of it, as many as there
+ * are up to `window` (1 … 20): position k of them takes the share f(k / (L + R + 1)) of the step, f
+ * linear, cubic (3α² − 2α³) or sigmoid (1 / (1 + exp(3 − 6α))). The steps are those of the parameters
+ * as they were. Each new value lies between the least and the largest old one; equal ones stay. */
+ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points, uint32_t count,
+                                              uint32_t window, aq_interpolation interpolation,
+                                              aq_error *err);
+
+/* ---- channels */
+
+/* What equalizing the channels of a layer brings, relative to the energy of its output. */
+typedef struct aq_equalization {
+    double migration;     /* the strength that was used; NaN: none helps, all scales are 1 */
+    double error;         /* expected, of the weights and, if wanted, the activations */
+    double error_without; /* the same with all scales 1 */
+} aq_equalization;
+
+/* Scales of the input channels that move difficulty between weights and activations (SmoothQuant,
+ * Xiao et al. 2023; DiTAS for diffusion): the input is multiplied by s, the columns of the weight are
+ * divided by it, and the product stays. s = max|W|^(1−m) / max|X|^m, of each channel, with the migration
+ * strength m in 0 … 1, then scaled to a geometric mean of 1; m = 0.5 gives sqrt(max|W| / max|X|). A
+ * channel without weights or without activations has s = 1. NaN as `migration` searches 0, 0.05 … 1
+ * and "none" for the least expected error of the output: that of weights quantized by `spec` (on up
+ * to 64 rows), plus that of static activations of `activation_bits` (8, 4, or 0: not quantized).
+ * weights [rows, cols] of any float dtype; the layer needs `absmax` and `pooled_sqmean`, and
+ * as many channels as there are columns. */
+ARROWQUANT_API aq_status aq_equalize(aq_context *context, const aq_quant_spec *spec,
+                                     const void *weights, aq_dtype dtype, uint64_t rows,
+                                     uint64_t cols, const aq_calibration_layer *layer,
+                                     double migration, uint32_t activation_bits,
+                                     float *input_scales, aq_equalization *out, aq_error *err);
+/* Divides column c of weights [rows, cols] by scales[c]. */
+ARROWQUANT_API void aq_fold_columns(float *weights, uint64_t rows, uint64_t cols,
+                                    const float *scales);
+/* Multiplies the affine parameters of the norm before the layer (bias may be NULL), in place of its
+ * input: the norm's output then comes out equalized. */
+ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,
+                                 const float *scales);
+/* x·(1 − alpha) + mean·alpha, the mean over all `count` values. */
+ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha);
 #ifndef ARROWQUANT_NO_STDIO
 /* To and from a calibration file; loading adds to what is there. */
 ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *path, aq_error *err);
@@ -15249,6 +15363,29 @@ AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration 
 /* How often this layer and timestep has been fed (calib/observer.c). */
 AQ_LIB uint64_t aq_observer_feeds(aq_observer *observer, const char *layer, int64_t timestep);
 
+/* ---- integers for activations (calib/range.c) */
+
+typedef struct aq_activation_grid {
+    float scale;
+    int32_t zero_point;
+} aq_activation_grid;
+
+/* A distribution: a sketch, or NULL and only its limits and how many values. */
+typedef struct aq_distribution {
+    const uint64_t *cells;
+    int32_t top;
+    double min, max, count;
+} aq_distribution;
+
+/* The integers 0 … levels that cover low … high; zero is one of them when it lies between. */
+AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels);
+/* Σ (x − x̂)² expected over the distribution. Without a sketch: as if all of it were rounded and none
+ * clipped. */
+AQ_LIB double aq_activation_error(const aq_distribution *of, const aq_activation_grid *grid,
+                                  uint32_t levels);
+AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
+                                            double percentile, uint32_t levels);
+
 /* ---- the calibration (calib/calibration.c) */
 
 /* Reads second moments of layer->owner into out. */
@@ -16477,6 +16614,768 @@ ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *pat
 #undef AQ_MOMENT_ROWS
 
 /* ---- end src/calib/observer.c ---- */
+
+/* ---- begin src/calib/range.c ---- */
+
+/* Integers for activations: the range that they cover, by limits, percentile or least expected error. */
+
+AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels) {
+    const double tiny = 1.1754943508222875e-38; /* the least normal float */
+    aq_activation_grid grid;
+    double scale = (high - low) / (double)levels;
+    if (!(scale > tiny)) scale = tiny;
+    grid.scale = (float)scale;
+    /* a constant far from zero has a zero point that no int32 holds: its scale is its magnitude */
+    double zero = -low / (double)grid.scale;
+    if (fabs(zero) > 1073741824.0) {
+        grid.scale = (float)(fabs(low) / (double)levels);
+        zero = low > 0.0 ? 0.0 : (double)levels;
+    }
+    grid.zero_point = (int32_t)rint(zero);
+    return grid;
+}
+
+/* ∫ (v − v̂)² dv from 0 to u, in steps of the grid, whose whole numbers are low … high: exact, inside
+ * (each step adds 1/12) and where it clips. */
+AQ_SIMD_EXACT static double aq_rounding_integral(double u, double low, double high) {
+    AQ_SIMD_EXACT_BODY
+    double nearest = rint(u);
+    if (nearest < low) nearest = low;
+    if (nearest > high) nearest = high;
+    double apart = u - nearest;
+    return nearest / 12.0 + apart * apart * apart / 3.0;
+}
+
+AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
+                                                const aq_activation_grid *grid, uint32_t levels) {
+    AQ_SIMD_EXACT_BODY
+    double scale = (double)grid->scale, sum = 0.0;
+    double low = -(double)grid->zero_point, high = low + (double)levels;
+    if (!of->cells) return of->count * scale * scale / 12.0;
+    for (size_t cell = 0; cell < AQ_SKETCH_CELLS; cell++) {
+        double from, to;
+        if (!of->cells[cell]) continue;
+        aq_sketch_cell(of->top, cell, &from, &to);
+        if (cell > AQ_SKETCH_SIDE) {
+            double swap = from;
+            from = -to;
+            to = -swap;
+        } else if (!cell) {
+            from = -to;
+        }
+        if (from < of->min) from = of->min;
+        if (to > of->max) to = of->max;
+        double width = (to - from) / scale, at = from / scale, error;
+        if (width > 1e-6) {
+            error = (aq_rounding_integral(to / scale, low, high) -
+                     aq_rounding_integral(at, low, high)) / width;
+        } else {
+            double nearest = rint(at);
+            if (nearest < low) nearest = low;
+            if (nearest > high) nearest = high;
+            error = (at - nearest) * (at - nearest);
+        }
+        sum += (double)of->cells[cell] * error * scale * scale;
+    }
+    return sum;
+}
+
+/* The best of 24 ends between `from` and `to`, the other end being fixed; `from` when none is better
+ * than *least. */
+static double aq_search_end(const aq_distribution *of, double from, double to, double other,
+                            bool is_high, uint32_t levels, double *least) {
+    const unsigned steps = 24;
+    double best = from;
+    for (unsigned i = 0; i < steps; i++) {
+        double end = from + (to - from) * ((double)i / (double)steps);
+        aq_activation_grid grid = is_high ? aq_activation_grid_of(other, end, levels)
+                                          : aq_activation_grid_of(end, other, levels);
+        double error = aq_activation_error(of, &grid, levels);
+        if (error >= *least) continue;
+        *least = error;
+        best = end;
+    }
+    return best;
+}
+
+/* Coordinate descent from the limits: both ends together, then one after the other, each time in a
+ * neighbourhood that shrinks. */
+static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
+    double low = of->min, high = of->max;
+    aq_activation_grid grid = aq_activation_grid_of(low, high, levels);
+    double least = aq_activation_error(of, &grid, levels);
+    double middle = low < 0.0 && high > 0.0 ? 0.0 : 0.5 * (low + high), share = 1.0;
+    for (unsigned i = 1; i < 32; i++) {
+        double part = 1.0 - (double)i / 32.0;
+        grid = aq_activation_grid_of(middle + (low - middle) * part,
+                                     middle + (high - middle) * part, levels);
+        double error = aq_activation_error(of, &grid, levels);
+        if (error >= least) continue;
+        least = error;
+        share = part;
+    }
+    low = middle + (low - middle) * share;
+    high = middle + (high - middle) * share;
+    for (unsigned round = 0; round < 3; round++) {
+        double reach = round ? 0.1 : 0.5;
+        double outer = high + (of->max - high) * reach, inner = high + (middle - high) * reach;
+        double found = aq_search_end(of, outer, inner, low, true, levels, &least);
+        grid = aq_activation_grid_of(low, found, levels);
+        if (aq_activation_error(of, &grid, levels) <= least) high = found;
+        outer = low + (of->min - low) * reach;
+        inner = low + (middle - low) * reach;
+        found = aq_search_end(of, outer, inner, high, false, levels, &least);
+        grid = aq_activation_grid_of(found, high, levels);
+        if (aq_activation_error(of, &grid, levels) <= least) low = found;
+    }
+    return aq_activation_grid_of(low, high, levels);
+}
+
+AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
+                                            double percentile, uint32_t levels) {
+    if (!of->cells || range == AQ_RANGE_MIN_MAX || !(of->max > of->min))
+        return aq_activation_grid_of(of->min, of->max, levels);
+    if (range == AQ_RANGE_LEAST_ERROR) return aq_least_error(of, levels);
+    double low = aq_sketch_percentile(of->cells, of->top, 100.0 - percentile, of->min, of->max);
+    double high = aq_sketch_percentile(of->cells, of->top, percentile, of->min, of->max);
+    return aq_activation_grid_of(low, high, levels);
+}
+
+/* ---- end src/calib/range.c ---- */
+
+/* ---- begin src/calib/groups.c ---- */
+
+/* Groups of timesteps: where they are cut, and the integers of each. */
+
+#define AQ_CUT_BLOCKS 128u /* more observed timesteps are first joined into so many */
+
+typedef struct aq_grouping {
+    const aq_context *context;
+    const aq_calibration_layer *layer;
+    const aq_time_options *options;
+    uint64_t *cells;     /* of a range of timesteps */
+    size_t first[AQ_TIME_GROUPS_MAX + 1]; /* of each group: its first observed timestep */
+} aq_grouping;
+
+static double aq_step_weight(const aq_calibration_layer *layer, size_t i) {
+    return (layer->rows ? (double)layer->rows[i] : 1.0) * (double)layer->channels;
+}
+
+/* Adds observed timestep i to a distribution; `of->cells` is the scratch, or NULL. */
+static void aq_distribution_add(aq_distribution *of, uint64_t *cells,
+                                const aq_calibration_layer *layer, size_t i) {
+    if (!(of->count > 0.0) || (double)layer->min[i] < of->min) of->min = (double)layer->min[i];
+    if (!(of->count > 0.0) || (double)layer->max[i] > of->max) of->max = (double)layer->max[i];
+    of->count += aq_step_weight(layer, i);
+    if (cells)
+        aq_sketch_merge(cells, &of->top, layer->sketch + i * AQ_SKETCH_CELLS, layer->sketch_top[i]);
+    of->cells = cells;
+}
+
+static void aq_distribution_start(aq_distribution *of, uint64_t *cells) {
+    memset(of, 0, sizeof(*of));
+    if (cells) memset(cells, 0, AQ_SKETCH_CELLS * sizeof(uint64_t));
+}
+
+/* Observed timesteps begin … end − 1. */
+static aq_distribution aq_distribution_of(const aq_grouping *grouping, size_t begin, size_t end) {
+    aq_distribution of;
+    aq_distribution_start(&of, grouping->cells);
+    for (size_t i = begin; i < end; i++)
+        aq_distribution_add(&of, grouping->cells, grouping->layer, i);
+    return of;
+}
+
+/* ---- the optimal cut */
+
+/* Expected error at 8 bits of all ranges of blocks: cost[i·n + j], blocks i … j. */
+static void aq_cut_costs(const aq_grouping *grouping, const size_t *blocks, size_t n,
+                         double *cost) {
+    const aq_time_options *options = grouping->options;
+    for (size_t i = 0; i < n; i++) {
+        aq_distribution of;
+        aq_distribution_start(&of, grouping->cells);
+        for (size_t j = i; j < n; j++) {
+            for (size_t k = blocks[j]; k < blocks[j + 1]; k++)
+                aq_distribution_add(&of, grouping->cells, grouping->layer, k);
+            aq_activation_grid grid =
+                aq_activation_fit(&of, options->range, options->percentile, 255);
+            cost[i * n + j] = aq_activation_error(&of, &grid, 255);
+        }
+    }
+}
+
+/* best[g·(n + 1) + j]: least cost of blocks 0 … j − 1 in g groups; from[…]: where the last begins. */
+static void aq_cut_solve(const double *cost, size_t n, size_t groups, double *best, size_t *from) {
+    for (size_t j = 1; j <= n; j++) {
+        best[(n + 1) + j] = cost[j - 1];
+        from[(n + 1) + j] = 0;
+    }
+    for (size_t g = 2; g <= groups; g++) {
+        for (size_t j = g; j <= n; j++) {
+            double least = -1.0;
+            for (size_t i = g - 1; i < j; i++) {
+                double sum = best[(g - 1) * (n + 1) + i] + cost[i * n + j - 1];
+                if (least >= 0.0 && sum >= least) continue;
+                least = sum;
+                from[g * (n + 1) + j] = i;
+            }
+            best[g * (n + 1) + j] = least;
+        }
+    }
+}
+
+static aq_status aq_cut_optimal(aq_grouping *grouping, size_t *count, aq_error *err) {
+    size_t observed = grouping->layer->timestep_count;
+    size_t n = observed < AQ_CUT_BLOCKS ? observed : AQ_CUT_BLOCKS;
+    size_t groups = *count < n ? *count : n, blocks[AQ_CUT_BLOCKS + 1];
+    size_t table = (groups + 1) * (n + 1);
+    size_t bytes = n * n * sizeof(double) + table * (sizeof(double) + sizeof(size_t));
+    double *cost = (double *)aq_alloc(grouping->context, bytes);
+    if (!cost) return aq_fail_memory(err, bytes);
+    double *best = cost + n * n;
+    size_t *from = (size_t *)(void *)(best + table);
+    for (size_t i = 0; i <= n; i++) blocks[i] = i * observed / n;
+    aq_cut_costs(grouping, blocks, n, cost);
+    aq_cut_solve(cost, n, groups, best, from);
+    grouping->first[groups] = observed;
+    for (size_t g = groups, j = n; g > 0; g--) {
+        j = from[g * (n + 1) + j];
+        grouping->first[g - 1] = blocks[j];
+    }
+    *count = groups;
+    aq_free(grouping->context, cost, bytes);
+    return AQ_OK;
+}
+
+/* ---- groups and their integers */
+
+static aq_status aq_groups_alloc(const aq_context *context, aq_time_groups *out, aq_error *err) {
+    size_t groups = out->count, cells = groups * out->channel_groups;
+    size_t bytes = groups * 2 * sizeof(double) + cells * 2 * (sizeof(float) + sizeof(int32_t)) +
+                   groups * sizeof(int32_t) + out->total_timesteps;
+    char *piece = (char *)aq_alloc(context, bytes);
+    if (!piece) return aq_fail_memory(err, bytes);
+    memset(piece, 0, bytes);
+    out->context = context;
+    out->bytes = bytes;
+    out->error[0] = (double *)(void *)piece;
+    out->error[1] = out->error[0] + groups;
+    out->scale[0] = (float *)(void *)(out->error[1] + groups);
+    out->scale[1] = out->scale[0] + cells;
+    out->zero_point[0] = (int32_t *)(void *)(out->scale[1] + cells);
+    out->zero_point[1] = out->zero_point[0] + cells;
+    out->starts = out->zero_point[1] + cells;
+    out->lookup = (uint8_t *)(void *)(out->starts + groups);
+    return AQ_OK;
+}
+
+ARROWQUANT_API void aq_time_groups_free(aq_time_groups *groups) {
+    if (!groups || !groups->error[0]) return;
+    aq_free(groups->context, groups->error[0], groups->bytes);
+    memset(groups, 0, sizeof(*groups));
+}
+
+static void aq_groups_lookup(aq_time_groups *groups) {
+    uint32_t g = 0;
+    for (uint32_t t = 0; t < groups->total_timesteps; t++) {
+        while (g + 1 < groups->count && (int64_t)t >= groups->starts[g + 1]) g++;
+        groups->lookup[t] = (uint8_t)g;
+    }
+}
+
+/* Which observed timesteps a uniform group holds; the nearest one when there is none. */
+static void aq_uniform_members(const aq_grouping *grouping, const aq_time_groups *groups,
+                               uint32_t g, size_t *begin, size_t *end) {
+    const aq_calibration_layer *layer = grouping->layer;
+    size_t n = layer->timestep_count, i = 0;
+    int64_t low = groups->starts[g], high = groups->total_timesteps;
+    if (g + 1 < groups->count) high = groups->starts[g + 1];
+    if (g == 0) low = INT64_MIN;
+    if (g + 1 == groups->count) high = INT64_MAX;
+    while (i < n && layer->timesteps[i] < low) i++;
+    *begin = i;
+    while (i < n && layer->timesteps[i] < high) i++;
+    *end = i;
+    if (*end > *begin) return;
+    if (*begin == n) *begin = n - 1;
+    else if (*begin && (double)low - (double)layer->timesteps[*begin - 1] <=
+                           (double)layer->timesteps[*begin] - ((double)high - 1.0))
+        --*begin;
+    *end = *begin + 1;
+}
+
+/* Limits of some channels over observed timesteps; of magnitudes only, when there is no more. */
+static void aq_channel_limits(const aq_grouping *grouping, size_t begin, size_t end, size_t first,
+                              size_t last, aq_distribution *of) {
+    const aq_calibration_layer *layer = grouping->layer;
+    size_t c = (size_t)layer->channels;
+    bool limits = layer->channel_min && layer->channel_max, started = false;
+    memset(of, 0, sizeof(*of));
+    for (size_t i = begin; i < end; i++) {
+        for (size_t k = first; k < last; k++) {
+            double low = limits ? (double)layer->channel_min[i * c + k]
+                                : -(double)layer->absmax[i * c + k];
+            double high = limits ? (double)layer->channel_max[i * c + k] : -low;
+            if (low < (double)layer->min[i]) low = (double)layer->min[i];
+            if (high > (double)layer->max[i]) high = (double)layer->max[i];
+            if (!started || low < of->min) of->min = low;
+            if (!started || high > of->max) of->max = high;
+            started = true;
+        }
+        of->count += aq_step_weight(layer, i) * (double)(last - first) / (double)c;
+    }
+}
+
+static void aq_group_fit(const aq_grouping *grouping, size_t begin, size_t end,
+                         aq_time_groups *out, uint32_t g) {
+    const aq_time_options *options = grouping->options;
+    size_t c = (size_t)grouping->layer->channels;
+    for (unsigned w = 0; w < 2; w++) {
+        uint32_t levels = w ? 15 : 255;
+        double sum = 0.0, count = 0.0;
+        for (uint32_t k = 0; k < out->channel_groups; k++) {
+            aq_distribution of;
+            size_t first = (size_t)k * options->channel_group, last = first + options->channel_group;
+            if (out->channel_groups == 1) of = aq_distribution_of(grouping, begin, end);
+            else aq_channel_limits(grouping, begin, end, first, last < c ? last : c, &of);
+            aq_activation_grid grid =
+                aq_activation_fit(&of, options->range, options->percentile, levels);
+            out->scale[w][g * out->channel_groups + k] = grid.scale;
+            out->zero_point[w][g * out->channel_groups + k] = grid.zero_point;
+            sum += aq_activation_error(&of, &grid, levels);
+            count += of.count;
+        }
+        out->error[w][g] = sum / count;
+    }
+}
+
+static aq_status aq_groups_check(const aq_calibration_layer *layer, const aq_time_options *options,
+                                 aq_error *err) {
+    if (!options->num_time_groups || options->num_time_groups > AQ_TIME_GROUPS_MAX)
+        return aq_fail_tensor(err, AQ_ERR_TIME_GROUPS, layer->name, 0,
+                              "num_time_groups: expected an integer from 1 to %u, found %u",
+                              AQ_TIME_GROUPS_MAX, options->num_time_groups);
+    if (!options->total_timesteps || options->total_timesteps > 1000000)
+        return aq_fail_tensor(err, AQ_ERR_TIME_GROUPS, layer->name, 0,
+                              "total_timesteps: expected an integer from 1 to 1000000, found %u",
+                              options->total_timesteps);
+    if (!(options->percentile >= 50.0 && options->percentile <= 100.0) &&
+        options->range == AQ_RANGE_PERCENTILE)
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, layer->name, 0,
+                              "percentile: expected a number from 50 to 100");
+    if (!layer->timestep_count || (options->channel_group && !layer->absmax && !layer->channel_min))
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, layer->name, 0,
+                              "layer %s: its statistics know no timesteps%s", layer->name,
+                              layer->timestep_count ? " by channel" : "");
+    return AQ_OK;
+}
+
+static aq_status aq_groups_fill(aq_grouping *grouping, aq_time_groups *out, aq_error *err) {
+    const aq_time_options *options = grouping->options;
+    const aq_calibration_layer *layer = grouping->layer;
+    size_t count = options->num_time_groups;
+    if (count > options->total_timesteps) count = options->total_timesteps;
+    bool optimal = options->cut == AQ_TIME_CUT_OPTIMAL;
+    aq_status status = optimal ? aq_cut_optimal(grouping, &count, err) : AQ_OK;
+    out->count = (uint32_t)count;
+    out->total_timesteps = options->total_timesteps;
+    out->channel_group = options->channel_group;
+    out->channel_groups = 1;
+    if (options->channel_group)
+        out->channel_groups =
+            (uint32_t)((layer->channels + options->channel_group - 1) / options->channel_group);
+    if (status == AQ_OK) status = aq_groups_alloc(grouping->context, out, err);
+    for (uint32_t g = 0; status == AQ_OK && g < count; g++) {
+        out->starts[g] = (int32_t)((uint64_t)g * options->total_timesteps / count);
+        if (!optimal || !g) continue;
+        double left = (double)layer->timesteps[grouping->first[g] - 1];
+        double start = ceil((left + (double)layer->timesteps[grouping->first[g]]) / 2.0);
+        double most = (double)options->total_timesteps;
+        out->starts[g] = (int32_t)(start < 0.0 ? 0.0 : start > most ? most : start);
+    }
+    for (uint32_t g = 0; status == AQ_OK && g < count; g++) {
+        size_t begin = grouping->first[g], end = grouping->first[g + 1];
+        if (!optimal) aq_uniform_members(grouping, out, g, &begin, &end);
+        aq_group_fit(grouping, begin, end, out, g);
+    }
+    if (status == AQ_OK) aq_groups_lookup(out);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_time_groups_make(aq_context *context,
+                                             const aq_calibration_layer *layer,
+                                             const aq_time_options *options, aq_time_groups *out,
+                                             aq_error *err) {
+    if (!layer || !options || !out)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_time_groups_make: layer, options and out must not "
+                       "be NULL");
+    memset(out, 0, sizeof(*out));
+    aq_status status = aq_groups_check(layer, options, err);
+    if (status != AQ_OK) return status;
+    aq_grouping grouping;
+    size_t bytes = AQ_SKETCH_CELLS * sizeof(uint64_t);
+    memset(&grouping, 0, sizeof(grouping));
+    grouping.context = context;
+    grouping.layer = layer;
+    grouping.options = options;
+    if (layer->sketch && options->range != AQ_RANGE_MIN_MAX) {
+        grouping.cells = (uint64_t *)aq_alloc(context, bytes);
+        if (!grouping.cells) return aq_fail_memory(err, bytes);
+    }
+    status = aq_groups_fill(&grouping, out, err);
+    aq_free(context, grouping.cells, bytes);
+    return status;
+}
+
+ARROWQUANT_API uint32_t aq_time_group_of(const aq_time_groups *groups, int64_t timestep) {
+    if (timestep < 0) timestep = 0;
+    if (timestep >= (int64_t)groups->total_timesteps) timestep = (int64_t)groups->total_timesteps - 1;
+    return groups->lookup[timestep];
+}
+
+#undef AQ_CUT_BLOCKS
+
+/* ---- end src/calib/groups.c ---- */
+
+/* ---- begin src/calib/markov.c ---- */
+
+/* Neighbouring time groups: how far their parameters jump, and ramps in place of the jumps. */
+
+ARROWQUANT_API const char *aq_severity_name(aq_severity severity) {
+    return severity == AQ_SEVERITY_HIGH ? "high" : severity == AQ_SEVERITY_MEDIUM ? "medium" : "low";
+}
+
+ARROWQUANT_API void aq_markov_measure(const float *scales, const int32_t *zero_points,
+                                      uint32_t count, double threshold, aq_markov *out) {
+    double sum = 0.0;
+    memset(out, 0, sizeof(*out));
+    if (count > AQ_TIME_GROUPS_MAX) count = AQ_TIME_GROUPS_MAX;
+    for (uint32_t i = 0; i + 1 < count; i++) {
+        double left = (double)scales[i];
+        double scale_jump = fabs((double)scales[i + 1] - left) / left;
+        double zero_jump = fabs((double)zero_points[i + 1] - (double)zero_points[i]) / 255.0;
+        double half = (scale_jump + zero_jump) / 2.0;
+        out->boundary_scores[i] = 1.0 - (half < 1.0 ? half : 1.0);
+        sum += out->boundary_scores[i];
+        out->boundary_count++;
+        if (!(scale_jump > threshold)) continue;
+        aq_markov_violation *violation = &out->violations[out->violation_count++];
+        violation->boundary = i;
+        violation->scale_jump = scale_jump;
+        violation->zero_point_jump = zero_jump;
+        violation->severity = scale_jump > 0.5 ? AQ_SEVERITY_HIGH
+                              : scale_jump > 0.3 ? AQ_SEVERITY_MEDIUM
+                                                 : AQ_SEVERITY_LOW;
+    }
+    out->smoothness_score = out->boundary_count ? sum / (double)out->boundary_count : 1.0;
+    out->is_valid = out->violation_count == 0;
+}
+
+static double aq_ramp(double alpha, aq_interpolation interpolation) {
+    switch (interpolation) {
+    case AQ_INTERPOLATION_CUBIC: return alpha * alpha * (3.0 - 2.0 * alpha);
+    case AQ_INTERPOLATION_SIGMOID: return 1.0 / (1.0 + exp(-6.0 * (alpha - 0.5)));
+    case AQ_INTERPOLATION_LINEAR: break;
+    }
+    return alpha;
+}
+
+/* The share of the step at `boundary` that group `group` has taken. */
+static double aq_step_share(uint32_t group, uint32_t boundary, uint32_t count, uint32_t window,
+                            aq_interpolation interpolation) {
+    uint32_t left = boundary + 1 < window ? boundary + 1 : window;
+    uint32_t right = count - 1 - boundary < window ? count - 1 - boundary : window;
+    if (group + left < boundary + 1) return 0.0;
+    if (group > boundary + right) return 1.0;
+    double position = (double)(group + left - boundary);
+    return aq_ramp(position / (double)(left + right + 1), interpolation);
+}
+
+ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points, uint32_t count,
+                                              uint32_t window, aq_interpolation interpolation,
+                                              aq_error *err) {
+    double scale[AQ_TIME_GROUPS_MAX], zero[AQ_TIME_GROUPS_MAX];
+    if (!scales || !zero_points || count > AQ_TIME_GROUPS_MAX || !window || window > 20 ||
+        (unsigned)interpolation > AQ_INTERPOLATION_SIGMOID)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_smooth_boundaries: at most %u groups, a window of 1 "
+                       "to 20 and one of the interpolations", AQ_TIME_GROUPS_MAX);
+    for (uint32_t g = 0; g < count; g++) {
+        scale[g] = (double)scales[0];
+        zero[g] = (double)zero_points[0];
+        for (uint32_t b = 0; b + 1 < count; b++) {
+            double share = aq_step_share(g, b, count, window, interpolation);
+            scale[g] += share * ((double)scales[b + 1] - (double)scales[b]);
+            zero[g] += share * ((double)zero_points[b + 1] - (double)zero_points[b]);
+        }
+    }
+    for (uint32_t g = 0; g < count; g++) {
+        scales[g] = (float)scale[g];
+        zero_points[g] = (int32_t)rint(zero[g]);
+    }
+    return AQ_OK;
+}
+
+/* ---- end src/calib/markov.c ---- */
+
+/* ---- begin src/calib/equalize.c ---- */
+
+/* Equalization of channels between weights and activations, and the strength that serves both best. */
+
+#define AQ_EQUALIZE_ROWS 64u /* of the weight, evenly spaced, that the search looks at */
+#define AQ_EQUALIZE_STEPS 20u
+
+typedef struct aq_equalizer {
+    aq_context *context;
+    aq_quant_spec spec;
+    const aq_calibration_layer *layer;
+    const char *weights;
+    aq_dtype dtype;
+    uint64_t rows, cols;
+    uint64_t taken;        /* rows that are looked at */
+    uint32_t activation_bits;
+    float *absmax;         /* [cols], of the whole weight */
+    float *scales;         /* [cols] */
+    float *original;       /* [taken, cols] */
+    float *folded, *back;  /* the same, divided by the scales; quantized */
+    unsigned char *codes, *params, *extra;
+    aq_quant_layout layout;
+} aq_equalizer;
+
+static void aq_equalizer_row(const aq_equalizer *e, uint64_t row, float *out) {
+    aq_to_f32(e->context, e->dtype,
+              e->weights + (size_t)(row * e->cols) * aq_dtype_size(e->dtype), out, (size_t)e->cols);
+}
+
+static aq_status aq_equalizer_load(aq_equalizer *e, aq_error *err) {
+    float *row = e->folded;
+    for (uint64_t c = 0; c < e->cols; c++) e->absmax[c] = 0.0f;
+    for (uint64_t r = 0; r < e->rows; r++) {
+        aq_equalizer_row(e, r, row);
+        for (uint64_t c = 0; c < e->cols; c++) {
+            float magnitude = fabsf(row[c]);
+            if (magnitude - magnitude != 0.0f)
+                return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, e->layer->name, r * e->cols + c,
+                                      "aq_equalize: layer %s: its weight holds NaN or infinity at "
+                                      "row %llu, column %llu", e->layer->name,
+                                      (unsigned long long)r, (unsigned long long)c);
+            if (magnitude > e->absmax[c]) e->absmax[c] = magnitude;
+        }
+    }
+    for (uint64_t i = 0; i < e->taken; i++)
+        aq_equalizer_row(e, i * e->rows / e->taken, e->original + (size_t)(i * e->cols));
+    return AQ_OK;
+}
+
+/* Scales at a strength, geometric mean 1; true unless all of them are 1. */
+static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
+    const float *x = e->layer->pooled_absmax;
+    double logs = 0.0, used = 0.0;
+    for (uint64_t c = 0; c < e->cols; c++) {
+        double w = (double)e->absmax[c], a = (double)x[c];
+        if (!(w > 0.0 && a > 0.0)) continue;
+        logs += (1.0 - migration) * log(w) - migration * log(a);
+        used += 1.0;
+    }
+    double middle = used > 0.0 ? logs / used : 0.0;
+    for (uint64_t c = 0; c < e->cols; c++) {
+        double w = (double)e->absmax[c], a = (double)x[c], scale = 1.0;
+        if (w > 0.0 && a > 0.0)
+            scale = exp((1.0 - migration) * log(w) - migration * log(a) - middle);
+        /* no more than what keeps the folded weights well inside of F32 */
+        if (scale < 1.52587890625e-05) scale = 1.52587890625e-05;
+        if (scale > 65536.0) scale = 65536.0;
+        e->scales[c] = (float)scale;
+    }
+    return used > 0.0;
+}
+
+/* Σ over rows and channels of mean square · (w − ŵ)², in the space of the original input. */
+static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spec, bool *fits) {
+    const float *squares = e->layer->pooled_sqmean;
+    size_t cols = (size_t)e->cols, count = (size_t)e->taken * cols;
+    aq_block_outcome outcome;
+    double sum = 0.0;
+    memcpy(e->folded, e->original, count * sizeof(float));
+    aq_fold_columns(e->folded, e->taken, e->cols, e->scales);
+    memset(&outcome, 0, sizeof(outcome));
+    for (size_t c = 0; c < cols; c++) /* what a column weighs in the fit of the folded weights */
+        e->back[c] = (float)((double)squares[c] * (double)e->scales[c] * (double)e->scales[c]);
+    float *column_weights = e->absmax + cols;
+    memcpy(column_weights, e->back, cols * sizeof(float));
+    aq_quantize_block(e->context, &spec, e->folded, AQ_DTYPE_F32, e->taken, e->cols,
+                      column_weights, e->codes, e->params, e->extra, &outcome);
+    *fits = !outcome.needs_f32 && !outcome.needs_wide && !outcome.not_finite;
+    if (!*fits) return 0.0;
+    aq_dequantize_block(e->context, &spec, e->codes, e->params, e->extra, e->taken, e->cols,
+                        e->back);
+    for (size_t i = 0; i < count; i++) {
+        double apart = ((double)e->folded[i] - (double)e->back[i]) * (double)e->scales[i % cols];
+        sum += (double)squares[i % cols] * apart * apart;
+    }
+    return sum;
+}
+
+/* Rounding of the input at each observed timestep: step²/12 in each channel, times the folded weight.
+ * The range is that of the equalized channels. */
+static double aq_equalizer_input_error(const aq_equalizer *e) {
+    const aq_calibration_layer *layer = e->layer;
+    size_t cols = (size_t)e->cols, t = layer->timestep_count;
+    double levels = e->activation_bits == 4 ? 15.0 : 255.0, steps = 0.0, weights = 0.0;
+    if (!e->activation_bits) return 0.0;
+    for (size_t i = 0; i < t; i++) {
+        double low = 0.0, high = 0.0;
+        for (size_t c = 0; c < cols; c++) {
+            double s = (double)e->scales[c], most = (double)layer->absmax[i * cols + c] * s;
+            double least = layer->channel_min ? (double)layer->channel_min[i * cols + c] * s : -most;
+            if (layer->channel_max) most = (double)layer->channel_max[i * cols + c] * s;
+            if (least < low) low = least;
+            if (most > high) high = most;
+        }
+        steps += (high - low) / levels * ((high - low) / levels) / 12.0;
+    }
+    for (size_t i = 0; i < (size_t)e->taken * cols; i++) {
+        double folded = (double)e->original[i] / (double)e->scales[i % cols];
+        weights += folded * folded;
+    }
+    return t ? steps / (double)t * weights : 0.0;
+}
+
+/* Expected error of the output, relative to its energy if the channels were independent. */
+static double aq_equalizer_error(const aq_equalizer *e) {
+    const float *squares = e->layer->pooled_sqmean;
+    aq_quant_spec spec = e->spec;
+    size_t cols = (size_t)e->cols;
+    double energy = 0.0;
+    bool fits;
+    for (size_t i = 0; i < (size_t)e->taken * cols; i++) {
+        double w = (double)e->original[i];
+        energy += (double)squares[i % cols] * w * w;
+    }
+    double error = aq_equalizer_weight_error(e, spec, &fits);
+    if (!fits) { /* as a run would store it */
+        spec.params = AQ_PARAM_F32;
+        error = aq_equalizer_weight_error(e, spec, &fits);
+    }
+    error += aq_equalizer_input_error(e);
+    return energy > 0.0 ? error / energy : 0.0;
+}
+
+static void aq_equalizer_search(aq_equalizer *e, double migration, aq_equalization *out) {
+    double nan = 0.0;
+    nan = nan / nan;
+    for (uint64_t c = 0; c < e->cols; c++) e->scales[c] = 1.0f;
+    out->migration = nan;
+    out->error = out->error_without = aq_equalizer_error(e);
+    if (migration == migration) {
+        if (!aq_equalizer_scales(e, migration)) return;
+        out->migration = migration;
+        out->error = aq_equalizer_error(e);
+        return;
+    }
+    for (unsigned i = 0; i <= AQ_EQUALIZE_STEPS; i++) {
+        double m = (double)i / (double)AQ_EQUALIZE_STEPS;
+        if (!aq_equalizer_scales(e, m)) break;
+        double error = aq_equalizer_error(e);
+        if (error >= out->error) continue;
+        out->error = error;
+        out->migration = m;
+    }
+    if (out->migration == out->migration) (void)aq_equalizer_scales(e, out->migration);
+    else for (uint64_t c = 0; c < e->cols; c++) e->scales[c] = 1.0f;
+}
+
+static aq_status aq_equalizer_run(aq_equalizer *e, double migration, float *scales,
+                                  aq_equalization *out, aq_error *err) {
+    aq_quant_spec wide = e->spec;
+    size_t cols = (size_t)e->cols, count = 0, floats = 0;
+    wide.params = AQ_PARAM_F32; /* the largest parameters */
+    aq_status status = aq_quantized_size(&wide, e->taken, e->cols, &e->layout, err);
+    if (status != AQ_OK) return status;
+    size_t extra = (size_t)e->taken * 4;
+    size_t bytes = (size_t)(e->layout.code_bytes + e->layout.param_bytes) + extra;
+    if (!aq_mul_size((size_t)e->taken, cols, &count) || !aq_mul_size(count, 12, &floats))
+        return aq_fail_memory(err, SIZE_MAX);
+    bytes += floats + 3 * cols * sizeof(float);
+    char *piece = (char *)aq_alloc(e->context, bytes);
+    if (!piece) return aq_fail_memory(err, bytes);
+    e->original = (float *)(void *)piece;
+    e->folded = e->original + count;
+    e->back = e->folded + count;
+    e->absmax = e->back + count; /* and the columns' weights */
+    e->scales = e->absmax + 2 * cols;
+    e->params = (unsigned char *)(void *)(e->scales + cols);
+    e->codes = e->params + e->layout.param_bytes;
+    e->extra = e->codes + e->layout.code_bytes;
+    status = aq_equalizer_load(e, err);
+    if (status == AQ_OK) {
+        aq_equalizer_search(e, migration, out);
+        memcpy(scales, e->scales, cols * sizeof(float));
+    }
+    aq_free(e->context, piece, bytes);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_equalize(aq_context *context, const aq_quant_spec *spec,
+                                     const void *weights, aq_dtype dtype, uint64_t rows,
+                                     uint64_t cols, const aq_calibration_layer *layer,
+                                     double migration, uint32_t activation_bits,
+                                     float *input_scales, aq_equalization *out, aq_error *err) {
+    aq_equalizer e;
+    aq_context local;
+    if (!spec || !weights || !layer || !input_scales || !out || !aq_dtype_is_float(dtype) ||
+        !(migration != migration || (migration >= 0.0 && migration <= 1.0)) ||
+        (activation_bits != 0 && activation_bits != 4 && activation_bits != 8))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_equalize: pointers must not be NULL, the weights of "
+                       "a float type, migration NaN or 0 to 1, activation_bits 0, 4 or 8");
+    if (!rows || !cols || layer->channels != cols)
+        return aq_fail_tensor(err, AQ_ERR_SHAPE, layer->name, 0, "aq_equalize: layer %s has %llu "
+                              "channels, the weight is [%llu, %llu]", layer->name,
+                              (unsigned long long)layer->channels, (unsigned long long)rows,
+                              (unsigned long long)cols);
+    if (!layer->absmax || !layer->pooled_absmax || !layer->pooled_sqmean)
+        return aq_fail_tensor(err, AQ_ERR_ARGUMENT, layer->name, 0, "aq_equalize: layer %s: its "
+                              "statistics lack act_absmax or act_sqmean", layer->name);
+    memset(&e, 0, sizeof(e));
+    e.context = aq_context_resolved(context, &local);
+    e.spec = *spec;
+    e.layer = layer;
+    e.weights = (const char *)weights;
+    e.dtype = dtype;
+    e.rows = rows;
+    e.cols = cols;
+    e.taken = rows < AQ_EQUALIZE_ROWS ? rows : AQ_EQUALIZE_ROWS;
+    e.activation_bits = activation_bits;
+    return aq_equalizer_run(&e, migration, input_scales, out, err);
+}
+
+ARROWQUANT_API void aq_fold_columns(float *weights, uint64_t rows, uint64_t cols,
+                                    const float *scales) {
+    for (uint64_t r = 0; r < rows; r++) {
+        for (uint64_t c = 0; c < cols; c++) weights[r * cols + c] /= scales[c];
+    }
+}
+
+ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,
+                                 const float *scales) {
+    for (uint64_t c = 0; c < channels; c++) {
+        weight[c] *= scales[c];
+        if (bias) bias[c] *= scales[c];
+    }
+}
+
+ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha) {
+    double sum = 0.0;
+    for (size_t i = 0; i < count; i++) sum += (double)x[i];
+    double mean = count ? sum / (double)count : 0.0;
+    for (size_t i = 0; i < count; i++)
+        x[i] = (float)((double)x[i] * (1.0 - alpha) + mean * alpha);
+}
+
+#undef AQ_EQUALIZE_ROWS
+#undef AQ_EQUALIZE_STEPS
+
+/* ---- end src/calib/equalize.c ---- */
 
 /* ---- begin src/infer/infer.h ---- */
 

@@ -554,6 +554,120 @@ ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calib
 /* Adds what a calibration knows, weighed by its rows. */
 ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer,
                                            const aq_calibration *calibration, aq_error *err);
+
+/* ---- activations by groups of timesteps */
+
+#define AQ_TIME_GROUPS_MAX 100u
+
+/* Where the timesteps 0 … T − 1 are cut into G contiguous groups. */
+typedef enum aq_time_cut {
+    AQ_TIME_CUT_UNIFORM, /* group i starts at ⌊i·T/G⌋ */
+    AQ_TIME_CUT_OPTIMAL  /* least expected error over what was observed, by dynamic programming */
+} aq_time_cut;
+
+/* What range of values a group's integers cover. */
+typedef enum aq_activation_range {
+    AQ_RANGE_MIN_MAX,
+    AQ_RANGE_PERCENTILE, /* of the sketch: 100 − percentile … percentile */
+    AQ_RANGE_LEAST_ERROR /* least expected squared error over the sketch, clipping included */
+} aq_activation_range;
+
+typedef struct aq_time_options {
+    uint32_t num_time_groups; /* 1 … 100; more than T gives T */
+    uint32_t total_timesteps; /* T, 1 … 1,000,000 */
+    aq_time_cut cut;
+    aq_activation_range range; /* without a sketch, and with channel groups: min and max */
+    double percentile;         /* 50 … 100 */
+    uint32_t channel_group;    /* neighbouring channels that share a scale; 0: all of them */
+} aq_time_options;
+
+/* Static integers for the input of a layer: x ≈ scale·(q − zero_point), q in 0 … 255 or 0 … 15. */
+typedef struct aq_time_groups {
+    uint32_t count, total_timesteps;
+    uint32_t channel_group, channel_groups; /* channel_groups: 1, or ⌈channels / channel_group⌉ */
+    int32_t *starts;          /* [count], the first is 0 */
+    uint8_t *lookup;          /* [total_timesteps]: the group of each timestep */
+    float *scale[2];          /* [count, channel_groups]: of 8 bits, of 4 bits */
+    int32_t *zero_point[2];
+    double *error[2];         /* [count]: expected mean squared error of an element */
+    const aq_context *context; /* private */
+    size_t bytes;
+} aq_time_groups;
+
+/* Groups and their integers from what was observed of a layer. A group in which nothing was observed
+ * takes the nearest timestep's; the optimal cut makes no more groups than there are observed timesteps,
+ * and starts each one half-way between two of them. A range of zero width has a tiny positive
+ * scale. AQ_ERR_TIME_GROUPS; AQ_ERR_ARGUMENT when the layer has no timesteps. */
+ARROWQUANT_API aq_status aq_time_groups_make(aq_context *context,
+                                             const aq_calibration_layer *layer,
+                                             const aq_time_options *options, aq_time_groups *out,
+                                             aq_error *err);
+ARROWQUANT_API void aq_time_groups_free(aq_time_groups *groups); /* NULL and zeroed allowed */
+/* The group of a timestep, in O(1); those outside of 0 … T − 1 count as the ends. */
+ARROWQUANT_API uint32_t aq_time_group_of(const aq_time_groups *groups, int64_t timestep);
+
+/* How smooth the parameters of neighbouring groups are. */
+typedef enum aq_severity { AQ_SEVERITY_LOW, AQ_SEVERITY_MEDIUM, AQ_SEVERITY_HIGH } aq_severity;
+
+typedef struct aq_markov_violation {
+    uint32_t boundary; /* between this group and the next */
+    double scale_jump;      /* |Δscale| / scale of the left group */
+    double zero_point_jump; /* |Δzero point| / 255 */
+    aq_severity severity;   /* scale_jump > 0.5: high; > 0.3: medium */
+} aq_markov_violation;
+
+typedef struct aq_markov {
+    double smoothness_score; /* mean boundary score; 1 without boundaries */
+    bool is_valid;           /* no violation */
+    uint32_t boundary_count, violation_count;
+    double boundary_scores[AQ_TIME_GROUPS_MAX]; /* 1 − min(1, (scale_jump + zero_point_jump) / 2) */
+    aq_markov_violation violations[AQ_TIME_GROUPS_MAX]; /* scale_jump above the threshold */
+} aq_markov;
+
+ARROWQUANT_API const char *aq_severity_name(aq_severity severity); /* "low", "medium", "high" */
+/* `count` groups, at most AQ_TIME_GROUPS_MAX. Changes nothing. */
+ARROWQUANT_API void aq_markov_measure(const float *scales, const int32_t *zero_points,
+                                      uint32_t count, double threshold, aq_markov *out);
+/* Turns the step at each boundary into a ramp over L groups left and R right of it, as many as there
+ * are up to `window` (1 … 20): position k of them takes the share f(k / (L + R + 1)) of the step, f
+ * linear, cubic (3α² − 2α³) or sigmoid (1 / (1 + exp(3 − 6α))). The steps are those of the parameters
+ * as they were. Each new value lies between the least and the largest old one; equal ones stay. */
+ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points, uint32_t count,
+                                              uint32_t window, aq_interpolation interpolation,
+                                              aq_error *err);
+
+/* ---- channels */
+
+/* What equalizing the channels of a layer brings, relative to the energy of its output. */
+typedef struct aq_equalization {
+    double migration;     /* the strength that was used; NaN: none helps, all scales are 1 */
+    double error;         /* expected, of the weights and, if wanted, the activations */
+    double error_without; /* the same with all scales 1 */
+} aq_equalization;
+
+/* Scales of the input channels that move difficulty between weights and activations (SmoothQuant,
+ * Xiao et al. 2023; DiTAS for diffusion): the input is multiplied by s, the columns of the weight are
+ * divided by it, and the product stays. s = max|W|^(1−m) / max|X|^m, of each channel, with the migration
+ * strength m in 0 … 1, then scaled to a geometric mean of 1; m = 0.5 gives sqrt(max|W| / max|X|). A
+ * channel without weights or without activations has s = 1. NaN as `migration` searches 0, 0.05 … 1
+ * and "none" for the least expected error of the output: that of weights quantized by `spec` (on up
+ * to 64 rows), plus that of static activations of `activation_bits` (8, 4, or 0: not quantized).
+ * weights [rows, cols] of any float dtype; the layer needs `absmax` and `pooled_sqmean`, and
+ * as many channels as there are columns. */
+ARROWQUANT_API aq_status aq_equalize(aq_context *context, const aq_quant_spec *spec,
+                                     const void *weights, aq_dtype dtype, uint64_t rows,
+                                     uint64_t cols, const aq_calibration_layer *layer,
+                                     double migration, uint32_t activation_bits,
+                                     float *input_scales, aq_equalization *out, aq_error *err);
+/* Divides column c of weights [rows, cols] by scales[c]. */
+ARROWQUANT_API void aq_fold_columns(float *weights, uint64_t rows, uint64_t cols,
+                                    const float *scales);
+/* Multiplies the affine parameters of the norm before the layer (bias may be NULL), in place of its
+ * input: the norm's output then comes out equalized. */
+ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,
+                                 const float *scales);
+/* x·(1 − alpha) + mean·alpha, the mean over all `count` values. */
+ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha);
 #ifndef ARROWQUANT_NO_STDIO
 /* To and from a calibration file; loading adds to what is there. */
 ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *path, aq_error *err);

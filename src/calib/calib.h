@@ -95,6 +95,29 @@ AQ_LIB aq_status aq_gathering_add(aq_gathering *gathering, const aq_calibration 
 /* How often this layer and timestep has been fed (calib/observer.c). */
 AQ_LIB uint64_t aq_observer_feeds(aq_observer *observer, const char *layer, int64_t timestep);
 
+/* ---- integers for activations (calib/range.c) */
+
+typedef struct aq_activation_grid {
+    float scale;
+    int32_t zero_point;
+} aq_activation_grid;
+
+/* A distribution: a sketch, or NULL and only its limits and how many values. */
+typedef struct aq_distribution {
+    const uint64_t *cells;
+    int32_t top;
+    double min, max, count;
+} aq_distribution;
+
+/* The integers 0 … levels that cover low … high; zero is one of them when it lies between. */
+AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels);
+/* Σ (x − x̂)² expected over the distribution. Without a sketch: as if all of it were rounded and none
+ * clipped. */
+AQ_LIB double aq_activation_error(const aq_distribution *of, const aq_activation_grid *grid,
+                                  uint32_t levels);
+AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
+                                            double percentile, uint32_t levels);
+
 /* ---- the calibration (calib/calibration.c) */
 
 /* Reads second moments of layer->owner into out. */

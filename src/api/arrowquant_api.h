@@ -276,6 +276,13 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
                                        aq_error *err);
 
+/* The parameters of each group as F32: w = scale·q + min = scale·(q − zero point), each array
+ * [rows, groups] or NULL. A symmetric code's zero point is 2^(bits−1). */
+ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant_spec *spec,
+                                             const void *params, const void *extra, uint64_t rows,
+                                             uint64_t cols, float *scales, float *mins,
+                                             float *zero_points, aq_error *err);
+
 /* ============================================================== inference */
 
 /* How the activations x of a layer enter its product. */
@@ -454,6 +461,28 @@ ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "n
  * afterwards; a new deployment_profile changes the fields that have not been set. */
 ARROWQUANT_API aq_status aq_config_set(aq_config *config, const char *name, const char *value,
                                        aq_error *err);
+
+/* The value of a field as JSON text: true, 4, 0.85, null, "edge", ["a"], {"pattern": 4}. YAML reads
+ * it too, so aq_config_set takes it back. Free with aq_text_free. */
+ARROWQUANT_API aq_status aq_config_get(aq_context *context, const aq_config *config,
+                                       const char *name, char **text, size_t *size,
+                                       aq_error *err);
+
+/* One field, as a command line or a binding presents it. */
+typedef struct aq_config_field {
+    const char *name;        /* for aq_config_set and aq_config_get */
+    const char *type;        /* "boolean", "integer", "number", "choice", "text", "list", "map" */
+    const char *environment; /* the variable that overrides it, or "" */
+    const char *doc;         /* one line */
+} aq_config_field;
+
+/* Field `index` in the order of the table, which is its bit in explicit_fields; false past the
+ * last one. */
+ARROWQUANT_API bool aq_config_field_at(size_t index, aq_config_field *out);
+
+/* A copy that owns its strings and lists; aq_config_free, before the context goes. */
+ARROWQUANT_API aq_status aq_config_clone(aq_context *context, const aq_config *config,
+                                         aq_config *out, aq_error *err);
 
 /* Reads YAML text of `size` bytes; `source` names it in messages. `deployment_profile` in it
  * applies first, the other keys override it. *out is filled only on success; aq_config_free frees
@@ -832,6 +861,18 @@ ARROWQUANT_API aq_status aq_plan_to_json(aq_context *context, const aq_plan *pla
 ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
                                          const char *output_path, aq_progress_fn progress,
                                          void *user, aq_error *err);
+/* A run that several processes share, on machines that see the same paths. The one that will commit
+ * begins: *folder, the temporary folder beside `output_path`, lives as long as the plan. Each of
+ * plan->outputs is then made by anyone who has made a plan of his own from the same model path and
+ * config (one plan, one output). At last the first calls aq_plan_execute with the same output path,
+ * which makes the outputs that are missing or do not fit, and aq_plan_commit. The bytes are those
+ * of a run in one process. */
+ARROWQUANT_API aq_status aq_plan_begin(aq_context *context, aq_plan *plan, const char *output_path,
+                                       const char **folder, aq_error *err);
+ARROWQUANT_API aq_status aq_plan_execute_output(aq_context *context, aq_plan *plan,
+                                                const char *folder, size_t output,
+                                                aq_progress_fn progress, void *user,
+                                                aq_error *err);
 /* `result` may be NULL. */
 ARROWQUANT_API aq_status aq_plan_commit(aq_context *context, aq_plan *plan, aq_result *result,
                                         aq_error *err);

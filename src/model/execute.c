@@ -93,6 +93,23 @@ static aq_status aq_run_notes(aq_plan *plan, aq_error *err) {
     return status;
 }
 
+/* What another process left half done makes room. */
+static aq_status aq_run_output_again(aq_run *run, size_t output, aq_error *err) {
+    aq_status status = AQ_OK;
+    if (run->plan->state->shared) {
+        char *path;
+        status = aq_run_path(run, true, run->plan->outputs[output].path, &path, err);
+        if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+    }
+    return status == AQ_OK ? aq_run_output(run, output, err) : status;
+}
+
+static void aq_run_free(aq_run *run) {
+    aq_free(run->context, run->buffer, run->buffer_bytes);
+    aq_builder_free(&run->journal);
+    aq_free(run->context, run->out.stored, run->out.stored_capacity * sizeof(aq_stored));
+}
+
 static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_plan *plan = run->plan;
     size_t bytes = (plan->output_count + 1) * sizeof(size_t);
@@ -101,7 +118,7 @@ static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_status status = aq_journal_begin(run, err);
     if (status == AQ_OK) status = aq_run_folders(run, err);
     for (size_t i = run->finished; status == AQ_OK && i < plan->output_count; i++) {
-        status = aq_run_output(run, i, err);
+        if (!aq_journal_take_part(run, i)) status = aq_run_output_again(run, i, err);
         run->output_ends[i] = run->out.stored_count;
         if (status == AQ_OK) status = aq_journal_add(run, i, err);
     }
@@ -124,6 +141,75 @@ static aq_status aq_run_all(aq_run *run, aq_error *err) {
     return status == AQ_OK ? aq_meter_tell(&run->meter, 0, true, err) : status;
 }
 
+/* The temporary folder of a plan, once in its life. */
+static aq_status aq_plan_stage(aq_context *context, aq_plan *plan, const char *output_path,
+                               aq_error *err) {
+    struct aq_plan_state *state = plan->state;
+    const char *only_file = NULL;
+    if (state->executed)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: this plan has been executed; make another",
+                       plan->model_path);
+    state->executed = true;
+    state->started = aq_clock_seconds();
+    state->output_path = aq_arena_string(&state->arena, output_path);
+    if (!state->output_path) return aq_fail_memory(err, strlen(output_path));
+    aq_status status = aq_only_file(plan, output_path, &only_file, err);
+    if (status != AQ_OK) return status;
+    return aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path, only_file,
+                            plan->config.overwrite, plan->config.resume, err);
+}
+
+ARROWQUANT_API aq_status aq_plan_begin(aq_context *context, aq_plan *plan, const char *output_path,
+                                       const char **folder, aq_error *err) {
+    if (!plan || !output_path || !folder)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_begin: NULL");
+    struct aq_plan_state *state = plan->state;
+    aq_run run;
+    aq_status status = aq_plan_stage(context, plan, output_path, err);
+    if (status != AQ_OK) return status;
+    aq_run_init(&run, context, plan, NULL, NULL);
+    size_t bytes = (plan->output_count + 1) * sizeof(size_t);
+    run.output_ends = (size_t *)aq_arena_alloc(&state->arena, bytes);
+    status = run.output_ends ? aq_journal_begin(&run, err) : aq_fail_memory(err, bytes);
+    if (status == AQ_OK) status = aq_run_folders(&run, err);
+    aq_run_free(&run);
+    if (status != AQ_OK) {
+        aq_staging_end(&state->staging);
+        return status;
+    }
+    state->shared = true;
+    *folder = state->staging.folder;
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_plan_execute_output(aq_context *context, aq_plan *plan,
+                                                const char *folder, size_t output,
+                                                aq_progress_fn progress, void *user,
+                                                aq_error *err) {
+    if (!plan || !folder) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_execute_output: NULL");
+    struct aq_plan_state *state = plan->state;
+    aq_run run;
+    if (state->executed)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: this plan has been executed; make another",
+                       plan->model_path);
+    if (output >= plan->output_count)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: there is no output %zu; expected less than %zu",
+                       plan->model_path, output, plan->output_count);
+    state->executed = state->shared = true;
+    aq_run_init(&run, context, plan, progress, user);
+    run.meter.total = 0;
+    for (size_t i = 0; i < plan->outputs[output].tensor_count; i++)
+        run.meter.total += plan->tensors[plan->outputs[output].first_tensor + i].bytes;
+    state->staging.folder = folder; /* borrowed: the one who began owns and removes it */
+    aq_status status = aq_meter_tell(&run.meter, 0, true, err);
+    if (status == AQ_OK) status = aq_journal_begin(&run, err);
+    if (status == AQ_OK) status = aq_run_output_again(&run, output, err);
+    if (status == AQ_OK) status = aq_journal_write_part(&run, output, err);
+    state->staging.folder = NULL;
+    aq_run_free(&run);
+    return status;
+}
+
 ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
                                          const char *output_path, aq_progress_fn progress,
                                          void *user, aq_error *err) {
@@ -131,25 +217,18 @@ ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_execute: plan and output_path must not be "
                        "NULL");
     struct aq_plan_state *state = plan->state;
-    if (state->executed)
-        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_execute: this plan has been executed; make "
-                       "another");
     aq_run run;
-    state->executed = true;
-    state->started = aq_clock_seconds();
-    state->output_path = aq_arena_string(&state->arena, output_path);
-    if (!state->output_path) return aq_fail_memory(err, strlen(output_path));
+    aq_status status = AQ_OK;
+    if (!state->shared || !state->staging.folder)
+        status = aq_plan_stage(context, plan, output_path, err);
+    else if (strcmp(state->output_path, output_path) != 0)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: this run was begun for another output, %s",
+                       output_path, state->output_path);
+    if (status != AQ_OK) return status;
     aq_run_init(&run, context, plan, progress, user);
-    const char *only_file = NULL;
-    aq_status status = aq_only_file(plan, output_path, &only_file, err);
-    if (status == AQ_OK)
-        status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
-                                  only_file, plan->config.overwrite, plan->config.resume, err);
-    if (status == AQ_OK) status = aq_meter_tell(&run.meter, 0, true, err);
+    status = aq_meter_tell(&run.meter, 0, true, err);
     if (status == AQ_OK) status = aq_run_all(&run, err);
-    aq_free(context, run.buffer, run.buffer_bytes);
-    aq_builder_free(&run.journal);
-    aq_free(context, run.out.stored, run.out.stored_capacity * sizeof(aq_stored));
+    aq_run_free(&run);
     if (status != AQ_OK) aq_staging_end(&state->staging);
     return status;
 }

@@ -8,7 +8,17 @@
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_JOURNAL_NAME ".aq-journal"
+#define AQ_JOURNAL_PART ".aq-part-"
 #define AQ_JOURNAL_LIMIT ((uint64_t)1 << 30)
+
+/* Where an output that was made alone is told of. */
+static aq_status aq_journal_part_path(aq_run *run, size_t output, char **path, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    char name[48];
+    aq_format(name, sizeof(name), AQ_JOURNAL_PART "%zu", output);
+    *path = aq_path_join(&state->arena, state->staging.folder, name);
+    return *path ? AQ_OK : aq_fail_memory(err, 0);
+}
 
 static aq_status aq_journal_path(aq_run *run, char **path, aq_error *err) {
     struct aq_plan_state *state = run->plan->state;
@@ -72,13 +82,11 @@ static void aq_journal_stored(aq_builder *line, const aq_stored *stored) {
                      (unsigned long long)(output->end - output->begin));
 }
 
-AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
+static void aq_journal_output(aq_run *run, size_t output) {
     const aq_plan *plan = run->plan;
     const aq_plan_output *file = &plan->outputs[output];
     const aq_shard_writer *out = &run->out;
     aq_builder *journal = &run->journal;
-    char *path;
-    if (plan->output_count < 2) return AQ_OK; /* nothing could be taken up */
     aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", output,
                      (unsigned long long)out->file_bytes);
     for (size_t i = 0; i < file->tensor_count; i++) {
@@ -91,15 +99,39 @@ AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
         aq_journal_stored(journal, &out->stored[i]);
     }
     aq_append_string(journal, "]}\n");
+}
+
+static aq_status aq_journal_write(aq_run *run, const char *path, aq_error *err) {
+    const aq_builder *journal = &run->journal;
     if (journal->failed) return aq_fail_memory(err, journal->size);
+    return aq_write_text(path, journal->data, journal->size, err);
+}
+
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
+    char *path;
+    if (run->plan->output_count < 2) return AQ_OK; /* nothing could be taken up */
+    aq_journal_output(run, output);
     aq_status status = aq_journal_path(run, &path, err);
-    return status == AQ_OK ? aq_write_text(path, journal->data, journal->size, err) : status;
+    return status == AQ_OK ? aq_journal_write(run, path, err) : status;
+}
+
+AQ_LIB aq_status aq_journal_write_part(aq_run *run, size_t output, aq_error *err) {
+    char *path;
+    aq_journal_output(run, output);
+    aq_status status = aq_journal_part_path(run, output, &path, err);
+    return status == AQ_OK ? aq_journal_write(run, path, err) : status;
 }
 
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err) {
     char *path;
+    size_t parts = run->plan->state->shared ? run->plan->output_count : 0;
     aq_status status = aq_journal_path(run, &path, err);
-    return status == AQ_OK ? aq_remove_tree(run->context, path, err) : status;
+    if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+    for (size_t i = 0; status == AQ_OK && i < parts; i++) {
+        status = aq_journal_part_path(run, i, &path, err);
+        if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+    }
+    return status;
 }
 
 /* ---- taking up */
@@ -260,18 +292,39 @@ static aq_status aq_journal_take_up(aq_run *run, aq_error *err) {
         aq_read_text(&state->arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK &&
         size >= first_line && memcmp(text, run->journal.data, first_line) == 0)
         aq_journal_read(run, text, size, first_line);
-    return aq_journal_tidy(run, "", err);
+    return run->plan->state->shared ? AQ_OK : aq_journal_tidy(run, "", err);
+}
+
+/* The record is the journal of a run that made this output alone. */
+AQ_LIB bool aq_journal_take_part(aq_run *run, size_t output) {
+    aq_arena arena;
+    aq_json_node *line;
+    char *path, *text;
+    size_t size, head = run->first_line;
+    bool taken = false;
+    if (!run->plan->state->shared || aq_journal_part_path(run, output, &path, NULL) != AQ_OK)
+        return false;
+    aq_arena_init(&arena, run->context);
+    if (aq_read_text(&arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK && size > head &&
+        memcmp(text, run->journal.data, head) == 0 &&
+        aq_json_parse(&arena, text + head, size - head, path, AQ_ERR_CORRUPT, &line, NULL) == AQ_OK)
+        taken = aq_journal_read_output(run, output, &arena, line);
+    aq_arena_free(&arena);
+    return taken;
 }
 
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
     aq_status status = AQ_OK;
     aq_builder_init(&run->journal, run->context);
-    if (run->plan->output_count > 1) status = aq_journal_first_line(run, &run->journal, err);
+    if (run->plan->output_count > 1 || run->plan->state->shared)
+        status = aq_journal_first_line(run, &run->journal, err);
+    run->first_line = run->journal.size;
     if (status == AQ_OK && run->plan->state->staging.resumed) status = aq_journal_take_up(run, err);
     if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
     return status;
 }
 
 #undef AQ_JOURNAL_NAME
+#undef AQ_JOURNAL_PART
 #undef AQ_JOURNAL_LIMIT
 #endif /* ARROWQUANT_NO_STDIO */

@@ -34,6 +34,7 @@ struct aq_plan_state {
     aq_notes notes;
     uint64_t other_bytes;                /* of the files that are carried over */
     bool executed, committed;
+    bool shared;                         /* several processes make its shards */
     aq_staging staging;
     const char *output_path;             /* as given */
     double started, seconds;

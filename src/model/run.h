@@ -63,6 +63,7 @@ typedef struct aq_run {
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
     aq_builder journal;      /* its text so far */
+    size_t first_line;       /* bytes of the line that names plan and input */
 } aq_run;
 
 /* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
@@ -97,6 +98,10 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err);
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);
+/* An output that another process made: the record it leaves beside it, and its taking over; false
+ * when there is none that fits */
+AQ_LIB aq_status aq_journal_write_part(aq_run *run, size_t output, aq_error *err);
+AQ_LIB bool aq_journal_take_part(aq_run *run, size_t output);
 
 #ifdef __cplusplus
 }

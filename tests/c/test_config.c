@@ -424,6 +424,70 @@ TEST(memory_that_runs_out) {
     CHECK(state.live == 0);
 }
 
+static const char *got(const aq_config *config, const char *name) {
+    static char value[512];
+    char *text = NULL;
+    size_t size = 0;
+    memset(&err, 0, sizeof err);
+    value[0] = '\0';
+    if (aq_config_get(NULL, config, name, &text, &size, &err) != AQ_OK) return err.message;
+    aq_format(value, sizeof value, "%s", text);
+    CHECK(strlen(text) == size);
+    aq_text_free(NULL, text, size);
+    return value;
+}
+
+TEST(values_as_json) {
+    aq_config c = from("deployment_profile: edge\nmin_sqnr_db: 12.5\nvariant: fp16\n"
+                       "components: [unet, vae]\nlayer_bits: {'a\"*': 2, b: 16}\n"
+                       "max_memory_limit_mb: 512\nmodality: image\n");
+    CHECK_STR(got(&c, "deployment_profile"), "\"edge\"");
+    CHECK_STR(got(&c, "bit_width"), "2");
+    CHECK_STR(got(&c, "min_accuracy"), "0.65");
+    CHECK_STR(got(&c, "min_sqnr_db"), "12.5");
+    CHECK_STR(got(&c, "enable_streaming"), "true");
+    CHECK_STR(got(&c, "symmetric"), "false");
+    CHECK_STR(got(&c, "variant"), "\"fp16\"");
+    CHECK_STR(got(&c, "layer_bits"), "{\"a\\\"*\": 2, \"b\": 16}");
+    CHECK_STR(got(&c, "sensitive_layers"), "[]");
+    CHECK_STR(got(&c, "max_memory_limit_mb"), "512");
+    CHECK_STR(got(&c, "modality"), "\"image\"");
+    CHECK_STR(got(&c, "thermodynamic.boundary_smoothing.interpolation"), "\"linear\"");
+    CHECK(strstr(got(&c, "bit_widht"), "bit_width") != NULL);
+    CHECK_STATUS(err.status, AQ_ERR_CONFIGURATION);
+    CHECK_STATUS(aq_config_get(NULL, &c, NULL, NULL, NULL, &err), AQ_ERR_ARGUMENT);
+    aq_config_free(&c);
+    c = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    CHECK_STR(got(&c, "min_sqnr_db"), "null");
+    CHECK_STR(got(&c, "variant"), "null");
+    CHECK_STR(got(&c, "layer_bits"), "{}");
+}
+
+/* What is read can be set again, for every field; the copy owns what it holds. */
+TEST(clones) {
+    aq_config c = from("sensitive_layers: [a, b]\nsensitive_patterns: ['*.x']\nvariant: fp16\n"
+                       "components: [unet]\nlayer_bits: {b: 16}\nmin_sqnr_db: 9\n");
+    aq_config copy, again = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    aq_config_field field;
+    size_t i;
+    CHECK_STATUS(aq_config_clone(NULL, &c, &copy, &err), AQ_OK);
+    CHECK(copy.explicit_fields == c.explicit_fields && copy.owned != c.owned);
+    CHECK(copy.layer_bits != c.layer_bits && copy.variant != c.variant);
+    for (i = 0; aq_config_field_at(i, &field); i++) {
+        CHECK(field.doc[0] && field.type[0] && field.environment);
+        if ((c.explicit_fields >> i & 1u) != 0)
+            CHECK_STATUS(aq_config_set(&again, field.name, got(&c, field.name), &err), AQ_OK);
+    }
+    CHECK(i == (size_t)AQ_FIELD_COUNT && again.explicit_fields == c.explicit_fields);
+    CHECK(!aq_config_field_at(i, &field) && !aq_config_field_at(0, NULL));
+    aq_config_free(&c);
+    CHECK(aq_config_equal(&copy, &again));
+    CHECK_STR(copy.layer_bits[0].pattern, "b");
+    CHECK_STATUS(aq_config_clone(NULL, NULL, &copy, &err), AQ_ERR_ARGUMENT);
+    aq_config_free(&copy);
+    aq_config_free(&again);
+}
+
 TEST(every_field_is_described) {
     char range[AQ_RANGE_TEXT];
     unsigned i, j;
@@ -455,6 +519,8 @@ int main(void) {
     RUN(cannot_save);
     RUN(copies);
     RUN(memory_that_runs_out);
+    RUN(values_as_json);
+    RUN(clones);
     RUN(every_field_is_described);
     return test_end();
 }

@@ -377,6 +377,32 @@ static aq_status call_config_set(aq_error *err) { /* a loaded config: its memory
     return status;
 }
 
+static aq_status call_config_get(aq_error *err) {
+    aq_config config;
+    char *text = NULL;
+    size_t size = 0;
+    CHECK_STATUS(aq_config_from_yaml(NULL, yaml, sizeof(yaml) - 1, "yaml", &config, NULL), AQ_OK);
+    arm();
+    aq_status status =
+        armed(aq_config_get(context, &config, "sensitive_layers", &text, &size, err));
+    if (status == AQ_OK) aq_text_free(context, text, size);
+    aq_config_free(&config);
+    return status;
+}
+
+static aq_status call_config_clone(aq_error *err) {
+    aq_config config, copy;
+    CHECK_STATUS(aq_config_from_yaml(NULL, yaml, sizeof(yaml) - 1, "yaml", &config, NULL), AQ_OK);
+    arm();
+    aq_status status = armed(aq_config_clone(context, &config, &copy, err));
+    if (status == AQ_OK) {
+        CHECK(aq_config_equal(&config, &copy));
+        aq_config_free(&copy);
+    }
+    aq_config_free(&config);
+    return status;
+}
+
 static aq_plan *plan_of(void) {
     aq_plan *plan = NULL;
     aq_config config = config_of();
@@ -409,6 +435,25 @@ static aq_status call_execute(aq_error *err) {
     aq_plan *plan = plan_of();
     arm();
     aq_status status = armed(aq_plan_execute(context, plan, at(now->output), NULL, NULL, err));
+    aq_plan_destroy(plan);
+    return status;
+}
+
+/* Begun by one plan, the second shard made by another, the first by the one that began. */
+static aq_status call_shared(aq_error *err) {
+    aq_plan *plan = plan_of(), *other = plan_of();
+    const char *folder = NULL;
+    aq_error ignored;
+    CHECK_STATUS(aq_plan_execute_output(context, other, root, 9, NULL, NULL, &ignored),
+                 AQ_ERR_ARGUMENT);
+    arm();
+    aq_status status = aq_plan_begin(context, plan, at(now->output), &folder, err);
+    if (status == AQ_OK)
+        status = aq_plan_execute_output(context, other, folder, 1, NULL, NULL, err);
+    if (status == AQ_OK)
+        status = aq_plan_execute(context, plan, at(now->output), NULL, NULL, err);
+    armed(status);
+    aq_plan_destroy(other);
     aq_plan_destroy(plan);
     return status;
 }
@@ -560,6 +605,8 @@ TEST(configurations) {
         { "aq_config_load_yaml", call_load_yaml, NULL, NULL, 0 },
         { "aq_config_save_yaml", call_save_yaml, NULL, "saved.yaml", 0 },
         { "aq_config_set", call_config_set, NULL, NULL, 0 },
+        { "aq_config_get", call_config_get, NULL, NULL, 0 },
+        { "aq_config_clone", call_config_clone, NULL, NULL, 0 },
     };
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) every_fault(&runs[i]);
 }
@@ -576,6 +623,7 @@ TEST(writing) {
           0 },
         { "aq_plan_to_json", call_plan_to_json, "sharded", NULL, 0 },
         { "aq_plan_execute, shards", call_execute, "sharded", "out", 0 },
+        { "aq_plan_execute_output", call_shared, "sharded", "out", 3 }, /* the shard is made again */
         { "aq_plan_commit", call_commit, "sharded", "out", 0 },
         { "aq_quantize_model, shards", call_quantize, "sharded", "out", 0 },
         { "aq_quantize_model, numbered shards", call_quantize, "numbered", "out", 0 },

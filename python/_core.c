@@ -1,0 +1,3067 @@
+/* arrowquant._core: the CPython face of arrowquant.h, on the stable ABI of CPython 3.11.
+ *
+ * What lies here: types that own C memory (Config, Context, Array, QuantizedTensor, Model, Plan), the
+ * long calls with the GIL released, and the command-line tool's main. What Python says better (keyword
+ * arguments, the classes of ArrowQuant V2, asyncio, executors) is in the package's .py files.
+ *
+ * Memory that others may see (buffers, DLPack, Arrow) is held by a Block with an atomic count of its
+ * own, so that whoever gives it back needs neither the GIL nor this interpreter. The thread that
+ * called the library is the only one that touches Python; the threads it starts never do. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#ifndef ARROWQUANT_STATIC
+#  define ARROWQUANT_STATIC
+#endif
+#define main aq_tool_main /* the tool, as it is; brings the implementation with it */
+#include "../examples/aq.c"
+#undef main
+
+#include <stdint.h>
+
+#if defined(_MSC_VER)
+#  include <intrin.h>
+#  define ATOMIC_ADD(p, n) (_InterlockedExchangeAdd((p), (n)) + (n))
+#  define ATOMIC_GET(p) _InterlockedOr((p), 0)
+#else
+#  define ATOMIC_ADD(p, n) __atomic_add_fetch((p), (n), __ATOMIC_ACQ_REL)
+#  define ATOMIC_GET(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#endif
+
+#define RANK_MAX 32
+#define ALIGNMENT 64u
+#define INLINE_WEIGHTS ((uint64_t)1 << 18) /* so few are done before a thread has started */
+#define POLL_MICROSECONDS 20000
+#define NO_THREAD ((unsigned long)-1) /* PYTHREAD_INVALID_THREAD_ID, which the stable ABI lacks */
+
+/* ================================================================ module state */
+
+typedef struct State {
+    PyTypeObject *config, *context, *array, *quantized, *model, *plan;
+} State;
+
+static State *state_of(PyObject *module) { return (State *)PyModule_GetState(module); }
+
+/* Of an object whose type is one of ours and cannot be subclassed. */
+static State *state_of_object(PyObject *self) { return (State *)PyType_GetModuleState(Py_TYPE(self)); }
+
+static void free_instance(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyObject *new_instance(PyTypeObject *type) {
+    allocfunc make = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    return make(type, 0);
+}
+
+/* ================================================================ errors */
+
+/* The exception for an error, as arrowquant._errors makes it. */
+static PyObject *exception_of(const aq_error *err) {
+    PyObject *module = PyImport_ImportModule("arrowquant._errors"), *made = NULL, *message, *tensor;
+    if (!module) return NULL;
+    message = PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "replace");
+    tensor = PyUnicode_DecodeUTF8(err->tensor, (Py_ssize_t)strlen(err->tensor), "replace");
+    if (message && tensor)
+        made = PyObject_CallMethod(module, "make", "sOsOK", aq_status_name(err->status), message,
+                                   aq_status_hint(err->status), tensor,
+                                   (unsigned long long)err->offset);
+    Py_XDECREF(message);
+    Py_XDECREF(tensor);
+    Py_DECREF(module);
+    return made;
+}
+
+static PyObject *raise_error(const aq_error *err) {
+    PyObject *made = exception_of(err);
+    if (made) {
+        PyErr_SetObject((PyObject *)Py_TYPE(made), made);
+        Py_DECREF(made);
+    }
+    return NULL;
+}
+
+static void clear_error(aq_error *err, aq_status status) {
+    memset(err, 0, sizeof *err);
+    err->status = status;
+}
+
+/* JSON or YAML text of the library as str. */
+static PyObject *take_text(aq_context *context, char *text, size_t size) {
+    PyObject *made = PyUnicode_DecodeUTF8(text, (Py_ssize_t)size, "replace");
+    aq_text_free(context, text, size);
+    return made;
+}
+
+/* ================================================================ memory */
+
+/* Memory, or an opened model, that lives as long as somebody looks at it. */
+typedef struct Block {
+    long count;
+    void *memory;
+    aq_model *model;
+    aq_context *context; /* of the model */
+} Block;
+
+static Block *block_new(void *memory) {
+    Block *block = (Block *)calloc(1, sizeof *block);
+    if (!block) return NULL;
+    block->count = 1;
+    block->memory = memory;
+    return block;
+}
+
+static void *aligned_memory(size_t size) {
+    unsigned char *memory;
+    size_t shift;
+    if (size > SIZE_MAX - 2 * ALIGNMENT) return NULL;
+    memory = (unsigned char *)malloc(size + 2 * ALIGNMENT);
+    if (!memory) return NULL;
+    shift = ALIGNMENT - (size_t)((uintptr_t)memory % ALIGNMENT); /* 1 … 64: there is a byte before */
+    memory[shift - 1] = (unsigned char)shift;
+    return memory + shift;
+}
+
+static void aligned_free(void *memory) {
+    unsigned char *start = (unsigned char *)memory;
+    if (start) free(start - start[-1]);
+}
+
+static void block_retain(Block *block) { (void)ATOMIC_ADD(&block->count, 1); }
+
+static void block_release(Block *block) {
+    if (!block || ATOMIC_ADD(&block->count, -1) != 0) return;
+    aq_model_close(block->model);
+    aq_context_destroy(block->context);
+    aligned_free(block->memory);
+    free(block);
+}
+
+/* ================================================================ dtypes */
+
+typedef struct DtypeRow {
+    aq_dtype dtype;
+    const char *name;   /* as NumPy and ml_dtypes have it */
+    const char *format; /* of the buffer protocol; BF16 and FP8 show their bits */
+    const char *arrow;
+    uint8_t dl_code, dl_bits; /* bits 0: DLPack has none */
+} DtypeRow;
+
+static const DtypeRow dtype_rows[] = {
+    { AQ_DTYPE_F64, "float64", "d", "g", 2, 64 },
+    { AQ_DTYPE_F32, "float32", "f", "f", 2, 32 },
+    { AQ_DTYPE_F16, "float16", "e", "e", 2, 16 },
+    { AQ_DTYPE_BF16, "bfloat16", "H", "S", 4, 16 },
+    { AQ_DTYPE_F8_E4M3, "float8_e4m3fn", "B", "C", 0, 0 },
+    { AQ_DTYPE_F8_E5M2, "float8_e5m2", "B", "C", 0, 0 },
+    { AQ_DTYPE_I64, "int64", "q", "l", 0, 64 },
+    { AQ_DTYPE_I32, "int32", "i", "i", 0, 32 },
+    { AQ_DTYPE_I16, "int16", "h", "s", 0, 16 },
+    { AQ_DTYPE_I8, "int8", "b", "c", 0, 8 },
+    { AQ_DTYPE_U64, "uint64", "Q", "L", 1, 64 },
+    { AQ_DTYPE_U32, "uint32", "I", "I", 1, 32 },
+    { AQ_DTYPE_U16, "uint16", "H", "S", 1, 16 },
+    { AQ_DTYPE_U8, "uint8", "B", "C", 1, 8 },
+    { AQ_DTYPE_BOOL, "bool", "?", "C", 6, 8 },
+};
+
+static const DtypeRow *dtype_row(aq_dtype dtype) {
+    size_t i;
+    for (i = 0; i < sizeof dtype_rows / sizeof dtype_rows[0]; i++)
+        if (dtype_rows[i].dtype == dtype) return &dtype_rows[i];
+    return NULL;
+}
+
+/* "float32", "f32" or "F32": of what a tensor can be dequantized to. */
+static int dtype_converter(PyObject *object, void *out) {
+    static const struct { const char *name; aq_dtype dtype; } names[] = {
+        { "float32", AQ_DTYPE_F32 }, { "float16", AQ_DTYPE_F16 }, { "bfloat16", AQ_DTYPE_BF16 },
+        { "f32", AQ_DTYPE_F32 },     { "f16", AQ_DTYPE_F16 },     { "bf16", AQ_DTYPE_BF16 },
+        { "F32", AQ_DTYPE_F32 },     { "F16", AQ_DTYPE_F16 },     { "BF16", AQ_DTYPE_BF16 },
+    };
+    PyObject *text = PyObject_Str(object);
+    const char *word = text ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL, *dot;
+    size_t i;
+    if (!word) {
+        Py_XDECREF(text);
+        return 0;
+    }
+    dot = strrchr(word, '.'); /* torch.float16 */
+    for (i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(names[i].name, dot ? dot + 1 : word) != 0) continue;
+        *(aq_dtype *)out = names[i].dtype;
+        Py_DECREF(text);
+        return 1;
+    }
+    PyErr_Format(PyExc_ValueError, "dtype: expected float32, float16 or bfloat16, found %R", object);
+    Py_DECREF(text);
+    return 0;
+}
+
+static void widen_to(aq_dtype dtype, const void *in, aq_dtype to, void *out, size_t count) {
+    float part[1024];
+    size_t done, step, from_size = aq_dtype_size(dtype), to_size = aq_dtype_size(to);
+    for (done = 0; done < count; done += step) {
+        step = count - done < 1024 ? count - done : 1024;
+        aq_to_f32(NULL, dtype, (const char *)in + done * from_size, part, step);
+        aq_from_f32(NULL, to, part, (char *)out + done * to_size, step);
+    }
+}
+
+/* ================================================================ DLPack */
+
+typedef struct DLDevice {
+    int32_t type, id;
+} DLDevice;
+
+typedef struct DLType {
+    uint8_t code, bits;
+    uint16_t lanes;
+} DLType;
+
+typedef struct DLTensor {
+    void *data;
+    DLDevice device;
+    int32_t ndim;
+    DLType dtype;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} DLTensor;
+
+typedef struct DLManaged {
+    DLTensor tensor;
+    void *owner;
+    void (*deleter)(struct DLManaged *);
+} DLManaged;
+
+typedef struct DLVersioned {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void *owner;
+    void (*deleter)(struct DLVersioned *);
+    uint64_t flags;
+    DLTensor tensor;
+} DLVersioned;
+
+enum { DL_CPU = 1, DL_CUDA_HOST = 3, DL_ROCM_HOST = 11, DL_CUDA_MANAGED = 13 };
+enum { DL_READ_ONLY = 1, DL_COPIED = 2 };
+
+/* An exported tensor: what the consumer gets, and the block that it keeps. */
+typedef struct DLExport {
+    union {
+        DLManaged plain;
+        DLVersioned versioned;
+    } u;
+    Block *block;
+    int64_t dims[2 * RANK_MAX];
+} DLExport;
+
+static void dl_free_plain(DLManaged *managed) {
+    DLExport *export_ = (DLExport *)managed->owner;
+    block_release(export_->block);
+    free(export_);
+}
+
+static void dl_free_versioned(DLVersioned *managed) {
+    DLExport *export_ = (DLExport *)managed->owner;
+    block_release(export_->block);
+    free(export_);
+}
+
+/* A capsule that nobody took. */
+static void dl_capsule_free(PyObject *capsule) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (PyCapsule_IsValid(capsule, "dltensor")) {
+        DLManaged *managed = (DLManaged *)PyCapsule_GetPointer(capsule, "dltensor");
+        managed->deleter(managed);
+    } else if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        DLVersioned *managed = (DLVersioned *)PyCapsule_GetPointer(capsule, "dltensor_versioned");
+        managed->deleter(managed);
+    }
+    PyErr_Restore(type, value, trace);
+}
+
+/* ================================================================ Arrow */
+
+#ifndef ARROW_C_DATA_INTERFACE
+#define ARROW_C_DATA_INTERFACE
+struct ArrowSchema {
+    const char *format, *name, *metadata;
+    int64_t flags, n_children;
+    struct ArrowSchema **children, *dictionary;
+    void (*release)(struct ArrowSchema *);
+    void *private_data;
+};
+struct ArrowArray {
+    int64_t length, null_count, offset, n_buffers, n_children;
+    const void **buffers;
+    struct ArrowArray **children, *dictionary;
+    void (*release)(struct ArrowArray *);
+    void *private_data;
+};
+#endif
+#ifndef ARROW_C_STREAM_INTERFACE
+#define ARROW_C_STREAM_INTERFACE
+struct ArrowArrayStream {
+    int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *out);
+    int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out);
+    const char *(*get_last_error)(struct ArrowArrayStream *);
+    void (*release)(struct ArrowArrayStream *);
+    void *private_data;
+};
+#endif
+
+/* One level of a tensor seen as nested fixed-size lists, innermost the elements. */
+typedef struct ArrowLevel {
+    struct ArrowSchema schema, *schema_child;
+    struct ArrowArray array, *array_child;
+    char format[32];
+    const void *buffers[2];
+    Block *block;
+} ArrowLevel;
+
+static void level_free_schema(struct ArrowSchema *schema) {
+    ArrowLevel *level = (ArrowLevel *)schema->private_data;
+    struct ArrowSchema *child = level->schema_child;
+    schema->release = NULL;
+    if (child) {
+        if (child->release) child->release(child);
+        free(child);
+    }
+    free(level);
+}
+
+static void level_free_array(struct ArrowArray *array) {
+    ArrowLevel *level = (ArrowLevel *)array->private_data;
+    struct ArrowArray *child = level->array_child;
+    array->release = NULL;
+    if (child) {
+        if (child->release) child->release(child);
+        free(child);
+    }
+    block_release(level->block);
+    free(level);
+}
+
+static bool level_schema(const DtypeRow *row, int ndim, const Py_ssize_t *shape,
+                         struct ArrowSchema *out) {
+    ArrowLevel *level = (ArrowLevel *)calloc(1, sizeof *level);
+    if (!level) return false;
+    memset(out, 0, sizeof *out);
+    if (ndim > 1) {
+        level->schema_child = (struct ArrowSchema *)calloc(1, sizeof *level->schema_child);
+        if (!level->schema_child ||
+            !level_schema(row, ndim - 1, shape + 1, level->schema_child)) {
+            free(level->schema_child);
+            free(level);
+            return false;
+        }
+        level->schema_child->name = "item";
+        aq_format(level->format, sizeof level->format, "+w:%lld", (long long)shape[1]);
+        out->n_children = 1;
+        out->children = &level->schema_child;
+    } else {
+        aq_format(level->format, sizeof level->format, "%s", row->arrow);
+    }
+    out->format = level->format;
+    out->name = "";
+    out->private_data = level;
+    out->release = level_free_schema;
+    return true;
+}
+
+static bool level_array(Block *block, const void *data, int ndim, const Py_ssize_t *shape,
+                        int64_t length, struct ArrowArray *out) {
+    ArrowLevel *level = (ArrowLevel *)calloc(1, sizeof *level);
+    if (!level) return false;
+    memset(out, 0, sizeof *out);
+    if (ndim > 1) {
+        level->array_child = (struct ArrowArray *)calloc(1, sizeof *level->array_child);
+        if (!level->array_child || !level_array(block, data, ndim - 1, shape + 1,
+                                                length * (int64_t)shape[1], level->array_child)) {
+            free(level->array_child);
+            free(level);
+            return false;
+        }
+        out->n_children = 1;
+        out->children = &level->array_child;
+        out->n_buffers = 1;
+    } else {
+        level->buffers[1] = data;
+        level->block = block;
+        block_retain(block);
+        out->n_buffers = 2;
+    }
+    out->length = length;
+    out->buffers = level->buffers;
+    out->private_data = level;
+    out->release = level_free_array;
+    return true;
+}
+
+static void arrow_schema_capsule_free(PyObject *capsule) {
+    struct ArrowSchema *schema =
+        (struct ArrowSchema *)PyCapsule_GetPointer(capsule, "arrow_schema");
+    if (!schema) return;
+    if (schema->release) schema->release(schema);
+    free(schema);
+}
+
+static void arrow_array_capsule_free(PyObject *capsule) {
+    struct ArrowArray *array = (struct ArrowArray *)PyCapsule_GetPointer(capsule, "arrow_array");
+    if (!array) return;
+    if (array->release) array->release(array);
+    free(array);
+}
+
+/* ================================================================ Array */
+
+/* Elements in row-major order: codes, parameters, dequantized weights, a kept tensor. */
+typedef struct Array {
+    PyObject_HEAD
+    Block *block;
+    void *data;
+    const DtypeRow *row;
+    bool read_only;
+    int ndim;
+    Py_ssize_t count;
+    Py_ssize_t shape[RANK_MAX], strides[RANK_MAX];
+} Array;
+
+/* Takes its own reference to the block. */
+static PyObject *array_new(const State *state, Block *block, const void *data, aq_dtype dtype,
+                           int ndim, const Py_ssize_t *shape, bool read_only) {
+    Array *self = (Array *)new_instance(state->array);
+    Py_ssize_t stride;
+    int i;
+    if (!self) return NULL;
+    self->row = dtype_row(dtype);
+    self->data = (void *)(uintptr_t)data;
+    self->read_only = read_only;
+    self->ndim = ndim;
+    self->count = 1;
+    stride = (Py_ssize_t)aq_dtype_size(dtype);
+    for (i = ndim - 1; i >= 0; i--) {
+        self->shape[i] = shape[i];
+        self->strides[i] = stride;
+        stride *= shape[i];
+        self->count *= shape[i];
+    }
+    self->block = block;
+    block_retain(block);
+    return (PyObject *)self;
+}
+
+/* A new array of its own memory, still to be filled. */
+static PyObject *array_fresh(const State *state, aq_dtype dtype, int ndim, const Py_ssize_t *shape) {
+    size_t size = aq_dtype_size(dtype);
+    void *memory;
+    Block *block;
+    PyObject *made;
+    int i;
+    for (i = 0; i < ndim; i++)
+        if (!aq_mul_size(size, (size_t)shape[i], &size) || size > PY_SSIZE_T_MAX)
+            return PyErr_NoMemory();
+    memory = aligned_memory(size);
+    block = memory ? block_new(memory) : NULL;
+    if (!block) {
+        aligned_free(memory);
+        return PyErr_NoMemory();
+    }
+    made = array_new(state, block, memory, dtype, ndim, shape, false);
+    block_release(block);
+    return made;
+}
+
+/* Little-endian bytes of a file as an array: where they are if this machine can read them there. */
+static PyObject *array_of_file(const State *state, Block *block, const void *data, aq_dtype dtype,
+                               int ndim, const Py_ssize_t *shape) {
+    static const uint16_t probe = 1;
+    size_t size = aq_dtype_size(dtype);
+    bool little = *(const unsigned char *)&probe == 1;
+    PyObject *made;
+    if (size == 1 || (little && (uintptr_t)data % size == 0))
+        return array_new(state, block, data, dtype, ndim, shape, true);
+    made = array_fresh(state, dtype, ndim, shape);
+    if (made) {
+        Array *array = (Array *)made;
+        memcpy(array->data, data, (size_t)array->count * size);
+        aq_little_endian(array->data, (size_t)array->count, size);
+        array->read_only = true;
+    }
+    return made;
+}
+
+static void array_dealloc(PyObject *self) {
+    block_release(((Array *)self)->block);
+    free_instance(self);
+}
+
+static int array_getbuffer(PyObject *object, Py_buffer *view, int flags) {
+    Array *self = (Array *)object;
+    if ((flags & PyBUF_WRITABLE) && self->read_only) {
+        PyErr_SetString(PyExc_BufferError, "the array is read-only");
+        view->obj = NULL;
+        return -1;
+    }
+    memset(view, 0, sizeof *view);
+    Py_INCREF(object);
+    view->obj = object;
+    view->buf = self->data;
+    view->itemsize = (Py_ssize_t)aq_dtype_size(self->row->dtype);
+    view->len = self->count * view->itemsize;
+    view->readonly = self->read_only;
+    view->ndim = self->ndim;
+    if (flags & PyBUF_FORMAT) view->format = (char *)(uintptr_t)self->row->format;
+    if ((flags & PyBUF_ND) == PyBUF_ND) view->shape = self->shape;
+    if ((flags & PyBUF_STRIDES) == PyBUF_STRIDES) view->strides = self->strides;
+    return 0;
+}
+
+static PyObject *array_element(const Array *self, const void *at) {
+    float narrow = 0.0f;
+    double wide;
+    int64_t integer = 0;
+    switch (self->row->dtype) {
+    case AQ_DTYPE_F64:
+        memcpy(&wide, at, 8);
+        return PyFloat_FromDouble(wide);
+    case AQ_DTYPE_F32:
+    case AQ_DTYPE_F16:
+    case AQ_DTYPE_BF16:
+    case AQ_DTYPE_F8_E4M3:
+    case AQ_DTYPE_F8_E5M2:
+        aq_to_f32(NULL, self->row->dtype, at, &narrow, 1);
+        return PyFloat_FromDouble((double)narrow);
+    case AQ_DTYPE_BOOL: return PyBool_FromLong(*(const uint8_t *)at);
+    case AQ_DTYPE_I8: return PyLong_FromLong(*(const int8_t *)at);
+    case AQ_DTYPE_U8: return PyLong_FromLong(*(const uint8_t *)at);
+    case AQ_DTYPE_I16: {
+        int16_t value;
+        memcpy(&value, at, 2);
+        return PyLong_FromLong(value);
+    }
+    case AQ_DTYPE_U16: {
+        uint16_t value;
+        memcpy(&value, at, 2);
+        return PyLong_FromLong(value);
+    }
+    case AQ_DTYPE_I32: {
+        int32_t value;
+        memcpy(&value, at, 4);
+        return PyLong_FromLong(value);
+    }
+    case AQ_DTYPE_U32: {
+        uint32_t value;
+        memcpy(&value, at, 4);
+        return PyLong_FromUnsignedLong(value);
+    }
+    default:
+        memcpy(&integer, at, 8);
+        if (self->row->dtype == AQ_DTYPE_U64)
+            return PyLong_FromUnsignedLongLong((unsigned long long)integer);
+        return PyLong_FromLongLong(integer);
+    }
+}
+
+static PyObject *array_list(const Array *self, int axis, const char *at) {
+    PyObject *list, *item;
+    Py_ssize_t i;
+    if (axis == self->ndim) return array_element(self, at);
+    list = PyList_New(self->shape[axis]);
+    for (i = 0; list && i < self->shape[axis]; i++) {
+        item = array_list(self, axis + 1, at + i * self->strides[axis]);
+        if (!item || PyList_SetItem(list, i, item) != 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *array_tolist(PyObject *self, PyObject *unused) {
+    (void)unused;
+    return array_list((const Array *)self, 0, (const char *)((const Array *)self)->data);
+}
+
+static PyObject *array_tobytes(PyObject *object, PyObject *unused) {
+    const Array *self = (const Array *)object;
+    (void)unused;
+    return PyBytes_FromStringAndSize((const char *)self->data,
+                                     self->count * (Py_ssize_t)aq_dtype_size(self->row->dtype));
+}
+
+static Py_ssize_t array_length(PyObject *object) {
+    const Array *self = (const Array *)object;
+    if (self->ndim) return self->shape[0];
+    PyErr_SetString(PyExc_TypeError, "an array of no dimensions has no length");
+    return -1;
+}
+
+/* A part along the first axis, of the same memory. */
+static PyObject *array_part(PyObject *object, Py_ssize_t first, Py_ssize_t count, bool drop) {
+    const Array *self = (const Array *)object;
+    Py_ssize_t shape[RANK_MAX];
+    const char *at = (const char *)self->data + first * self->strides[0];
+    memcpy(shape, self->shape, sizeof shape);
+    shape[0] = count;
+    return array_new(state_of_object(object), self->block, at, self->row->dtype,
+                     drop ? self->ndim - 1 : self->ndim, drop ? shape + 1 : shape, self->read_only);
+}
+
+static PyObject *array_item(PyObject *object, Py_ssize_t index) {
+    const Array *self = (const Array *)object;
+    if (!self->ndim || index < 0 || index >= self->shape[0]) {
+        PyErr_SetString(PyExc_IndexError, "index out of range");
+        return NULL;
+    }
+    if (self->ndim == 1)
+        return array_element(self, (const char *)self->data + index * self->strides[0]);
+    return array_part(object, index, 1, true);
+}
+
+static PyObject *array_subscript(PyObject *object, PyObject *key) {
+    const Array *self = (const Array *)object;
+    if (PyIndex_Check(key)) {
+        Py_ssize_t index = PyNumber_AsSsize_t(key, PyExc_IndexError);
+        if (index == -1 && PyErr_Occurred()) return NULL;
+        if (index < 0 && self->ndim) index += self->shape[0];
+        return array_item(object, index);
+    }
+    if (PySlice_Check(key) && self->ndim) {
+        Py_ssize_t start, stop, step, count;
+        if (PySlice_Unpack(key, &start, &stop, &step) < 0) return NULL;
+        count = PySlice_AdjustIndices(self->shape[0], &start, &stop, step);
+        if (step == 1) return array_part(object, start, count, false);
+    }
+    PyErr_SetString(PyExc_TypeError, "an index or a slice without step; numpy() gives the rest");
+    return NULL;
+}
+
+/* Arrays are equal in dtype, shape and bytes; an array of bytes also equals bytes-like objects. */
+static PyObject *array_compare(PyObject *object, PyObject *other, int operation) {
+    const Array *self = (const Array *)object;
+    size_t size = (size_t)self->count * aq_dtype_size(self->row->dtype);
+    bool equal;
+    if (operation != Py_EQ && operation != Py_NE) Py_RETURN_NOTIMPLEMENTED;
+    if (Py_TYPE(other) == Py_TYPE(object)) {
+        const Array *that = (const Array *)other;
+        equal = self->row == that->row && self->ndim == that->ndim &&
+                memcmp(self->shape, that->shape, (size_t)self->ndim * sizeof(Py_ssize_t)) == 0 &&
+                memcmp(self->data, that->data, size) == 0;
+    } else if (self->row->dtype == AQ_DTYPE_U8 && self->ndim == 1 && PyObject_CheckBuffer(other)) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(other, &view, PyBUF_SIMPLE) != 0) {
+            PyErr_Clear();
+            Py_RETURN_NOTIMPLEMENTED;
+        }
+        equal = (size_t)view.len == size && memcmp(view.buf, self->data, size) == 0;
+        PyBuffer_Release(&view);
+    } else {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    return PyBool_FromLong(equal == (operation == Py_EQ));
+}
+
+static PyObject *array_repr(PyObject *object) {
+    const Array *self = (const Array *)object;
+    PyObject *shape = PyObject_GetAttrString(object, "shape"), *text;
+    if (!shape) return NULL;
+    text = PyUnicode_FromFormat("<arrowquant.Array %R %s>", shape, self->row->name);
+    Py_DECREF(shape);
+    return text;
+}
+
+static PyObject *shape_tuple(int ndim, const Py_ssize_t *shape) {
+    PyObject *made = PyTuple_New(ndim), *item;
+    int i;
+    for (i = 0; made && i < ndim; i++) {
+        item = PyLong_FromSsize_t(shape[i]);
+        if (!item || PyTuple_SetItem(made, i, item) != 0) Py_CLEAR(made);
+    }
+    return made;
+}
+
+static PyObject *array_shape(PyObject *self, void *unused) {
+    (void)unused;
+    return shape_tuple(((Array *)self)->ndim, ((Array *)self)->shape);
+}
+
+static PyObject *array_dtype(PyObject *self, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(((Array *)self)->row->name);
+}
+
+static PyObject *array_figure(PyObject *object, void *which) {
+    const Array *self = (const Array *)object;
+    Py_ssize_t itemsize = (Py_ssize_t)aq_dtype_size(self->row->dtype);
+    switch (*(const char *)which) {
+    case 'd': return PyLong_FromLong(self->ndim);
+    case 'i': return PyLong_FromSsize_t(itemsize);
+    case 's': return PyLong_FromSsize_t(self->count);
+    case 'r': return PyBool_FromLong(self->read_only);
+    default: return PyLong_FromSsize_t(self->count * itemsize);
+    }
+}
+
+/* The memory as a NumPy array: `dtype` named for those that have no buffer format. */
+static PyObject *array_numpy(PyObject *object, PyObject *unused) {
+    const Array *self = (const Array *)object;
+    PyObject *numpy = PyImport_ImportModule("numpy"), *made = NULL, *types, *type = NULL, *typed;
+    (void)unused;
+    if (numpy) made = PyObject_CallMethod(numpy, "asarray", "O", object);
+    Py_XDECREF(numpy);
+    if (!made || (self->row->dtype != AQ_DTYPE_BF16 && self->row->dtype != AQ_DTYPE_F8_E4M3 &&
+                  self->row->dtype != AQ_DTYPE_F8_E5M2))
+        return made;
+    types = PyImport_ImportModule("ml_dtypes");
+    if (!types) { /* the bits, as in the buffer */
+        if (!PyErr_ExceptionMatches(PyExc_ImportError)) Py_CLEAR(made);
+        else PyErr_Clear();
+        return made;
+    }
+    type = PyObject_GetAttrString(types, self->row->name);
+    typed = type ? PyObject_CallMethod(made, "view", "O", type) : NULL;
+    Py_DECREF(types);
+    Py_XDECREF(type);
+    Py_DECREF(made);
+    return typed;
+}
+
+static PyObject *array_dequantize(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "dtype", NULL };
+    const Array *self = (const Array *)object;
+    aq_dtype dtype = AQ_DTYPE_F32;
+    PyObject *made;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&:dequantize", names, dtype_converter, &dtype))
+        return NULL;
+    if (!aq_dtype_is_float(self->row->dtype)) {
+        PyErr_Format(PyExc_TypeError, "a tensor of %s has no float values", self->row->name);
+        return NULL;
+    }
+    if (dtype == self->row->dtype) return Py_NewRef(object);
+    made = array_fresh(state_of_object(object), dtype, self->ndim, self->shape);
+    if (!made) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    widen_to(self->row->dtype, self->data, dtype, ((Array *)made)->data, (size_t)self->count);
+    Py_END_ALLOW_THREADS
+    return made;
+}
+
+static PyObject *dlpack_device(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    return Py_BuildValue("(ii)", DL_CPU, 0);
+}
+
+static void dl_fill(DLExport *made, const Array *self, DLTensor *tensor) {
+    Py_ssize_t itemsize = (Py_ssize_t)aq_dtype_size(self->row->dtype);
+    int i;
+    for (i = 0; i < self->ndim; i++) {
+        made->dims[i] = (int64_t)self->shape[i];
+        made->dims[RANK_MAX + i] = (int64_t)(self->strides[i] / itemsize);
+    }
+    tensor->data = self->data;
+    tensor->device.type = DL_CPU;
+    tensor->ndim = self->ndim;
+    tensor->dtype.code = self->row->dl_code;
+    tensor->dtype.bits = self->row->dl_bits;
+    tensor->dtype.lanes = 1;
+    tensor->shape = made->dims;
+    tensor->strides = made->dims + RANK_MAX;
+}
+
+static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "stream", "max_version", "dl_device", "copy", NULL };
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None, *capsule;
+    const Array *self = (const Array *)object;
+    DLExport *made;
+    int major = 0, minor = 0, type = DL_CPU, id = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &version,
+                                     &device, &copy))
+        return NULL;
+    if (version != Py_None && !PyArg_ParseTuple(version, "ii", &major, &minor)) return NULL;
+    if (device != Py_None && !PyArg_ParseTuple(device, "ii", &type, &id)) return NULL;
+    if (stream != Py_None || type != DL_CPU || !self->row->dl_bits || (self->read_only && major < 1)) {
+        PyErr_Format(PyExc_BufferError,
+                     stream != Py_None || type != DL_CPU ? "the array is in the CPU's memory"
+                     : !self->row->dl_bits ? "DLPack has no %s here; numpy() gives it"
+                     : "a read-only array needs a consumer of DLPack 1.0; copy it", self->row->name);
+        return NULL;
+    }
+    if (copy == Py_True) {
+        PyObject *twin = array_fresh(state_of_object(object), self->row->dtype, self->ndim,
+                                     self->shape);
+        if (!twin) return NULL;
+        memcpy(((Array *)twin)->data, self->data,
+               (size_t)self->count * aq_dtype_size(self->row->dtype));
+        capsule = PyObject_CallMethod(twin, "__dlpack__", NULL);
+        Py_DECREF(twin);
+        return capsule;
+    }
+    made = (DLExport *)calloc(1, sizeof *made);
+    if (!made) return PyErr_NoMemory();
+    made->block = self->block;
+    if (major >= 1) {
+        made->u.versioned.version.major = 1;
+        made->u.versioned.owner = made;
+        made->u.versioned.deleter = dl_free_versioned;
+        made->u.versioned.flags = self->read_only ? DL_READ_ONLY : 0;
+        dl_fill(made, self, &made->u.versioned.tensor);
+        capsule = PyCapsule_New(&made->u.versioned, "dltensor_versioned", dl_capsule_free);
+    } else {
+        made->u.plain.owner = made;
+        made->u.plain.deleter = dl_free_plain;
+        dl_fill(made, self, &made->u.plain.tensor);
+        capsule = PyCapsule_New(&made->u.plain, "dltensor", dl_capsule_free);
+    }
+    if (capsule) block_retain(self->block);
+    else free(made);
+    return capsule;
+}
+
+static PyObject *array_arrow_schema(PyObject *object, PyObject *unused) {
+    const Array *self = (const Array *)object;
+    struct ArrowSchema *schema = (struct ArrowSchema *)calloc(1, sizeof *schema);
+    PyObject *capsule;
+    (void)unused;
+    if (!schema || !level_schema(self->row, self->ndim, self->shape, schema)) {
+        free(schema);
+        return PyErr_NoMemory();
+    }
+    capsule = PyCapsule_New(schema, "arrow_schema", arrow_schema_capsule_free);
+    if (!capsule) {
+        schema->release(schema);
+        free(schema);
+    }
+    return capsule;
+}
+
+static PyObject *array_arrow(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "requested_schema", NULL };
+    const Array *self = (const Array *)object;
+    PyObject *requested = Py_None, *schema, *capsule = NULL, *pair = NULL;
+    struct ArrowArray *array;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:__arrow_c_array__", names, &requested))
+        return NULL;
+    schema = array_arrow_schema(object, NULL);
+    if (!schema) return NULL;
+    array = (struct ArrowArray *)calloc(1, sizeof *array);
+    if (!array || !level_array(self->block, self->data, self->ndim, self->shape,
+                               self->ndim ? (int64_t)self->shape[0] : 1, array)) {
+        free(array);
+        Py_DECREF(schema);
+        return PyErr_NoMemory();
+    }
+    capsule = PyCapsule_New(array, "arrow_array", arrow_array_capsule_free);
+    if (capsule) {
+        pair = PyTuple_Pack(2, schema, capsule);
+        Py_DECREF(capsule);
+    } else {
+        array->release(array);
+        free(array);
+    }
+    Py_DECREF(schema);
+    return pair;
+}
+
+static PyMethodDef array_methods[] = {
+    { "tolist", array_tolist, METH_NOARGS, "tolist($self)\n--\n\nThe elements as (nested lists of) Python numbers." },
+    { "tobytes", array_tobytes, METH_NOARGS, "tobytes($self)\n--\n\nA copy of the elements' bytes, row-major." },
+    { "numpy", array_numpy, METH_NOARGS, "numpy($self)\n--\n\nA NumPy array of the same memory. bfloat16 and float8 need ml_dtypes;\nwithout it their bits come as unsigned integers." },
+    { "dequantize", (PyCFunction)(void (*)(void))array_dequantize, METH_VARARGS | METH_KEYWORDS, "dequantize($self, dtype='float32')\n--\n\nThe values as float32, float16 or bfloat16; itself when it has that dtype.\n\nRaises:\n    TypeError: the array holds integers." },
+    { "__dlpack__", (PyCFunction)(void (*)(void))array_dlpack, METH_VARARGS | METH_KEYWORDS, "__dlpack__($self, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\nA DLPack capsule of the same memory." },
+    { "__dlpack_device__", dlpack_device, METH_NOARGS, "__dlpack_device__($self)\n--\n\nThe CPU." },
+    { "__arrow_c_schema__", array_arrow_schema, METH_NOARGS, "__arrow_c_schema__($self)\n--\n\nThe Arrow type: nested fixed-size lists of the elements." },
+    { "__arrow_c_array__", (PyCFunction)(void (*)(void))array_arrow, METH_VARARGS | METH_KEYWORDS, "__arrow_c_array__($self, requested_schema=None)\n--\n\nAn Arrow array of the same memory." },
+    { NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef array_members[] = {
+    { "shape", array_shape, NULL, "lengths of the axes", NULL },
+    { "dtype", array_dtype, NULL, "name of the element type, such as 'float32'", NULL },
+    { "ndim", array_figure, NULL, "number of axes", (void *)(uintptr_t)"d" },
+    { "size", array_figure, NULL, "number of elements", (void *)(uintptr_t)"s" },
+    { "itemsize", array_figure, NULL, "bytes of an element", (void *)(uintptr_t)"i" },
+    { "nbytes", array_figure, NULL, "bytes of all elements", (void *)(uintptr_t)"n" },
+    { "readonly", array_figure, NULL, "whether the memory may be written", (void *)(uintptr_t)"r" },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyType_Slot array_slots[] = {
+    { Py_tp_dealloc, (void *)array_dealloc },
+    { Py_tp_repr, (void *)array_repr },
+    { Py_tp_doc, (void *)(uintptr_t)"Elements in row-major order, offered through the buffer protocol, DLPack and Arrow without a copy." },
+    { Py_tp_methods, array_methods },
+    { Py_tp_getset, array_members },
+    { Py_tp_richcompare, (void *)array_compare },
+    { Py_tp_hash, (void *)PyObject_HashNotImplemented },
+    { Py_bf_getbuffer, (void *)array_getbuffer },
+    { Py_sq_length, (void *)array_length },
+    { Py_sq_item, (void *)array_item },
+    { Py_mp_length, (void *)array_length },
+    { Py_mp_subscript, (void *)array_subscript },
+    { 0, NULL },
+};
+
+static PyType_Spec array_spec = {
+    "arrowquant._core.Array", sizeof(Array), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, array_slots
+};
+
+/* ================================================================ weights from Python */
+
+/* Somebody's weights, borrowed until input_free. Elements may be strided, misaligned or of the other
+ * byte order; input_settle makes a plain copy of those, and of those only. */
+typedef struct Input {
+    Py_buffer view;
+    bool has_view;
+    PyObject *keeper; /* what owns the memory, besides or instead of the view */
+    DLManaged *plain;
+    DLVersioned *versioned;
+    struct ArrowArray array;
+    void *copy;
+    const char *data;
+    aq_dtype dtype;
+    bool swapped;
+    int ndim;
+    int64_t shape[RANK_MAX], strides[RANK_MAX]; /* strides in bytes */
+    uint64_t count, rows, cols;
+} Input;
+
+static void input_free(Input *in) { /* with the GIL */
+    if (in->has_view) PyBuffer_Release(&in->view);
+    if (in->plain && in->plain->deleter) in->plain->deleter(in->plain);
+    if (in->versioned && in->versioned->deleter) in->versioned->deleter(in->versioned);
+    if (in->array.release) in->array.release(&in->array);
+    Py_XDECREF(in->keeper);
+    aligned_free(in->copy);
+    memset(in, 0, sizeof *in);
+}
+
+static int refuse(PyObject *type, PyObject *name, const char *what, const char *found) {
+    PyErr_Format(type, "%R: expected %s, found %s", name, what, found);
+    return -1;
+}
+
+static int input_rank(Input *in, int ndim, PyObject *name) {
+    if (ndim < 0 || ndim > RANK_MAX) return refuse(PyExc_ValueError, name, "at most 32 axes", "more");
+    in->ndim = ndim;
+    return 0;
+}
+
+/* Rows and columns as the quantizer sees them; strides filled when `compact`. */
+static int input_shape(Input *in, bool compact, PyObject *name) {
+    uint64_t count = 1;
+    int64_t stride = (int64_t)aq_dtype_size(in->dtype);
+    int i;
+    for (i = in->ndim - 1; i >= 0; i--) {
+        if (in->shape[i] < 0 || !aq_mul_u64(count, (uint64_t)in->shape[i], &count) ||
+            count > (uint64_t)PY_SSIZE_T_MAX / 8)
+            return refuse(PyExc_ValueError, name, "a shape that fits memory", "a larger one");
+        if (compact) {
+            in->strides[i] = stride;
+            stride *= in->shape[i] ? in->shape[i] : 1;
+        }
+    }
+    in->count = count;
+    in->rows = in->ndim > 1 ? (uint64_t)in->shape[0] : 1;
+    in->cols = in->rows ? count / in->rows : 0;
+    return 0;
+}
+
+static int input_format(Input *in, const char *format, PyObject *name) {
+    static const uint16_t probe = 1;
+    bool little = *(const unsigned char *)&probe == 1;
+    const char *code = format ? format : "B";
+    char order = '@';
+    if (strchr("@=<>!", *code) && *code) order = *code++;
+    in->swapped = (order == '<' && !little) || ((order == '>' || order == '!') && little);
+    if (code[0] && !code[1]) {
+        if (*code == 'd') return in->dtype = AQ_DTYPE_F64, 0;
+        if (*code == 'f') return in->dtype = AQ_DTYPE_F32, 0;
+        if (*code == 'e') return in->dtype = AQ_DTYPE_F16, 0;
+        if (*code == 'H') return in->dtype = AQ_DTYPE_BF16, 0;
+    }
+    PyErr_Format(PyExc_TypeError,
+                 "%R: expected elements of float16, float32, float64, or the bits of bfloat16 as "
+                 "uint16, found the buffer format '%s'; convert it to float32", name, format ? format : "B");
+    return -1;
+}
+
+static int input_from_buffer(Input *in, PyObject *object, PyObject *name) {
+    int i;
+    if (PyObject_GetBuffer(object, &in->view, PyBUF_RECORDS_RO) != 0) return -1;
+    in->has_view = true;
+    if (input_format(in, in->view.format, name) != 0 || input_rank(in, in->view.ndim, name) != 0)
+        return -1;
+    in->data = (const char *)in->view.buf;
+    for (i = 0; i < in->ndim; i++) {
+        in->shape[i] = in->view.shape[i];
+        in->strides[i] = in->view.strides[i];
+    }
+    return input_shape(in, false, name);
+}
+
+static int input_from_dl(Input *in, const DLTensor *tensor, PyObject *name) {
+    int64_t size;
+    int i;
+    if (tensor->device.type != DL_CPU && tensor->device.type != DL_CUDA_HOST &&
+        tensor->device.type != DL_ROCM_HOST && tensor->device.type != DL_CUDA_MANAGED)
+        return refuse(PyExc_TypeError, name, "weights in the CPU's memory",
+                      "those of another device; call .cpu() first");
+    if (tensor->dtype.lanes != 1) return refuse(PyExc_TypeError, name, "plain elements", "vectors");
+    if (tensor->dtype.code == 2 && tensor->dtype.bits == 64) in->dtype = AQ_DTYPE_F64;
+    else if (tensor->dtype.code == 2 && tensor->dtype.bits == 32) in->dtype = AQ_DTYPE_F32;
+    else if (tensor->dtype.code == 2 && tensor->dtype.bits == 16) in->dtype = AQ_DTYPE_F16;
+    else if (tensor->dtype.code == 4 && tensor->dtype.bits == 16) in->dtype = AQ_DTYPE_BF16;
+    else return refuse(PyExc_TypeError, name, "float16, bfloat16, float32 or float64",
+                       "another DLPack type; convert it to float32");
+    if (input_rank(in, tensor->ndim, name) != 0) return -1;
+    size = (int64_t)aq_dtype_size(in->dtype);
+    in->data = (const char *)tensor->data + tensor->byte_offset;
+    for (i = 0; i < in->ndim; i++) {
+        in->shape[i] = tensor->shape[i];
+        if (tensor->strides) in->strides[i] = tensor->strides[i] * size;
+    }
+    return input_shape(in, !tensor->strides, name);
+}
+
+/* capsule of __dlpack__: ours from now on */
+static int input_from_capsule(Input *in, PyObject *capsule, PyObject *name) {
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        in->versioned = (DLVersioned *)PyCapsule_GetPointer(capsule, "dltensor_versioned");
+        if (in->versioned->version.major != 1) {
+            in->versioned = NULL;
+            return refuse(PyExc_BufferError, name, "DLPack 1.x", "another version");
+        }
+        if (PyCapsule_SetName(capsule, "used_dltensor_versioned") != 0) return -1;
+        return input_from_dl(in, &in->versioned->tensor, name);
+    }
+    if (PyCapsule_IsValid(capsule, "dltensor")) {
+        in->plain = (DLManaged *)PyCapsule_GetPointer(capsule, "dltensor");
+        if (PyCapsule_SetName(capsule, "used_dltensor") != 0) return -1;
+        return input_from_dl(in, &in->plain->tensor, name);
+    }
+    return refuse(PyExc_TypeError, name, "a DLPack capsule", "something else");
+}
+
+static int input_from_dlpack(Input *in, PyObject *object, PyObject *name) {
+    PyObject *method = PyObject_GetAttrString(object, "__dlpack__"), *none, *kwargs, *capsule;
+    int status;
+    if (!method) return -1;
+    none = PyTuple_New(0);
+    kwargs = Py_BuildValue("{s(ii)}", "max_version", 1, 0);
+    capsule = none && kwargs ? PyObject_Call(method, none, kwargs) : NULL;
+    if (!capsule && PyErr_ExceptionMatches(PyExc_TypeError)) { /* older than DLPack 1.0 */
+        PyErr_Clear();
+        capsule = PyObject_CallObject(method, NULL);
+    }
+    Py_XDECREF(none);
+    Py_XDECREF(kwargs);
+    Py_DECREF(method);
+    if (!capsule) return -1;
+    status = input_from_capsule(in, capsule, name);
+    Py_DECREF(capsule);
+    return status;
+}
+
+/* Descends nested fixed-size lists of floats; anything that could be ragged or null is refused. */
+static int input_from_arrow(Input *in, const struct ArrowSchema *schema, PyObject *name) {
+    const struct ArrowArray *array = &in->array;
+    int64_t first = 0, length = in->array.length;
+    in->ndim = 0;
+    for (;;) {
+        if (array->null_count > 0 || (array->null_count < 0 && array->n_buffers && array->buffers[0]))
+            return refuse(PyExc_ValueError, name, "no nulls", "some; fill them first");
+        if (input_rank(in, in->ndim + 1, name) != 0) return -1;
+        in->shape[in->ndim - 1] = length;
+        first += array->offset;
+        if (strncmp(schema->format, "+w:", 3) != 0) break;
+        uint64_t width;
+        if (!aq_parse_u64(schema->format + 3, strlen(schema->format + 3), &width) ||
+            width > INT32_MAX || schema->n_children != 1 || array->n_children != 1)
+            return refuse(PyExc_ValueError, name, "a sound Arrow array", schema->format);
+        length = (int64_t)width;
+        first *= length;
+        schema = schema->children[0];
+        array = array->children[0];
+    }
+    if (strcmp(schema->format, "g") == 0) in->dtype = AQ_DTYPE_F64;
+    else if (strcmp(schema->format, "f") == 0) in->dtype = AQ_DTYPE_F32;
+    else if (strcmp(schema->format, "e") == 0) in->dtype = AQ_DTYPE_F16;
+    else return refuse(PyExc_TypeError, name, "an Arrow array of floats, or fixed-size lists of them",
+                       schema->format);
+    if (array->n_buffers != 2) return refuse(PyExc_ValueError, name, "a sound Arrow array", "another");
+    in->data = (const char *)array->buffers[1] + first * (int64_t)aq_dtype_size(in->dtype);
+    return input_shape(in, true, name);
+}
+
+static int input_from_arrow_array(Input *in, PyObject *object, PyObject *name) {
+    PyObject *pair = PyObject_CallMethod(object, "__arrow_c_array__", NULL);
+    struct ArrowSchema *schema = NULL;
+    struct ArrowArray *array = NULL;
+    int status = -1;
+    if (!pair) return -1;
+    if (PyTuple_Check(pair) && PyTuple_Size(pair) == 2) {
+        schema = (struct ArrowSchema *)PyCapsule_GetPointer(PyTuple_GetItem(pair, 0), "arrow_schema");
+        array = schema ? (struct ArrowArray *)PyCapsule_GetPointer(PyTuple_GetItem(pair, 1),
+                                                                   "arrow_array") : NULL;
+    }
+    if (array && array->release) {
+        in->array = *array; /* moved */
+        array->release = NULL;
+        status = input_from_arrow(in, schema, name);
+    } else if (!PyErr_Occurred()) {
+        refuse(PyExc_TypeError, name, "a pair of Arrow capsules", "something else");
+    }
+    Py_DECREF(pair);
+    return status;
+}
+
+/* A chunked column (polars, pyarrow): one chunk is used where it is, several are joined. */
+static int stream_error(struct ArrowArrayStream *stream, PyObject *name) {
+    const char *text = stream->get_last_error ? stream->get_last_error(stream) : NULL;
+    return refuse(PyExc_ValueError, name, "an Arrow stream", text ? text : "one that fails");
+}
+
+static int input_join(Input *in, const Input *next, PyObject *name) {
+    size_t size = aq_dtype_size(in->dtype), row = 1, a, b;
+    char *memory;
+    int i;
+    for (i = 1; i < in->ndim; i++) row *= (size_t)in->shape[i];
+    if (in->dtype != next->dtype || in->ndim != next->ndim ||
+        memcmp(in->shape + 1, next->shape + 1, (size_t)(in->ndim - 1) * sizeof *in->shape) != 0)
+        return refuse(PyExc_ValueError, name, "chunks of one type", "several");
+    a = (size_t)in->shape[0] * row * size;
+    b = (size_t)next->shape[0] * row * size;
+    memory = (char *)aligned_memory(a + b);
+    if (!memory) return PyErr_NoMemory(), -1;
+    if (a) memcpy(memory, in->data, a);
+    if (b) memcpy(memory + a, next->data, b);
+    aligned_free(in->copy);
+    in->copy = memory;
+    in->data = memory;
+    in->shape[0] += next->shape[0];
+    if (in->array.release) in->array.release(&in->array);
+    in->array.release = NULL;
+    return input_shape(in, true, name);
+}
+
+static int input_from_chunks(Input *in, struct ArrowArrayStream *stream, PyObject *name) {
+    struct ArrowSchema schema;
+    int status = -1;
+    bool any = false;
+    memset(&schema, 0, sizeof schema);
+    if (stream->get_schema(stream, &schema) != 0) return stream_error(stream, name);
+    for (;;) {
+        Input next;
+        memset(&next, 0, sizeof next);
+        status = 0;
+        if (stream->get_next(stream, &next.array) != 0) status = stream_error(stream, name);
+        else if (!next.array.release) break;
+        if (status == 0) status = input_from_arrow(&next, &schema, name);
+        if (status == 0 && any) {
+            status = input_join(in, &next, name);
+            input_free(&next);
+        } else if (status == 0) {
+            *in = next;
+            any = true;
+        } else {
+            input_free(&next);
+        }
+        if (status != 0) break;
+    }
+    if (status == 0 && !any) status = refuse(PyExc_ValueError, name, "weights", "an empty stream");
+    if (schema.release) schema.release(&schema);
+    return status;
+}
+
+static int input_from_stream(Input *in, PyObject *object, PyObject *name) {
+    PyObject *capsule = PyObject_CallMethod(object, "__arrow_c_stream__", NULL);
+    struct ArrowArrayStream *stream;
+    int status = -1;
+    if (!capsule) return -1;
+    stream = (struct ArrowArrayStream *)PyCapsule_GetPointer(capsule, "arrow_array_stream");
+    if (stream && stream->release) status = input_from_chunks(in, stream, name);
+    Py_DECREF(capsule);
+    return status;
+}
+
+/* Nested lists of numbers: the shape first, then the elements. */
+static int list_shape(Input *in, PyObject *object, PyObject *name) {
+    PyObject *inner = object;
+    in->ndim = 0;
+    while (PyList_Check(inner) || PyTuple_Check(inner)) {
+        Py_ssize_t length = PySequence_Size(inner);
+        if (input_rank(in, in->ndim + 1, name) != 0) return -1;
+        in->shape[in->ndim - 1] = length;
+        if (length <= 0) break;
+        inner = PyList_Check(inner) ? PyList_GetItem(inner, 0) : PyTuple_GetItem(inner, 0);
+        if (!inner) return -1;
+    }
+    return input_shape(in, true, name);
+}
+
+static int list_fill(const Input *in, PyObject *object, int axis, double **out, PyObject *name) {
+    Py_ssize_t i, length;
+    int status = 0;
+    if (axis == in->ndim) {
+        double value = PyFloat_AsDouble(object);
+        if (value == -1.0 && PyErr_Occurred()) {
+            PyErr_Clear();
+            return refuse(PyExc_TypeError, name, "numbers", "something else in the list");
+        }
+        *(*out)++ = value;
+        return 0;
+    }
+    length = PyList_Check(object) || PyTuple_Check(object) ? PySequence_Size(object) : -1;
+    if (length != in->shape[axis])
+        return refuse(PyExc_ValueError, name, "lists of the same length", "a ragged one");
+    for (i = 0; status == 0 && i < length; i++) {
+        PyObject *item = PySequence_GetItem(object, i);
+        status = item ? list_fill(in, item, axis + 1, out, name) : -1;
+        Py_XDECREF(item);
+    }
+    return status;
+}
+
+static int input_from_list(Input *in, PyObject *object, PyObject *name) {
+    double *next;
+    in->dtype = AQ_DTYPE_F64;
+    if (list_shape(in, object, name) != 0) return -1;
+    in->copy = aligned_memory((size_t)in->count * sizeof(double));
+    if (!in->copy) return PyErr_NoMemory(), -1;
+    in->data = (const char *)in->copy;
+    next = (double *)in->copy;
+    return list_fill(in, object, 0, &next, name);
+}
+
+/* The result of a method without arguments replaces the object. */
+static int input_through(Input *in, PyObject *object, const char *method, const char *argument,
+                         PyObject *name);
+
+static bool named_bfloat16(PyObject *object) {
+    PyObject *dtype = PyObject_GetAttrString(object, "dtype"), *text = NULL;
+    const char *is = NULL;
+    bool found;
+    if (dtype) text = PyObject_Str(dtype);
+    if (text) is = PyUnicode_AsUTF8AndSize(text, NULL);
+    found = is && strcmp(is, "bfloat16") == 0 && PyObject_HasAttrString(object, "__array_interface__");
+    PyErr_Clear();
+    Py_XDECREF(dtype);
+    Py_XDECREF(text);
+    return found;
+}
+
+static int input_from(Input *in, PyObject *object, PyObject *name) {
+    if (PyObject_HasAttrString(object, "__dlpack__") && PyObject_HasAttrString(object, "detach"))
+        return input_through(in, object, "detach", NULL, name); /* torch: without its gradient */
+    if (named_bfloat16(object)) return input_through(in, object, "view", "uint16", name);
+    if (PyObject_CheckBuffer(object)) return input_from_buffer(in, object, name);
+    if (PyList_Check(object) || PyTuple_Check(object)) return input_from_list(in, object, name);
+    if (PyObject_HasAttrString(object, "__arrow_c_array__"))
+        return input_from_arrow_array(in, object, name);
+    if (PyObject_HasAttrString(object, "__arrow_c_stream__"))
+        return input_from_stream(in, object, name);
+    if (PyObject_HasAttrString(object, "__dlpack__")) return input_from_dlpack(in, object, name);
+    if (PyObject_HasAttrString(object, "__array__"))
+        return input_through(in, object, "__array__", NULL, name);
+    PyErr_Format(PyExc_TypeError,
+                 "%R: expected weights as a buffer, a DLPack tensor, an Arrow array or lists of "
+                 "numbers, found %R", name, Py_TYPE(object));
+    return -1;
+}
+
+static int input_through(Input *in, PyObject *object, const char *method, const char *argument,
+                         PyObject *name) {
+    PyObject *result = argument ? PyObject_CallMethod(object, method, "s", argument)
+                                : PyObject_CallMethod(object, method, NULL);
+    int status;
+    if (!result) return -1;
+    if (strcmp(method, "detach") == 0) status = input_from_dlpack(in, result, name);
+    else if (PyObject_CheckBuffer(result)) status = input_from_buffer(in, result, name);
+    else status = refuse(PyExc_TypeError, name, "an array", "something without a buffer");
+    if (status == 0) in->keeper = result;
+    else Py_DECREF(result);
+    return status;
+}
+
+/* ---- plain copies of what is not plain (no GIL) */
+
+static bool input_is_plain(const Input *in) {
+    int64_t stride = (int64_t)aq_dtype_size(in->dtype);
+    int i;
+    if (in->swapped || (uintptr_t)in->data % (uintptr_t)stride != 0) return false;
+    for (i = in->ndim - 1; i >= 0 && in->count; i--) {
+        if (in->shape[i] != 1 && in->strides[i] != stride) return false;
+        stride *= in->shape[i];
+    }
+    return true;
+}
+
+static char *gather(const Input *in, int axis, const char *from, char *to) {
+    int64_t i, n, stride;
+    size_t size = aq_dtype_size(in->dtype), b;
+    if (axis == in->ndim) {
+        for (b = 0; b < size; b++) to[b] = from[in->swapped ? size - 1 - b : b];
+        return to + size;
+    }
+    n = in->shape[axis];
+    stride = in->strides[axis];
+    if (axis + 1 < in->ndim || in->swapped) {
+        for (i = 0; i < n; i++) to = gather(in, axis + 1, from + i * stride, to);
+        return to;
+    }
+    for (i = 0; i < n; i++, from += stride, to += size) { /* constant sizes: single moves */
+        if (size == 4) memcpy(to, from, 4);
+        else if (size == 2) memcpy(to, from, 2);
+        else memcpy(to, from, 8);
+    }
+    return to;
+}
+
+/* *plain: the elements in row-major order; *owned is to be freed by aligned_free. */
+static aq_status input_settle(const Input *in, const void **plain, void **owned, aq_error *err) {
+    *owned = NULL;
+    *plain = in->data;
+    if (input_is_plain(in)) return AQ_OK;
+    *owned = aligned_memory((size_t)in->count * aq_dtype_size(in->dtype));
+    if (!*owned) {
+        clear_error(err, AQ_ERR_OUT_OF_MEMORY);
+        aq_format(err->message, sizeof err->message, "no memory for a copy of strided weights");
+        return AQ_ERR_OUT_OF_MEMORY;
+    }
+    if (in->count) (void)gather(in, 0, in->data, (char *)*owned);
+    *plain = *owned;
+    return AQ_OK;
+}
+
+/* ================================================================ Context */
+
+/* What a call can be stopped by, from any thread. */
+typedef struct Context {
+    PyObject_HEAD
+    aq_context *context;
+} Context;
+
+static aq_context *make_context(uint32_t threads) {
+    aq_context *context = NULL;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (aq_context_create(AQ_ISA_AUTO, NULL, &context, &err) != AQ_OK) {
+        raise_error(&err);
+        return NULL;
+    }
+    context->num_threads = threads;
+    return context;
+}
+
+static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "num_threads", NULL };
+    unsigned int threads = 0;
+    PyObject *self;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|I:Context", names, &threads)) return NULL;
+    self = new_instance(type);
+    if (!self) return NULL;
+    ((Context *)self)->context = make_context(threads);
+    if (!((Context *)self)->context) Py_CLEAR(self);
+    return self;
+}
+
+static void context_dealloc(PyObject *self) {
+    aq_context_destroy(((Context *)self)->context);
+    free_instance(self);
+}
+
+static PyObject *context_cancel(PyObject *self, PyObject *unused) {
+    (void)unused;
+    aq_context_cancel(((Context *)self)->context);
+    Py_RETURN_NONE;
+}
+
+static PyObject *context_check(PyObject *self, PyObject *unused) {
+    aq_error err;
+    (void)unused;
+    if (!aq_is_cancelled(((Context *)self)->context)) Py_RETURN_NONE;
+    clear_error(&err, AQ_ERR_CANCELLED);
+    aq_format(err.message, sizeof err.message, "cancelled");
+    return raise_error(&err);
+}
+
+static PyObject *context_isa(PyObject *self, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(aq_isa_name(((Context *)self)->context->isa));
+}
+
+static PyMethodDef context_methods[] = {
+    { "cancel", context_cancel, METH_NOARGS, "cancel($self)\n--\n\nStops the calls that use this context; returns at once, from any thread." },
+    { "check", context_check, METH_NOARGS, "check($self)\n--\n\nRaises QuantizationError when it has been cancelled." },
+    { NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef context_members[] = {
+    { "isa", context_isa, NULL, "the instruction set in use, such as 'avx2'", NULL },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyType_Slot context_slots[] = {
+    { Py_tp_new, (void *)context_new },
+    { Py_tp_dealloc, (void *)context_dealloc },
+    { Py_tp_doc, (void *)(uintptr_t)"Context(num_threads=0)\n--\n\nInstruction set, threads, and the way to cancel a call." },
+    { Py_tp_methods, context_methods },
+    { Py_tp_getset, context_members },
+    { 0, NULL },
+};
+
+static PyType_Spec context_spec = { "arrowquant._core.Context", sizeof(Context), 0,
+                                    Py_TPFLAGS_DEFAULT, context_slots };
+
+/* A call's context: the one given, or one of its own. */
+typedef struct Borrowed {
+    aq_context *context, *own;
+} Borrowed;
+
+static bool borrow_context(const State *state, PyObject *object, uint32_t threads, Borrowed *out) {
+    out->own = NULL;
+    if (object != Py_None) {
+        if (Py_TYPE(object) != state->context) {
+            PyErr_Format(PyExc_TypeError, "context: expected a Context, found %R", Py_TYPE(object));
+            return false;
+        }
+        out->context = ((Context *)object)->context;
+        return true;
+    }
+    out->context = out->own = make_context(threads);
+    return out->context != NULL;
+}
+
+static void return_context(Borrowed *borrowed) { aq_context_destroy(borrowed->own); }
+
+/* ================================================================ progress */
+
+/* A call of the library that runs without the GIL; its progress function takes the GIL back, looks
+ * for signals, and tells Python. An exception (Ctrl-C, say) stays set in this thread and stops it. */
+typedef struct Job {
+    PyThreadState *thread;
+    PyObject *callback;
+    bool raised;
+} Job;
+
+static bool tell(Job *job, double fraction, const char *phase, const char *layer, uint64_t done,
+                 uint64_t total, double elapsed, double eta) {
+    PyObject *name, *result;
+    if (PyErr_CheckSignals() != 0) return false;
+    if (!job->callback || job->callback == Py_None) return true;
+    name = PyUnicode_DecodeUTF8(layer, (Py_ssize_t)strlen(layer), "replace");
+    if (!name) return false;
+    result = PyObject_CallFunction(job->callback, "dsNKKdd", fraction, phase, name,
+                                   (unsigned long long)done, (unsigned long long)total, elapsed, eta);
+    Py_XDECREF(result);
+    return result != NULL;
+}
+
+static int job_progress(void *user, const aq_progress *progress) {
+    Job *job = (Job *)user;
+    if (job->raised) return 1;
+    PyEval_RestoreThread(job->thread);
+    job->raised = !tell(job, progress->fraction, aq_phase_name(progress->phase), progress->layer,
+                        progress->bytes_done, progress->bytes_total, progress->elapsed_s,
+                        progress->eta_s);
+    job->thread = PyEval_SaveThread();
+    return job->raised;
+}
+
+/* Around a call: LONG_CALL(job, status = aq_…(…, job_progress, &job, …)); */
+#define LONG_CALL(job, statement)                                                                  \
+    do {                                                                                           \
+        (job).thread = PyEval_SaveThread();                                                        \
+        statement;                                                                                 \
+        PyEval_RestoreThread((job).thread);                                                        \
+    } while (0)
+
+static void job_begin(Job *job, PyObject *callback) {
+    memset(job, 0, sizeof *job);
+    job->callback = callback;
+}
+
+/* After it: an exception of the progress function goes before the library's error. */
+static PyObject *job_failed(const Job *job, const aq_error *err) {
+    return job->raised || PyErr_Occurred() ? NULL : raise_error(err);
+}
+
+/* ================================================================ QuantizedTensor */
+
+typedef struct Quantized {
+    PyObject_HEAD
+    Block *block;
+    const aq_tensor *tensor; /* of an opened model, else NULL */
+    const void *codes, *params, *extra;
+    aq_quant_spec spec;
+    aq_quant_layout layout;
+    double cosine, sqnr, max_error;
+    const char *code_name, *method, *dtype;
+    int ndim;
+    Py_ssize_t shape[RANK_MAX];
+} Quantized;
+
+static void quantized_dealloc(PyObject *self) {
+    block_release(((Quantized *)self)->block);
+    free_instance(self);
+}
+
+static const char *parameters_type(aq_param_type type) {
+    return type == AQ_PARAM_F32 ? "F32" : type == AQ_PARAM_Q8 ? "Q8" : "F16";
+}
+
+static PyObject *quantized_values(PyObject *object, aq_dtype dtype) {
+    const Quantized *self = (const Quantized *)object;
+    PyObject *made = array_fresh(state_of_object(object), dtype, self->ndim, self->shape);
+    aq_status status;
+    aq_error err;
+    if (!made) return NULL;
+    clear_error(&err, AQ_OK);
+    Py_BEGIN_ALLOW_THREADS
+    if (self->tensor)
+        status = aq_tensor_dequantize(NULL, self->tensor, 0, self->layout.rows, dtype,
+                                      ((Array *)made)->data, &err);
+    else
+        status = aq_dequantize(NULL, &self->spec, self->codes, self->params, self->extra,
+                               self->layout.rows, self->layout.cols, dtype,
+                               ((Array *)made)->data, &err);
+    Py_END_ALLOW_THREADS
+    if (status == AQ_OK) return made;
+    Py_DECREF(made);
+    return raise_error(&err);
+}
+
+static PyObject *quantized_dequantize(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "dtype", NULL };
+    aq_dtype dtype = AQ_DTYPE_F32;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&:dequantize", names, dtype_converter, &dtype))
+        return NULL;
+    return quantized_values(self, dtype);
+}
+
+/* The views of the values: dequantized once, then shared with whoever asked. */
+static int quantized_getbuffer(PyObject *self, Py_buffer *view, int flags) {
+    PyObject *values = quantized_values(self, AQ_DTYPE_F32);
+    int status;
+    view->obj = NULL;
+    if (!values) {
+        PyErr_SetString(PyExc_BufferError, "the tensor cannot be dequantized");
+        return -1;
+    }
+    status = PyObject_GetBuffer(values, view, flags);
+    Py_DECREF(values);
+    return status;
+}
+
+static PyObject *quantized_numpy(PyObject *self, PyObject *unused) {
+    PyObject *values = quantized_values(self, AQ_DTYPE_F32), *made = NULL;
+    if (values) made = array_numpy(values, unused);
+    Py_XDECREF(values);
+    return made;
+}
+
+static PyObject *quantized_dlpack(PyObject *self, PyObject *args, PyObject *kwargs) {
+    PyObject *values = quantized_values(self, AQ_DTYPE_F32), *made = NULL;
+    if (values) made = array_dlpack(values, args, kwargs);
+    Py_XDECREF(values);
+    return made;
+}
+
+static PyObject *quantized_arrow_schema(PyObject *object, PyObject *unused) {
+    const Quantized *self = (const Quantized *)object;
+    Array shape_only; /* the schema depends on dtype and shape alone */
+    memset(&shape_only, 0, sizeof shape_only);
+    shape_only.row = dtype_row(AQ_DTYPE_F32);
+    shape_only.ndim = self->ndim;
+    memcpy(shape_only.shape, self->shape, sizeof self->shape);
+    return array_arrow_schema((PyObject *)&shape_only, unused);
+}
+
+static PyObject *quantized_arrow(PyObject *self, PyObject *args, PyObject *kwargs) {
+    PyObject *values = quantized_values(self, AQ_DTYPE_F32), *made = NULL;
+    if (values) made = array_arrow(values, args, kwargs);
+    Py_XDECREF(values);
+    return made;
+}
+
+static Py_ssize_t quantized_length(PyObject *object) {
+    const Quantized *self = (const Quantized *)object;
+    if (self->ndim) return self->shape[0];
+    PyErr_SetString(PyExc_TypeError, "a tensor of no dimensions has no length");
+    return -1;
+}
+
+static PyObject *quantized_repr(PyObject *object) {
+    const Quantized *self = (const Quantized *)object;
+    PyObject *shape = shape_tuple(self->ndim, self->shape), *text;
+    if (!shape) return NULL;
+    text = PyUnicode_FromFormat("<arrowquant.QuantizedTensor %R %s, %u bits, groups of %u>", shape,
+                                self->code_name, (unsigned)self->spec.bits,
+                                (unsigned)self->spec.group_size);
+    Py_DECREF(shape);
+    return text;
+}
+
+static PyObject *quantized_shape(PyObject *self, void *unused) {
+    (void)unused;
+    return shape_tuple(((Quantized *)self)->ndim, ((Quantized *)self)->shape);
+}
+
+static PyObject *quantized_text(PyObject *object, void *which) {
+    const Quantized *self = (const Quantized *)object;
+    switch (*(const char *)which) {
+    case 'c': return PyUnicode_FromString(self->code_name);
+    case 'm': return PyUnicode_FromString(self->method);
+    case 'p': return PyUnicode_FromString(parameters_type(self->spec.params));
+    default: return PyUnicode_FromString(self->dtype);
+    }
+}
+
+static PyObject *quantized_integer(PyObject *object, void *which) {
+    const Quantized *self = (const Quantized *)object;
+    const aq_quant_layout *layout = &self->layout;
+    switch (*(const char *)which) {
+    case 'b': return PyLong_FromUnsignedLong(self->spec.bits);
+    case 'g': return PyLong_FromUnsignedLong(self->spec.group_size);
+    case 'd': return PyLong_FromLong(self->ndim);
+    case 's': return PyLong_FromUnsignedLongLong((unsigned long long)(layout->rows * layout->cols));
+    default:
+        return PyLong_FromUnsignedLongLong((unsigned long long)(layout->code_bytes +
+                                                                layout->param_bytes +
+                                                                layout->extra_bytes));
+    }
+}
+
+static PyObject *quantized_float(PyObject *object, void *which) {
+    const Quantized *self = (const Quantized *)object;
+    const aq_quant_layout *layout = &self->layout;
+    switch (*(const char *)which) {
+    case 'c': return PyFloat_FromDouble(self->cosine);
+    case 's': return PyFloat_FromDouble(self->sqnr);
+    case 'm': return PyFloat_FromDouble(self->max_error);
+    default: {
+        double weights = (double)layout->rows * (double)layout->cols;
+        double bytes = (double)(layout->code_bytes + layout->param_bytes + layout->extra_bytes);
+        return PyFloat_FromDouble(weights > 0 ? 8.0 * bytes / weights : 0.0);
+    }
+    }
+}
+
+static PyObject *quantized_part(PyObject *object, void *which) {
+    const Quantized *self = (const Quantized *)object;
+    const aq_quant_layout *layout = &self->layout;
+    const State *state = state_of_object(object);
+    Py_ssize_t values = self->spec.code == AQ_CODE_SYMMETRIC ? 1 : 2;
+    aq_dtype wide = self->spec.params == AQ_PARAM_F32 ? AQ_DTYPE_F32
+                    : self->spec.params == AQ_PARAM_Q8 ? AQ_DTYPE_U8 : AQ_DTYPE_F16;
+    Py_ssize_t shape[3];
+    shape[0] = (Py_ssize_t)layout->rows;
+    switch (*(const char *)which) {
+    case 'c':
+        shape[1] = (Py_ssize_t)layout->row_code_bytes;
+        return array_new(state, self->block, self->codes, AQ_DTYPE_U8, 2, shape, true);
+    case 'q':
+        shape[0] = (Py_ssize_t)layout->code_bytes;
+        return array_new(state, self->block, self->codes, AQ_DTYPE_U8, 1, shape, true);
+    case 'e':
+        if (!self->extra) Py_RETURN_NONE;
+        shape[1] = values;
+        return array_of_file(state, self->block, self->extra, AQ_DTYPE_F16, 2, shape);
+    default:
+        shape[1] = (Py_ssize_t)layout->groups;
+        shape[2] = values;
+        return array_of_file(state, self->block, self->params, wide, 3, shape);
+    }
+}
+
+static PyObject *quantized_figures(PyObject *object, void *which) {
+    const Quantized *self = (const Quantized *)object;
+    Py_ssize_t count = (Py_ssize_t)(self->layout.rows * self->layout.groups);
+    PyObject *made = array_fresh(state_of_object(object), AQ_DTYPE_F32, 1, &count);
+    float *out = made ? (float *)((Array *)made)->data : NULL;
+    char kind = *(const char *)which;
+    aq_status status;
+    aq_error err;
+    if (!made) return NULL;
+    clear_error(&err, AQ_OK);
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_quant_parameters(NULL, &self->spec, self->params, self->extra, self->layout.rows,
+                                 self->layout.cols, kind == 's' ? out : NULL,
+                                 kind == 'm' ? out : NULL, kind == 'z' ? out : NULL, &err);
+    Py_END_ALLOW_THREADS
+    if (status == AQ_OK) return made;
+    Py_DECREF(made);
+    return raise_error(&err);
+}
+
+/* From the parts that another process had; all of them checked. */
+static PyObject *quantized_from_parts(PyObject *module, PyObject *args) {
+    PyObject *shape, *made = NULL;
+    Py_buffer parts[3];
+    aq_quant_spec spec;
+    Quantized *self;
+    aq_error err;
+    const char *code, *type;
+    Py_ssize_t dims[RANK_MAX], rank, i;
+    uint64_t count = 1, rows, code_room, param_room;
+    double cosine, sqnr, max_error;
+    char *memory;
+    memset(parts, 0, sizeof parts);
+    memset(&spec, 0, sizeof spec);
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "y*y*y*O!IIssddd:quantized_from_parts", &parts[0], &parts[1],
+                          &parts[2], &PyTuple_Type, &shape, &spec.bits, &spec.group_size, &code, &type,
+                          &cosine, &sqnr, &max_error))
+        return NULL;
+    spec.code = strcmp(code, "symmetric") == 0 ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    spec.params = strcmp(type, "F32") == 0 ? AQ_PARAM_F32
+                  : strcmp(type, "Q8") == 0 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
+    rank = PyTuple_Size(shape);
+    for (i = 0; i < rank && i < RANK_MAX; i++) {
+        dims[i] = PyLong_AsSsize_t(PyTuple_GetItem(shape, i));
+        if (dims[i] < 0 || !aq_mul_u64(count, (uint64_t)dims[i], &count)) break;
+    }
+    self = i == rank ? (Quantized *)new_instance(state_of(module)->quantized) : NULL;
+    if (i < rank && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "shape: out of range");
+    if (!self) goto end;
+    rows = rank > 1 ? (uint64_t)dims[0] : 1;
+    made = (PyObject *)self;
+    self->sqnr = sqnr;
+    if (aq_quantized_size(&spec, rows, rows ? count / rows : 0, &self->layout, &err) != AQ_OK) {
+        raise_error(&err);
+        Py_CLEAR(made);
+        goto end;
+    }
+    if ((uint64_t)parts[0].len != self->layout.code_bytes ||
+        (uint64_t)parts[1].len != self->layout.param_bytes ||
+        (uint64_t)parts[2].len != self->layout.extra_bytes) {
+        PyErr_SetString(PyExc_ValueError, "codes, params and extra do not have the sizes that shape, "
+                        "bits and group size ask for");
+        Py_CLEAR(made);
+        goto end;
+    }
+    code_room = (self->layout.code_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    param_room = (self->layout.param_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    memory = (char *)aligned_memory((size_t)(code_room + param_room + self->layout.extra_bytes));
+    self->block = memory ? block_new(memory) : NULL;
+    if (!self->block) {
+        aligned_free(memory);
+        PyErr_NoMemory();
+        Py_CLEAR(made);
+        goto end;
+    }
+    memcpy(memory, parts[0].buf, (size_t)parts[0].len);
+    memcpy(memory + code_room, parts[1].buf, (size_t)parts[1].len);
+    if (parts[2].len) memcpy(memory + code_room + param_room, parts[2].buf, (size_t)parts[2].len);
+    self->codes = memory;
+    self->params = memory + code_room;
+    self->extra = self->layout.extra_bytes ? memory + code_room + param_room : NULL;
+    self->spec = spec;
+    self->cosine = cosine;
+    self->max_error = max_error;
+    self->code_name = spec.code == AQ_CODE_SYMMETRIC ? "symmetric" : "affine";
+    self->method = "ptq";
+    self->dtype = "float32";
+    self->ndim = (int)rank;
+    memcpy(self->shape, dims, (size_t)rank * sizeof dims[0]);
+end:
+    for (i = 0; i < 3; i++) PyBuffer_Release(&parts[i]);
+    return made;
+}
+
+static PyObject *quantized_reduce(PyObject *object, PyObject *unused) {
+    const Quantized *self = (const Quantized *)object;
+    PyObject *module = PyImport_ImportModule("arrowquant._core"), *function, *made = NULL;
+    const aq_quant_layout *layout = &self->layout;
+    (void)unused;
+    function = module ? PyObject_GetAttrString(module, "quantized_from_parts") : NULL;
+    if (function)
+        made = Py_BuildValue("N(y#y#y#NIIssddd)", function, self->codes, (Py_ssize_t)layout->code_bytes,
+                             self->params, (Py_ssize_t)layout->param_bytes,
+                             self->extra ? self->extra : "", (Py_ssize_t)layout->extra_bytes,
+                             shape_tuple(self->ndim, self->shape), self->spec.bits,
+                             self->spec.group_size, self->code_name,
+                             parameters_type(self->spec.params), self->cosine, self->sqnr,
+                             self->max_error);
+    Py_XDECREF(module);
+    return made;
+}
+
+static PyMethodDef quantized_methods[] = {
+    { "dequantize", (PyCFunction)(void (*)(void))quantized_dequantize, METH_VARARGS | METH_KEYWORDS, "dequantize($self, dtype='float32')\n--\n\nThe values as a new Array of float32, float16 or bfloat16." },
+    { "numpy", quantized_numpy, METH_NOARGS, "numpy($self)\n--\n\nThe values as a float32 NumPy array." },
+    { "__dlpack__", (PyCFunction)(void (*)(void))quantized_dlpack, METH_VARARGS | METH_KEYWORDS, "__dlpack__($self, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\nA DLPack capsule of the float32 values." },
+    { "__dlpack_device__", dlpack_device, METH_NOARGS, "__dlpack_device__($self)\n--\n\nThe CPU." },
+    { "__arrow_c_schema__", quantized_arrow_schema, METH_NOARGS, "__arrow_c_schema__($self)\n--\n\nThe Arrow type of the values." },
+    { "__arrow_c_array__", (PyCFunction)(void (*)(void))quantized_arrow, METH_VARARGS | METH_KEYWORDS, "__arrow_c_array__($self, requested_schema=None)\n--\n\nThe float32 values as an Arrow array." },
+    { "__reduce__", quantized_reduce, METH_NOARGS, "__reduce__($self)\n--\n\nFor pickle." },
+    { NULL, NULL, 0, NULL },
+};
+
+#define WHICH(text) ((void *)(uintptr_t)(text))
+static PyGetSetDef quantized_members[] = {
+    { "shape", quantized_shape, NULL, "shape of the original", NULL },
+    { "ndim", quantized_integer, NULL, "number of axes", WHICH("d") },
+    { "size", quantized_integer, NULL, "number of weights", WHICH("s") },
+    { "bit_width", quantized_integer, NULL, "bits of a code: 2, 4 or 8", WHICH("b") },
+    { "group_size", quantized_integer, NULL, "weights that share a scale", WHICH("g") },
+    { "nbytes", quantized_integer, NULL, "bytes of codes and parameters", WHICH("n") },
+    { "code", quantized_text, NULL, "'affine' or 'symmetric'", WHICH("c") },
+    { "method", quantized_text, NULL, "how the codes were chosen, such as 'ptq'", WHICH("m") },
+    { "parameter_type", quantized_text, NULL, "'F16', 'F32' or 'Q8'", WHICH("p") },
+    { "dtype", quantized_text, NULL, "element type of the original", WHICH("d") },
+    { "cosine_similarity", quantized_float, NULL, "with the original", WHICH("c") },
+    { "sqnr_db", quantized_float, NULL, "signal to quantization noise in dB", WHICH("s") },
+    { "max_error", quantized_float, NULL, "largest absolute error; nan when not recorded", WHICH("m") },
+    { "bits_per_weight", quantized_float, NULL, "codes and parameters together", WHICH("b") },
+    { "codes", quantized_part, NULL, "packed codes, uint8 [rows, bytes]; shared memory", WHICH("c") },
+    { "quantized_data", quantized_part, NULL, "the same as one row of bytes", WHICH("q") },
+    { "params", quantized_part, NULL, "stored parameters [rows, groups, 2 or 1]; shared memory", WHICH("p") },
+    { "extra", quantized_part, NULL, "row parameters of 8-bit ones, else None", WHICH("e") },
+    { "scales", quantized_figures, NULL, "scale of each group, float32", WHICH("s") },
+    { "zero_points", quantized_figures, NULL, "zero point of each group, float32", WHICH("z") },
+    { "mins", quantized_figures, NULL, "value of code 0 in each group, float32", WHICH("m") },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyType_Slot quantized_slots[] = {
+    { Py_tp_dealloc, (void *)quantized_dealloc },
+    { Py_tp_repr, (void *)quantized_repr },
+    { Py_tp_doc, WHICH("A quantized tensor. As a buffer, through DLPack or Arrow it gives its float32\nvalues, dequantized when they are asked for; codes and params are views of what is stored.") },
+    { Py_tp_methods, quantized_methods },
+    { Py_tp_getset, quantized_members },
+    { Py_bf_getbuffer, (void *)quantized_getbuffer },
+    { Py_mp_length, (void *)quantized_length },
+    { 0, NULL },
+};
+
+static PyType_Spec quantized_spec = {
+    "arrowquant._core.QuantizedTensor", sizeof(Quantized), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, quantized_slots
+};
+
+/* ================================================================ quantizing tensors */
+
+typedef struct Layer {
+    Input in;
+    aq_quant_spec spec;
+    aq_quant_layout layout;
+    Block *block;
+    char *codes, *params, *extra;
+    aq_quality quality;
+    aq_status status;
+    aq_error *err;     /* when it failed */
+    PyObject *refused; /* the exception, when its weights could not be taken */
+    bool done;
+} Layer;
+
+typedef struct Batch {
+    Layer *layers;
+    size_t count;
+    PyObject *names, *objects; /* fast sequences */
+    aq_context *wide, *narrow; /* all threads for one layer, one thread for each */
+    uint32_t threads;
+    uint64_t weights, large;   /* in all; a layer from here on gets all threads */
+    long next, stop, finished, weights_done_mi; /* atomic; 2^20 weights */
+    PyThread_type_lock ended;  /* held until all is done */
+    long running;              /* atomic */
+    bool keep_going;
+} Batch;
+
+/* Codes, parameters and row parameters in one block. */
+static aq_status layer_memory(Layer *layer, aq_error *err) {
+    uint64_t code_room, param_room;
+    char *memory;
+    aq_status status = aq_quantized_size(&layer->spec, layer->in.rows, layer->in.cols,
+                                         &layer->layout, err);
+    if (status != AQ_OK) return status;
+    code_room = (layer->layout.code_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    param_room = (layer->layout.param_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    block_release(layer->block);
+    layer->block = NULL;
+    memory = (char *)aligned_memory((size_t)(code_room + param_room + layer->layout.extra_bytes));
+    layer->block = memory ? block_new(memory) : NULL;
+    if (!layer->block) {
+        aligned_free(memory);
+        clear_error(err, AQ_ERR_OUT_OF_MEMORY);
+        aq_format(err->message, sizeof err->message, "no memory for the quantized weights");
+        return AQ_ERR_OUT_OF_MEMORY;
+    }
+    layer->codes = memory;
+    layer->params = memory + code_room;
+    layer->extra = layer->layout.extra_bytes ? memory + code_room + param_room : NULL;
+    return AQ_OK;
+}
+
+/* Parameters that do not fit their type are stored wider, as the pipeline does. F32 always fits, so
+ * what fails then is the weights' fault. */
+static aq_status layer_quantize(Layer *layer, aq_context *context, aq_error *err) {
+    const void *weights;
+    void *owned;
+    aq_status status = input_settle(&layer->in, &weights, &owned, err);
+    while (status == AQ_OK) {
+        status = layer_memory(layer, err);
+        if (status != AQ_OK) break;
+        status = aq_quantize(context, &layer->spec, weights, layer->in.dtype, layer->in.rows,
+                             layer->in.cols, NULL, layer->codes, layer->params, layer->extra,
+                             &layer->quality, err);
+        if (status != AQ_ERR_QUANTIZATION || layer->spec.params == AQ_PARAM_F32) break;
+        layer->spec.params = layer->spec.params == AQ_PARAM_Q8 ? AQ_PARAM_F16 : AQ_PARAM_F32;
+        status = AQ_OK;
+    }
+    aligned_free(owned);
+    return status;
+}
+
+static void batch_run_layer(Batch *batch, size_t index, aq_context *context) {
+    Layer *layer = &batch->layers[index];
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!layer->done) layer->status = layer_quantize(layer, context, &err);
+    layer->done = true;
+    if (layer->status != AQ_OK && !layer->refused) {
+        err.status = layer->status;
+        layer->err = (aq_error *)malloc(sizeof err);
+        if (layer->err) *layer->err = err;
+        block_release(layer->block);
+        layer->block = NULL;
+        if (!batch->keep_going || layer->status == AQ_ERR_CANCELLED) (void)ATOMIC_ADD(&batch->stop, 1);
+    }
+    (void)ATOMIC_ADD(&batch->finished, 1);
+}
+
+static bool batch_is_large(const Batch *batch, size_t index) {
+    return batch->layers[index].in.count >= batch->large;
+}
+
+static void batch_work(Batch *batch) {
+    for (;;) {
+        long index = ATOMIC_ADD(&batch->next, 1) - 1;
+        if ((size_t)index >= batch->count || ATOMIC_GET(&batch->stop)) return;
+        if (!batch_is_large(batch, (size_t)index))
+            batch_run_layer(batch, (size_t)index, batch->narrow);
+    }
+}
+
+static void batch_end(Batch *batch) {
+    if (ATOMIC_ADD(&batch->running, -1) == 0) PyThread_release_lock(batch->ended);
+}
+
+static void batch_helper(void *user) {
+    batch_work((Batch *)user);
+    batch_end((Batch *)user);
+}
+
+/* The large layers one after the other with all threads, then one thread a layer. */
+static void batch_drive(void *user) {
+    Batch *batch = (Batch *)user;
+    size_t i, small = 0;
+    uint32_t t;
+    for (i = 0; i < batch->count && !ATOMIC_GET(&batch->stop); i++) {
+        if (batch_is_large(batch, i)) batch_run_layer(batch, i, batch->wide);
+        else small++;
+    }
+    for (t = 1; t < batch->threads && t < small; t++) {
+        (void)ATOMIC_ADD(&batch->running, 1);
+        if (PyThread_start_new_thread(batch_helper, batch) == NO_THREAD) {
+            (void)ATOMIC_ADD(&batch->running, -1);
+            break;
+        }
+    }
+    batch_work(batch);
+    batch_end(batch);
+}
+
+static void batch_stop(Batch *batch) {
+    (void)ATOMIC_ADD(&batch->stop, 1);
+    aq_context_cancel(batch->wide);
+    aq_context_cancel(batch->narrow);
+}
+
+static const char *batch_name(Batch *batch, size_t index) {
+    PyObject *name = PyList_GetItem(batch->names, (Py_ssize_t)index);
+    const char *text = name ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
+    if (!text) PyErr_Clear();
+    return text ? text : "";
+}
+
+/* Waits for the threads; looks after signals, cancellation and progress meanwhile. */
+static void batch_wait(Batch *batch, aq_context *asked, Job *job, double started) {
+    long told = -1;
+    bool over = false;
+    while (!over) {
+        long finished;
+        Py_BEGIN_ALLOW_THREADS
+        over = PyThread_acquire_lock_timed(batch->ended, POLL_MICROSECONDS, 0) == PY_LOCK_ACQUIRED;
+        Py_END_ALLOW_THREADS
+        if (over || job->raised) continue;
+        if (aq_is_cancelled(asked)) batch_stop(batch);
+        finished = ATOMIC_GET(&batch->finished);
+        if (finished != told || finished == 0) {
+            double elapsed = aq_clock_seconds() - started, share;
+            told = finished;
+            share = (double)finished / (double)batch->count;
+            job->raised = !tell(job, share, "quantize",
+                                (size_t)finished < batch->count ? batch_name(batch, (size_t)finished) : "",
+                                (uint64_t)finished, batch->count, elapsed,
+                                share > 0 ? elapsed * (1 - share) / share : (double)NAN);
+        } else if (PyErr_CheckSignals() != 0) {
+            job->raised = true;
+        }
+        if (job->raised) batch_stop(batch);
+    }
+}
+
+static bool batch_execute(Batch *batch, Job *job) {
+    double started = aq_clock_seconds();
+    size_t i;
+    if (batch->weights <= INLINE_WEIGHTS) { /* sooner done than a thread has started */
+        PyThreadState *thread = PyEval_SaveThread();
+        for (i = 0; i < batch->count && !batch->stop; i++) batch_run_layer(batch, i, batch->wide);
+        PyEval_RestoreThread(thread);
+    } else {
+        batch->ended = PyThread_allocate_lock();
+        if (!batch->ended) return PyErr_NoMemory(), false;
+        PyThread_acquire_lock(batch->ended, WAIT_LOCK);
+        batch->running = 1;
+        if (PyThread_start_new_thread(batch_drive, batch) == NO_THREAD) {
+            Py_BEGIN_ALLOW_THREADS
+            batch_drive(batch);
+            Py_END_ALLOW_THREADS
+        }
+        batch_wait(batch, batch->wide, job, started);
+        PyThread_release_lock(batch->ended);
+        PyThread_free_lock(batch->ended);
+    }
+    if (!job->raised && (PyErr_Occurred() || PyErr_CheckSignals() != 0)) job->raised = true;
+    if (!job->raised)
+        job->raised = !tell(job, 1.0, "quantize", "", batch->count, batch->count,
+                            aq_clock_seconds() - started, 0.0);
+    return !job->raised;
+}
+
+static PyObject *layer_result(const State *state, Layer *layer) {
+    Quantized *made;
+    int i;
+    if (layer->status != AQ_OK) return NULL;
+    made = (Quantized *)new_instance(state->quantized);
+    if (!made) return NULL;
+    made->block = layer->block;
+    layer->block = NULL;
+    made->codes = layer->codes;
+    made->params = layer->params;
+    made->extra = layer->extra;
+    made->spec = layer->spec;
+    made->layout = layer->layout;
+    made->cosine = aq_quality_cosine(&layer->quality);
+    made->sqnr = aq_quality_sqnr_db(&layer->quality);
+    made->max_error = layer->quality.max_error;
+    made->code_name = layer->spec.code == AQ_CODE_SYMMETRIC ? "symmetric" : "affine";
+    made->method = "ptq";
+    made->dtype = dtype_row(layer->in.dtype)->name;
+    made->ndim = layer->in.ndim;
+    for (i = 0; i < made->ndim; i++) made->shape[i] = (Py_ssize_t)layer->in.shape[i];
+    return (PyObject *)made;
+}
+
+/* The exception of a layer that failed, with its name. */
+static PyObject *layer_exception(Batch *batch, size_t index) {
+    Layer *layer = &batch->layers[index];
+    const char *name = batch_name(batch, index);
+    aq_error err, *found = layer->err ? layer->err : &err;
+    char message[sizeof err.message];
+    if (layer->refused) return Py_NewRef(layer->refused);
+    clear_error(&err, layer->status);
+    aq_format(message, sizeof message, "%s: %s", name, found->message);
+    memcpy(found->message, message, sizeof message);
+    aq_format(found->tensor, sizeof found->tensor, "%s", name);
+    return exception_of(found);
+}
+
+static PyObject *batch_results(const State *state, Batch *batch) {
+    PyObject *list = PyList_New((Py_ssize_t)batch->count), *item;
+    size_t i;
+    for (i = 0; list && i < batch->count; i++) { /* the lowest index that failed is the one */
+        Layer *layer = &batch->layers[i];
+        if (!layer->done || layer->status == AQ_OK || batch->keep_going) continue;
+        if (layer->status == AQ_ERR_CANCELLED && !aq_is_cancelled(batch->wide)) continue;
+        item = layer_exception(batch, i);
+        if (item) PyErr_SetObject((PyObject *)Py_TYPE(item), item);
+        Py_XDECREF(item);
+        Py_CLEAR(list);
+    }
+    for (i = 0; list && i < batch->count; i++) {
+        if (!batch->layers[i].done) { /* cancelled before its turn */
+            batch->layers[i].status = AQ_ERR_CANCELLED;
+            item = layer_exception(batch, i);
+            if (item) PyErr_SetObject((PyObject *)Py_TYPE(item), item);
+            Py_XDECREF(item);
+            Py_CLEAR(list);
+            break;
+        }
+        item = batch->layers[i].status == AQ_OK ? layer_result(state, &batch->layers[i])
+                                                 : layer_exception(batch, i);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) != 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
+    size_t i;
+    for (i = 0; i < batch->count; i++) {
+        Layer *layer = &batch->layers[i];
+        PyObject *name = PyList_GetItem(batch->names, (Py_ssize_t)i);
+        PyObject *object = PyList_GetItem(batch->objects, (Py_ssize_t)i), *type, *trace;
+        if (!PyUnicode_Check(name)) {
+            PyErr_Format(PyExc_TypeError, "names of layers must be str, found %R", Py_TYPE(name));
+            return false;
+        }
+        layer->spec = *spec;
+        if (input_from(&layer->in, object, name) == 0) {
+            batch->weights += layer->in.count;
+            continue;
+        }
+        if (!batch->keep_going || !PyErr_ExceptionMatches(PyExc_Exception)) return false;
+        PyErr_Fetch(&type, &layer->refused, &trace);
+        PyErr_NormalizeException(&type, &layer->refused, &trace);
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        input_free(&layer->in);
+        layer->status = AQ_ERR_ARGUMENT;
+        layer->done = true;
+    }
+    return true;
+}
+
+static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *keys[] = { "names", "weights", "bit_width", "group_size", "symmetric",
+                            "parameter_bits", "num_threads", "context", "progress", "keep_going", NULL };
+    PyObject *context = Py_None, *progress = Py_None, *result = NULL;
+    unsigned int bits, group, parameter_bits = 16, threads = 0;
+    int symmetric = 0, keep_going = 0;
+    const State *state = state_of(module);
+    aq_quant_spec spec;
+    Borrowed borrowed;
+    Batch batch;
+    Job job;
+    size_t i;
+    memset(&batch, 0, sizeof batch);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!II|pIIOOp:quantize_batch", keys, &PyList_Type,
+                                     &batch.names, &PyList_Type, &batch.objects, &bits, &group,
+                                     &symmetric, &parameter_bits, &threads, &context, &progress,
+                                     &keep_going))
+        return NULL;
+    memset(&spec, 0, sizeof spec);
+    spec.bits = bits;
+    spec.group_size = group;
+    spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    spec.params = parameter_bits == 8 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
+    batch.count = (size_t)PyList_Size(batch.names);
+    if (PyList_Size(batch.objects) != (Py_ssize_t)batch.count) {
+        PyErr_SetString(PyExc_ValueError, "names and weights must have the same length");
+        return NULL;
+    }
+    if (!borrow_context(state, context, threads, &borrowed)) return NULL;
+    batch.wide = borrowed.context;
+    batch.narrow = make_context(1);
+    batch.threads = threads ? threads : aq_core_count();
+    batch.keep_going = keep_going != 0;
+    batch.layers = (Layer *)calloc(batch.count ? batch.count : 1, sizeof(Layer));
+    job_begin(&job, progress);
+    if (!batch.layers) PyErr_NoMemory();
+    else if (batch.narrow && batch_inputs(&batch, &spec)) {
+        batch.large = batch.weights / (4 * (uint64_t)batch.threads) + 1;
+        if (batch_execute(&batch, &job)) result = batch_results(state, &batch);
+    }
+    for (i = 0; batch.layers && i < batch.count; i++) {
+        input_free(&batch.layers[i].in);
+        block_release(batch.layers[i].block);
+        free(batch.layers[i].err);
+        Py_XDECREF(batch.layers[i].refused);
+    }
+    free(batch.layers);
+    aq_context_destroy(batch.narrow);
+    return_context(&borrowed);
+    return result;
+}
+
+/* ================================================================ Config */
+
+/* The fields of aq_config by their names; DiffusionQuantConfig is built on it. The lock is held for
+ * moments only and never while Python runs, so that it also serves without a GIL. */
+typedef struct Config {
+    PyObject_HEAD
+    aq_config config;
+    PyThread_type_lock lock;
+} Config;
+
+static PyObject *config_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    Config *self = (Config *)new_instance(type);
+    (void)args;
+    (void)kwargs;
+    if (!self) return NULL;
+    self->config = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    self->lock = PyThread_allocate_lock();
+    if (self->lock) return (PyObject *)self;
+    Py_DECREF(self);
+    return PyErr_NoMemory();
+}
+
+static void config_dealloc(PyObject *self) {
+    aq_config_free(&((Config *)self)->config);
+    if (((Config *)self)->lock) PyThread_free_lock(((Config *)self)->lock);
+    free_instance(self);
+}
+
+static void config_lock(Config *self) { PyThread_acquire_lock(self->lock, WAIT_LOCK); }
+static void config_unlock(Config *self) { PyThread_release_lock(self->lock); }
+
+static PyObject *none_or_error(aq_status status, const aq_error *err) {
+    if (status != AQ_OK) return raise_error(err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *config_get(PyObject *object, PyObject *args) {
+    Config *self = (Config *)object;
+    const char *name;
+    char *text = NULL;
+    size_t size = 0;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "s:_get", &name)) return NULL;
+    config_lock(self);
+    status = aq_config_get(NULL, &self->config, name, &text, &size, &err);
+    config_unlock(self);
+    return status == AQ_OK ? take_text(NULL, text, size) : raise_error(&err);
+}
+
+static PyObject *config_set(PyObject *object, PyObject *args) {
+    Config *self = (Config *)object;
+    const char *name, *value;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "ss:_set", &name, &value)) return NULL;
+    config_lock(self);
+    status = aq_config_set(&self->config, name, value, &err);
+    config_unlock(self);
+    return none_or_error(status, &err);
+}
+
+/* Names of the fields that somebody has set: they survive a change of profile. */
+static PyObject *config_explicit(PyObject *object, PyObject *unused) {
+    Config *self = (Config *)object;
+    PyObject *list = PyList_New(0), *name;
+    aq_config_field field;
+    uint64_t bits;
+    size_t i;
+    (void)unused;
+    config_lock(self);
+    bits = self->config.explicit_fields;
+    config_unlock(self);
+    for (i = 0; list && aq_config_field_at(i, &field); i++) {
+        if (!(bits >> i & 1u)) continue;
+        name = PyUnicode_FromString(field.name);
+        if (!name || PyList_Append(list, name) != 0) Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+static void config_replace(Config *self, const aq_config *config) {
+    aq_config old;
+    config_lock(self);
+    old = self->config;
+    self->config = *config;
+    config_unlock(self);
+    aq_config_free(&old);
+}
+
+static bool config_clone(PyObject *object, aq_config *out) {
+    Config *self = (Config *)object;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    config_lock(self);
+    status = aq_config_clone(NULL, &self->config, out, &err);
+    config_unlock(self);
+    if (status != AQ_OK) raise_error(&err);
+    return status == AQ_OK;
+}
+
+static PyObject *config_load(PyObject *self, PyObject *args) {
+    PyObject *path;
+    aq_config loaded;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "O&:_load", PyUnicode_FSConverter, &path)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_config_load_yaml(NULL, PyBytes_AsString(path), &loaded, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    if (status == AQ_OK) config_replace((Config *)self, &loaded);
+    return none_or_error(status, &err);
+}
+
+static PyObject *config_save(PyObject *self, PyObject *args) {
+    PyObject *path;
+    aq_config copy;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "O&:_save", PyUnicode_FSConverter, &path)) return NULL;
+    if (!config_clone(self, &copy)) {
+        Py_DECREF(path);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_config_save_yaml(NULL, &copy, PyBytes_AsString(path), &err);
+    aq_config_free(&copy);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    return none_or_error(status, &err);
+}
+
+static PyObject *config_text(PyObject *self, PyObject *unused) {
+    char *text = NULL;
+    size_t size = 0;
+    aq_config copy;
+    aq_status status;
+    aq_error err;
+    (void)unused;
+    clear_error(&err, AQ_OK);
+    if (!config_clone(self, &copy)) return NULL;
+    status = aq_config_to_yaml(NULL, &copy, &text, &size, &err);
+    aq_config_free(&copy);
+    return status == AQ_OK ? take_text(NULL, text, size) : raise_error(&err);
+}
+
+static PyObject *config_environment(PyObject *object, PyObject *unused) {
+    Config *self = (Config *)object;
+    aq_status status;
+    aq_error err;
+    (void)unused;
+    clear_error(&err, AQ_OK);
+    config_lock(self);
+    status = aq_config_apply_env(&self->config, &err);
+    config_unlock(self);
+    return none_or_error(status, &err);
+}
+
+static PyObject *config_validate(PyObject *object, PyObject *unused) {
+    Config *self = (Config *)object;
+    aq_status status;
+    aq_error err;
+    (void)unused;
+    clear_error(&err, AQ_OK);
+    config_lock(self);
+    status = aq_config_validate(&self->config, &err);
+    config_unlock(self);
+    return none_or_error(status, &err);
+}
+
+static PyObject *config_equal(PyObject *self, PyObject *other) {
+    aq_config copy;
+    bool equal;
+    if (!config_clone(other, &copy)) return NULL;
+    config_lock((Config *)self);
+    equal = aq_config_equal(&((Config *)self)->config, &copy);
+    config_unlock((Config *)self);
+    aq_config_free(&copy);
+    return PyBool_FromLong(equal);
+}
+
+static PyObject *config_compare(PyObject *self, PyObject *other, int operation) {
+    newfunc made_by = (newfunc)PyType_GetSlot(Py_TYPE(other), Py_tp_new);
+    PyObject *equal;
+    if ((operation != Py_EQ && operation != Py_NE) || made_by != config_new) Py_RETURN_NOTIMPLEMENTED;
+    equal = config_equal(self, other);
+    if (!equal || operation == Py_EQ) return equal;
+    Py_DECREF(equal);
+    return PyBool_FromLong(equal != Py_True);
+}
+
+static PyMethodDef config_methods[] = {
+    { "_get", config_get, METH_VARARGS, "_get($self, name, /)\n--\n\nThe value of a field as JSON." },
+    { "_set", config_set, METH_VARARGS, "_set($self, name, value, /)\n--\n\nSets a field from JSON or YAML." },
+    { "_explicit", config_explicit, METH_NOARGS, "_explicit($self, /)\n--\n\nNames of the fields that have been set." },
+    { "_load", config_load, METH_VARARGS, "_load($self, path, /)\n--\n\nReplaces all fields by those of a YAML file." },
+    { "_save", config_save, METH_VARARGS, "_save($self, path, /)\n--\n\nWrites a YAML file." },
+    { "_text", config_text, METH_NOARGS, "_text($self, /)\n--\n\nThe config as YAML." },
+    { "apply_env_overrides", config_environment, METH_NOARGS, "apply_env_overrides($self, /)\n--\n\nTakes ARROW_QUANT_BIT_WIDTH and its kin from the environment, in place.\n\nRaises:\n    ConfigurationError: a variable has a bad value; nothing has changed." },
+    { "validate", config_validate, METH_NOARGS, "validate($self, /)\n--\n\nChecks every field.\n\nRaises:\n    ConfigurationError: naming the field, what it may be, and what it is." },
+    { NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot config_slots[] = {
+    { Py_tp_new, (void *)config_new },
+    { Py_tp_dealloc, (void *)config_dealloc },
+    { Py_tp_doc, WHICH("The fields of a configuration by name.") },
+    { Py_tp_methods, config_methods },
+    { Py_tp_richcompare, (void *)config_compare },
+    { Py_tp_hash, (void *)PyObject_HashNotImplemented },
+    { 0, NULL },
+};
+
+static PyType_Spec config_spec = { "arrowquant._core.Config", sizeof(Config), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, config_slots };
+
+static bool is_config(const State *state, PyObject *object) {
+    int is = PyObject_IsInstance(object, (PyObject *)state->config);
+    if (is == 0) PyErr_Format(PyExc_TypeError, "config: expected a DiffusionQuantConfig, found %R",
+                              Py_TYPE(object));
+    return is == 1;
+}
+
+/* [(name, type, environment variable, doc)] in the order of the table. */
+static PyObject *config_fields(PyObject *module, PyObject *unused) {
+    PyObject *list = PyList_New(0), *row;
+    aq_config_field field;
+    size_t i;
+    (void)module;
+    (void)unused;
+    for (i = 0; list && aq_config_field_at(i, &field); i++) {
+        row = Py_BuildValue("(ssss)", field.name, field.type, field.environment, field.doc);
+        if (!row || PyList_Append(list, row) != 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+/* ================================================================ Model */
+
+typedef struct Model {
+    PyObject_HEAD
+    Block *block; /* NULL: closed */
+} Model;
+
+static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "path", NULL };
+    PyObject *path;
+    Model *self;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Model", names, PyUnicode_FSConverter, &path))
+        return NULL;
+    self = (Model *)new_instance(type);
+    if (self) {
+        self->block = block_new(NULL);
+        if (!self->block) {
+            PyErr_NoMemory();
+            Py_CLEAR(self);
+        }
+    }
+    if (self) self->block->context = make_context(0);
+    if (self && !self->block->context) Py_CLEAR(self);
+    if (self) {
+        Py_BEGIN_ALLOW_THREADS
+        status = aq_model_open(self->block->context, PyBytes_AsString(path), &self->block->model, &err);
+        Py_END_ALLOW_THREADS
+        if (status != AQ_OK) {
+            raise_error(&err);
+            Py_CLEAR(self);
+        }
+    }
+    Py_DECREF(path);
+    return (PyObject *)self;
+}
+
+static void model_dealloc(PyObject *self) {
+    block_release(((Model *)self)->block);
+    free_instance(self);
+}
+
+static aq_model *model_of(PyObject *self) {
+    Block *block = ((Model *)self)->block;
+    if (block) return block->model;
+    PyErr_SetString(PyExc_ValueError, "the model is closed");
+    return NULL;
+}
+
+static PyObject *model_close(PyObject *self, PyObject *unused) {
+    Block *block = ((Model *)self)->block;
+    (void)unused;
+    ((Model *)self)->block = NULL;
+    block_release(block);
+    Py_RETURN_NONE;
+}
+
+static PyObject *model_names(PyObject *self, PyObject *unused) {
+    aq_model *model = model_of(self);
+    PyObject *list = model ? PyList_New((Py_ssize_t)model->tensor_count) : NULL, *name;
+    size_t i;
+    (void)unused;
+    for (i = 0; list && i < model->tensor_count; i++) {
+        name = PyUnicode_FromString(model->tensors[i].name);
+        if (!name || PyList_SetItem(list, (Py_ssize_t)i, name) != 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+static bool model_shape(const aq_tensor *tensor, Py_ssize_t shape[RANK_MAX]) {
+    uint32_t i;
+    if (tensor->rank > RANK_MAX) {
+        PyErr_Format(PyExc_ValueError, "%s: has %u axes, at most 32 can be shown", tensor->name,
+                     (unsigned)tensor->rank);
+        return false;
+    }
+    for (i = 0; i < tensor->rank; i++) shape[i] = (Py_ssize_t)tensor->shape[i];
+    return true;
+}
+
+static PyObject *model_quantized(const State *state, Block *block, const aq_tensor *tensor) {
+    Quantized *made;
+    Py_ssize_t shape[RANK_MAX];
+    if (!model_shape(tensor, shape)) return NULL;
+    made = (Quantized *)new_instance(state->quantized);
+    if (!made) return NULL;
+    made->block = block;
+    block_retain(block);
+    made->tensor = tensor;
+    made->codes = tensor->codes;
+    made->params = tensor->params;
+    made->extra = tensor->extra;
+    made->spec = tensor->spec;
+    made->layout = tensor->layout;
+    made->cosine = tensor->cosine_similarity;
+    made->sqnr = tensor->sqnr_db;
+    made->max_error = (double)NAN;
+    made->code_name = tensor->code_name;
+    made->method = tensor->method ? tensor->method : "ptq";
+    made->dtype = dtype_row(tensor->dtype)->name;
+    made->ndim = (int)tensor->rank;
+    memcpy(made->shape, shape, tensor->rank * sizeof shape[0]);
+    return (PyObject *)made;
+}
+
+static PyObject *model_tensor(PyObject *self, PyObject *args) {
+    aq_model *model = model_of(self);
+    Block *block = ((Model *)self)->block;
+    const aq_tensor *tensor;
+    Py_ssize_t shape[RANK_MAX];
+    PyObject *name;
+    const char *text;
+    if (!model || !PyArg_ParseTuple(args, "O:tensor", &name)) return NULL;
+    text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
+    tensor = text ? aq_model_find(model, text) : NULL;
+    if (!tensor) {
+        if (!PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, name);
+        return NULL;
+    }
+    if (tensor->quantized) return model_quantized(state_of_object(self), block, tensor);
+    if (!model_shape(tensor, shape)) return NULL;
+    return array_of_file(state_of_object(self), block, tensor->data, tensor->dtype,
+                         (int)tensor->rank, shape);
+}
+
+/* What there is to know of a tensor without reading it. */
+static PyObject *model_describe(PyObject *self, PyObject *args) {
+    aq_model *model = model_of(self);
+    const aq_tensor *tensor;
+    PyObject *shape = NULL;
+    Py_ssize_t dims[RANK_MAX];
+    const char *name;
+    if (!model || !PyArg_ParseTuple(args, "s:describe", &name)) return NULL;
+    tensor = aq_model_find(model, name);
+    if (!tensor) return PyErr_Format(PyExc_KeyError, "%s", name);
+    if (!model_shape(tensor, dims)) return NULL;
+    shape = shape_tuple((int)tensor->rank, dims);
+    if (!shape) return NULL;
+    if (!tensor->quantized)
+        return Py_BuildValue("{sss" "NsssKss}", "name", tensor->name, "shape", shape, "dtype",
+                             aq_dtype_name(tensor->dtype), "bytes", (unsigned long long)tensor->bytes,
+                             "file", tensor->file);
+    return Py_BuildValue("{sssNsssKsssIsIsssssssdsd}", "name", tensor->name, "shape", shape, "dtype",
+                         aq_dtype_name(tensor->dtype), "bytes", (unsigned long long)tensor->bytes,
+                         "file", tensor->file, "bits", tensor->spec.bits, "group_size",
+                         tensor->spec.group_size, "code", tensor->code_name, "method",
+                         tensor->method ? tensor->method : "ptq", "params",
+                         parameters_type(tensor->spec.params), "cosine_similarity",
+                         tensor->cosine_similarity, "sqnr_db", tensor->sqnr_db);
+}
+
+static PyObject *model_verify(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "progress", NULL };
+    aq_model *model = model_of(self);
+    PyObject *progress = Py_None;
+    Block *block = ((Model *)self)->block;
+    size_t checked = 0;
+    aq_status status;
+    aq_error err;
+    Job job;
+    clear_error(&err, AQ_OK);
+    if (!model || !PyArg_ParseTupleAndKeywords(args, kwargs, "|O:verify", names, &progress)) return NULL;
+    block_retain(block); /* another thread may close the model meanwhile */
+    job_begin(&job, progress);
+    LONG_CALL(job, status = aq_model_verify(NULL, model, job_progress, &job, &checked, &err));
+    block_release(block);
+    return status == AQ_OK ? PyLong_FromSize_t(checked) : job_failed(&job, &err);
+}
+
+static PyObject *model_member(PyObject *self, void *which) {
+    aq_model *model = model_of(self);
+    if (!model) return NULL;
+    switch (*(const char *)which) {
+    case 'p': return PyUnicode_DecodeFSDefault(model->path);
+    case 'm': return PyUnicode_FromString(aq_modality_name(model->modality));
+    case 'q': return PyBool_FromLong(model->quantized);
+    default: return PyLong_FromUnsignedLongLong((unsigned long long)model->weight_bytes);
+    }
+}
+
+static PyMethodDef model_methods[] = {
+    { "close", model_close, METH_NOARGS, "close($self, /)\n--\n\nLets go of the files; tensors that are in use keep them." },
+    { "names", model_names, METH_NOARGS, "names($self, /)\n--\n\nNames of the tensors, sorted." },
+    { "tensor", model_tensor, METH_VARARGS, "tensor($self, name, /)\n--\n\nA QuantizedTensor, or the Array of a kept tensor.\n\nRaises:\n    KeyError: there is none of that name." },
+    { "describe", model_describe, METH_VARARGS, "describe($self, name, /)\n--\n\nA dict of what the file says about a tensor." },
+    { "verify", (PyCFunction)(void (*)(void))model_verify, METH_VARARGS | METH_KEYWORDS, "verify($self, progress=None)\n--\n\nCompares every stored tensor with its checksum; returns how many had one.\n\nRaises:\n    MetadataError: the first that differs." },
+    { NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef model_members[] = {
+    { "path", model_member, NULL, "as it was opened", WHICH("p") },
+    { "modality", model_member, NULL, "'text', 'code', 'image', 'audio' or 'unknown'", WHICH("m") },
+    { "quantized", model_member, NULL, "whether this library wrote it", WHICH("q") },
+    { "weight_bytes", model_member, NULL, "bytes of all weight files", WHICH("w") },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyType_Slot model_slots[] = {
+    { Py_tp_new, (void *)model_new },
+    { Py_tp_dealloc, (void *)model_dealloc },
+    { Py_tp_doc, WHICH("Model(path)\n--\n\nAn opened model folder or file.") },
+    { Py_tp_methods, model_methods },
+    { Py_tp_getset, model_members },
+    { 0, NULL },
+};
+
+static PyType_Spec model_spec = { "arrowquant._core.Model", sizeof(Model), 0, Py_TPFLAGS_DEFAULT,
+                                  model_slots };
+
+/* ================================================================ Plan */
+
+/* plan → execute → commit. One thread at a time: `busy` refuses a second. */
+typedef struct Plan {
+    PyObject_HEAD
+    aq_context *context;
+    aq_plan *plan;
+    PyObject *keeper; /* the Context, when it was given */
+    long busy;
+} Plan;
+
+static bool plan_enter(Plan *self) {
+    if (ATOMIC_ADD(&self->busy, 1) == 1) return true;
+    (void)ATOMIC_ADD(&self->busy, -1);
+    PyErr_SetString(PyExc_RuntimeError, "this plan is in use in another thread");
+    return false;
+}
+
+static void plan_leave(Plan *self) { (void)ATOMIC_ADD(&self->busy, -1); }
+
+static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "model_path", "config", "context", NULL };
+    PyObject *path, *config = Py_None, *context = Py_None;
+    const State *state = (const State *)PyType_GetModuleState(type);
+    aq_config copy = aq_config_from_profile(AQ_PROFILE_LOCAL);
+    Borrowed borrowed;
+    aq_status status;
+    aq_error err;
+    Plan *self;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|OO:Plan", names, PyUnicode_FSConverter, &path,
+                                     &config, &context))
+        return NULL;
+    if (!state || (config != Py_None && (!is_config(state, config) || !config_clone(config, &copy))) ||
+        !borrow_context(state, context, 0, &borrowed)) {
+        aq_config_free(&copy);
+        Py_DECREF(path);
+        return NULL;
+    }
+    self = (Plan *)new_instance(type);
+    if (self) {
+        self->context = borrowed.context;
+        self->keeper = borrowed.own ? NULL : Py_NewRef(context);
+        Py_BEGIN_ALLOW_THREADS
+        status = aq_plan_create(self->context, PyBytes_AsString(path), &copy, &self->plan, &err);
+        Py_END_ALLOW_THREADS
+        if (status != AQ_OK) {
+            raise_error(&err);
+            Py_CLEAR(self);
+        }
+    } else {
+        return_context(&borrowed);
+    }
+    aq_config_free(&copy);
+    Py_DECREF(path);
+    return (PyObject *)self;
+}
+
+static void plan_dealloc(PyObject *object) {
+    Plan *self = (Plan *)object;
+    Py_BEGIN_ALLOW_THREADS /* may remove a folder */
+    aq_plan_destroy(self->plan);
+    Py_END_ALLOW_THREADS
+    if (!self->keeper) aq_context_destroy(self->context);
+    Py_XDECREF(self->keeper);
+    free_instance(object);
+}
+
+static PyObject *plan_json(PyObject *object, PyObject *unused) {
+    Plan *self = (Plan *)object;
+    char *text = NULL;
+    size_t size = 0;
+    aq_status status;
+    aq_error err;
+    (void)unused;
+    clear_error(&err, AQ_OK);
+    if (!plan_enter(self)) return NULL;
+    status = aq_plan_to_json(self->context, self->plan, &text, &size, &err);
+    plan_leave(self);
+    return status == AQ_OK ? take_text(self->context, text, size) : raise_error(&err);
+}
+
+/* What can be made apart: the files that will be written, with the bytes that they are made from. */
+static PyObject *plan_outputs(PyObject *object, PyObject *unused) {
+    const aq_plan *plan = ((Plan *)object)->plan;
+    PyObject *list = PyList_New(0), *row;
+    size_t i, j;
+    (void)unused;
+    for (i = 0; list && i < plan->output_count; i++) {
+        const aq_plan_output *output = &plan->outputs[i];
+        unsigned long long bytes = 0;
+        for (j = 0; j < output->tensor_count; j++)
+            bytes += (unsigned long long)plan->tensors[output->first_tensor + j].bytes;
+        row = Py_BuildValue("(NK)", PyUnicode_DecodeFSDefault(output->path), bytes);
+        if (!row || PyList_Append(list, row) != 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static PyObject *plan_begin(PyObject *object, PyObject *args) {
+    Plan *self = (Plan *)object;
+    PyObject *path;
+    const char *folder = NULL;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "O&:begin", PyUnicode_FSConverter, &path)) return NULL;
+    if (!plan_enter(self)) {
+        Py_DECREF(path);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_plan_begin(self->context, self->plan, PyBytes_AsString(path), &folder, &err);
+    Py_END_ALLOW_THREADS
+    plan_leave(self);
+    Py_DECREF(path);
+    return status == AQ_OK ? PyUnicode_DecodeFSDefault(folder) : raise_error(&err);
+}
+
+static PyObject *plan_execute_output(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "folder", "output", "progress", NULL };
+    Plan *self = (Plan *)object;
+    PyObject *path, *progress = Py_None;
+    unsigned long long output;
+    aq_status status;
+    aq_error err;
+    Job job;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&K|O:execute_output", names,
+                                     PyUnicode_FSConverter, &path, &output, &progress))
+        return NULL;
+    if (!plan_enter(self)) {
+        Py_DECREF(path);
+        return NULL;
+    }
+    job_begin(&job, progress);
+    LONG_CALL(job, status = aq_plan_execute_output(self->context, self->plan, PyBytes_AsString(path),
+                                                  (size_t)output, job_progress, &job, &err));
+    plan_leave(self);
+    Py_DECREF(path);
+    if (status != AQ_OK) return job_failed(&job, &err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *plan_execute(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "output_path", "progress", NULL };
+    Plan *self = (Plan *)object;
+    PyObject *path, *progress = Py_None;
+    aq_status status;
+    aq_error err;
+    Job job;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|O:execute", names, PyUnicode_FSConverter,
+                                     &path, &progress))
+        return NULL;
+    if (!plan_enter(self)) {
+        Py_DECREF(path);
+        return NULL;
+    }
+    job_begin(&job, progress);
+    LONG_CALL(job, status = aq_plan_execute(self->context, self->plan, PyBytes_AsString(path),
+                                            job_progress, &job, &err));
+    plan_leave(self);
+    Py_DECREF(path);
+    if (status != AQ_OK) return job_failed(&job, &err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *plan_commit(PyObject *object, PyObject *unused) {
+    Plan *self = (Plan *)object;
+    aq_result result;
+    char *text = NULL;
+    size_t size = 0;
+    aq_status status;
+    aq_error err;
+    (void)unused;
+    clear_error(&err, AQ_OK);
+    if (!plan_enter(self)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_plan_commit(self->context, self->plan, &result, &err);
+    if (status == AQ_OK) {
+        status = aq_result_to_json(self->context, &result, true, &text, &size, &err);
+        aq_result_free(&result);
+    }
+    Py_END_ALLOW_THREADS
+    plan_leave(self);
+    return status == AQ_OK ? take_text(self->context, text, size) : raise_error(&err);
+}
+
+static PyMethodDef plan_methods[] = {
+    { "json", plan_json, METH_NOARGS, "json($self, /)\n--\n\nThe plan as JSON text." },
+    { "outputs", plan_outputs, METH_NOARGS, "outputs($self, /)\n--\n\n[(relative path, bytes of input)] of the weight files to be written." },
+    { "begin", plan_begin, METH_VARARGS, "begin($self, output_path, /)\n--\n\nBegins a run that several processes share; the temporary folder's path." },
+    { "execute_output", (PyCFunction)(void (*)(void))plan_execute_output, METH_VARARGS | METH_KEYWORDS, "execute_output($self, folder, output, progress=None)\n--\n\nMakes one file of a run that another plan has begun." },
+    { "execute", (PyCFunction)(void (*)(void))plan_execute, METH_VARARGS | METH_KEYWORDS, "execute($self, output_path, progress=None)\n--\n\nQuantizes into a temporary folder; makes what a shared run lacks." },
+    { "commit", plan_commit, METH_NOARGS, "commit($self, /)\n--\n\nPuts the output in its place; the result as JSON text." },
+    { NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot plan_slots[] = {
+    { Py_tp_new, (void *)plan_new },
+    { Py_tp_dealloc, (void *)plan_dealloc },
+    { Py_tp_doc, WHICH("Plan(model_path, config=None, context=None)\n--\n\nWhat a run will do: made, executed, committed.") },
+    { Py_tp_methods, plan_methods },
+    { 0, NULL },
+};
+
+static PyType_Spec plan_spec = { "arrowquant._core.Plan", sizeof(Plan), 0, Py_TPFLAGS_DEFAULT,
+                                 plan_slots };
+
+/* ================================================================ whole models */
+
+/* validate (against gates) and compare (without) differ in their library call alone. */
+static PyObject *measure(PyObject *module, PyObject *args, PyObject *kwargs, bool gates) {
+    static char *names[] = { "first_path", "second_path", "config", "context", "progress", NULL };
+    PyObject *first, *second, *config = Py_None, *context = Py_None, *progress = Py_None;
+    PyObject *result = NULL;
+    const State *state = state_of(module);
+    aq_config copy;
+    bool with_config = false;
+    Borrowed borrowed;
+    aq_validation out;
+    char *text = NULL;
+    size_t size = 0;
+    aq_status status;
+    aq_error err;
+    Job job;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|OOO", names, PyUnicode_FSConverter, &first,
+                                     PyUnicode_FSConverter, &second, &config, &context, &progress))
+        return NULL;
+    if (config != Py_None) {
+        with_config = is_config(state, config) && config_clone(config, &copy);
+        if (!with_config) goto end;
+    }
+    if (!borrow_context(state, context, 0, &borrowed)) goto end;
+    job_begin(&job, progress);
+    LONG_CALL(job, {
+        const char *a = PyBytes_AsString(first);
+        const char *b = PyBytes_AsString(second);
+        status = gates ? aq_validate_quality(borrowed.context, a, b, with_config ? &copy : NULL,
+                                             job_progress, &job, &out, &err)
+                       : aq_compare_models(borrowed.context, a, b, job_progress, &job, &out, &err);
+        if (status == AQ_OK) {
+            status = aq_validation_to_json(borrowed.context, &out, &text, &size, &err);
+            aq_validation_free(&out);
+        }
+    });
+    result = status == AQ_OK ? take_text(borrowed.context, text, size) : job_failed(&job, &err);
+    return_context(&borrowed);
+end:
+    if (with_config) aq_config_free(&copy);
+    Py_DECREF(first);
+    Py_DECREF(second);
+    return result;
+}
+
+static PyObject *validate(PyObject *module, PyObject *args, PyObject *kwargs) {
+    return measure(module, args, kwargs, true);
+}
+
+static PyObject *compare(PyObject *module, PyObject *args, PyObject *kwargs) {
+    return measure(module, args, kwargs, false);
+}
+
+static PyObject *dequantize_model(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "quantized_path", "output_path", "dtype", "overwrite", "context",
+                             "progress", NULL };
+    PyObject *from, *to, *context = Py_None, *progress = Py_None, *result = NULL;
+    aq_dtype dtype = AQ_DTYPE_BF16;
+    int overwrite = 0;
+    Borrowed borrowed;
+    aq_status status;
+    aq_error err;
+    Job job;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|O&pOO:dequantize_model", names,
+                                     PyUnicode_FSConverter, &from, PyUnicode_FSConverter, &to,
+                                     dtype_converter, &dtype, &overwrite, &context, &progress))
+        return NULL;
+    if (borrow_context(state_of(module), context, 0, &borrowed)) {
+        job_begin(&job, progress);
+        LONG_CALL(job, status = aq_dequantize_model(borrowed.context, PyBytes_AsString(from),
+                                                    PyBytes_AsString(to), dtype, overwrite != 0,
+                                                    job_progress, &job, &err));
+        result = status == AQ_OK ? Py_NewRef(Py_None) : job_failed(&job, &err);
+        return_context(&borrowed);
+    }
+    Py_DECREF(from);
+    Py_DECREF(to);
+    return result;
+}
+
+/* sys.unraisablehook for an exception, as for one raised in a __del__. */
+static PyObject *write_unraisable(PyObject *module, PyObject *args) {
+    PyObject *exception, *object;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO:write_unraisable", &exception, &object)) return NULL;
+    PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    PyErr_WriteUnraisable(object);
+    Py_RETURN_NONE;
+}
+
+/* The command-line tool; Ctrl-C is its own while it runs. */
+static PyObject *run_tool(PyObject *module, PyObject *args) {
+    PyObject *list, *result = NULL, **encoded;
+    Py_ssize_t count, i;
+    char **argv;
+    int status;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!:run_tool", &PyList_Type, &list)) return NULL;
+    count = PyList_Size(list);
+    argv = (char **)calloc((size_t)count + 2, sizeof *argv);
+    encoded = (PyObject **)calloc((size_t)count + 1, sizeof *encoded);
+    if (argv && encoded) {
+        argv[0] = (char *)(uintptr_t)"aq";
+        for (i = 0; i < count; i++) {
+            if (!PyUnicode_FSConverter(PyList_GetItem(list, i), &encoded[i])) break;
+            argv[i + 1] = PyBytes_AsString(encoded[i]);
+        }
+        if (i == count) {
+            PyOS_sighandler_t interrupt = PyOS_getsig(SIGINT), terminate = PyOS_getsig(SIGTERM);
+            Py_BEGIN_ALLOW_THREADS
+            status = aq_tool_main((int)count + 1, argv);
+            Py_END_ALLOW_THREADS
+            PyOS_setsig(SIGINT, interrupt);
+            PyOS_setsig(SIGTERM, terminate);
+            result = PyLong_FromLong(status);
+        }
+        for (i = 0; i < count; i++) Py_XDECREF(encoded[i]);
+    } else {
+        PyErr_NoMemory();
+    }
+    free(argv);
+    free(encoded);
+    return result;
+}
+
+/* ================================================================ module */
+
+static PyMethodDef module_methods[] = {
+    { "quantize_batch", (PyCFunction)(void (*)(void))quantize_batch, METH_VARARGS | METH_KEYWORDS, "quantize_batch($module, names, weights, bit_width, group_size, symmetric=False, parameter_bits=16, num_threads=0, context=None, progress=None, keep_going=False)\n--\n\nQuantizes tensors in memory; a QuantizedTensor (or exception, with keep_going) each." },
+    { "quantized_from_parts", quantized_from_parts, METH_VARARGS, "quantized_from_parts($module, codes, params, extra, shape, bit_width, group_size, code, parameter_type, cosine_similarity, sqnr_db, max_error, /)\n--\n\nA QuantizedTensor from the parts of another." },
+    { "validate", (PyCFunction)(void (*)(void))validate, METH_VARARGS | METH_KEYWORDS, "validate($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares a quantized model with its original; JSON text." },
+    { "compare", (PyCFunction)(void (*)(void))compare, METH_VARARGS | METH_KEYWORDS, "compare($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares the float tensors of two models; JSON text." },
+    { "dequantize_model", (PyCFunction)(void (*)(void))dequantize_model, METH_VARARGS | METH_KEYWORDS, "dequantize_model($module, quantized_path, output_path, dtype='bfloat16', overwrite=False, context=None, progress=None)\n--\n\nWrites a quantized model as plain safetensors." },
+    { "config_fields", config_fields, METH_NOARGS, "config_fields($module, /)\n--\n\n[(name, type, environment variable, doc)] of every field of a configuration." },
+    { "write_unraisable", write_unraisable, METH_VARARGS, "write_unraisable($module, exception, where, /)\n--\n\nReports an exception through sys.unraisablehook." },
+    { "run_tool", run_tool, METH_VARARGS, "run_tool($module, arguments, /)\n--\n\nRuns the command-line tool in this process; its exit status." },
+    { NULL, NULL, 0, NULL },
+};
+
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **out) {
+    *out = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *out ? PyModule_AddType(module, *out) : -1;
+}
+
+static int module_exec(PyObject *module) {
+    State *state = state_of(module);
+    if (add_type(module, &config_spec, &state->config) != 0 ||
+        add_type(module, &context_spec, &state->context) != 0 ||
+        add_type(module, &array_spec, &state->array) != 0 ||
+        add_type(module, &quantized_spec, &state->quantized) != 0 ||
+        add_type(module, &model_spec, &state->model) != 0 ||
+        add_type(module, &plan_spec, &state->plan) != 0)
+        return -1;
+    return PyModule_AddStringConstant(module, "version", aq_version());
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    State *state = state_of(module);
+    Py_VISIT(state->config);
+    Py_VISIT(state->context);
+    Py_VISIT(state->array);
+    Py_VISIT(state->quantized);
+    Py_VISIT(state->model);
+    Py_VISIT(state->plan);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    State *state = state_of(module);
+    Py_CLEAR(state->config);
+    Py_CLEAR(state->context);
+    Py_CLEAR(state->array);
+    Py_CLEAR(state->quantized);
+    Py_CLEAR(state->model);
+    Py_CLEAR(state->plan);
+    return 0;
+}
+
+static void module_free(void *module) { (void)module_clear((PyObject *)module); }
+
+/* No state outside of the module's own, so any number of interpreters may have it, each with a GIL of
+ * its own (3.12) or none (3.13). Slots that a Python does not know it refuses. */
+#define SLOT_INTERPRETERS 3
+#define SLOT_GIL 4
+static PyModuleDef_Slot slots_3_11[] = { { Py_mod_exec, (void *)module_exec }, { 0, NULL } };
+static PyModuleDef_Slot slots_3_12[] = { { Py_mod_exec, (void *)module_exec },
+                                         { SLOT_INTERPRETERS, (void *)2 }, { 0, NULL } };
+static PyModuleDef_Slot slots_3_13[] = { { Py_mod_exec, (void *)module_exec },
+                                         { SLOT_INTERPRETERS, (void *)2 }, { SLOT_GIL, (void *)1 },
+                                         { 0, NULL } };
+
+#define MODULE_DEF(slots)                                                                          \
+    { PyModuleDef_HEAD_INIT, "arrowquant._core", "The C part of arrowquant.", sizeof(State),       \
+      module_methods, slots, module_traverse, module_clear, module_free }
+static PyModuleDef module_3_11 = MODULE_DEF(slots_3_11);
+static PyModuleDef module_3_12 = MODULE_DEF(slots_3_12);
+static PyModuleDef module_3_13 = MODULE_DEF(slots_3_13);
+
+PyMODINIT_FUNC PyInit__core(void);
+PyMODINIT_FUNC PyInit__core(void) {
+    return PyModuleDef_Init(Py_Version >= 0x030D0000   ? &module_3_13
+                            : Py_Version >= 0x030C0000 ? &module_3_12
+                                                       : &module_3_11);
+}

@@ -1,0 +1,36 @@
+/* The parameters of all groups as numbers, for those who show or exchange them. */
+#include "quant.h"
+#include "tile.h"
+
+ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant_spec *spec,
+                                             const void *params, const void *extra, uint64_t rows,
+                                             uint64_t cols, float *scales, float *mins,
+                                             float *zero_points, aq_error *err) {
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    aq_quant_layout layout;
+    aq_status status = aq_quantized_size(spec, rows, cols, &layout, err);
+    if (status != AQ_OK) return status;
+    if (layout.rows && layout.groups && (!params || (spec->params == AQ_PARAM_Q8 && !extra)))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quant_parameters: NULL");
+    const uint8_t *from = (const uint8_t *)params, *row_extra = (const uint8_t *)extra;
+    size_t groups = (size_t)layout.groups, at = 0;
+    size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
+    float middle = (float)(1u << (spec->bits - 1));
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    for (uint64_t row = 0; row < rows; row++) {
+        for (size_t g = 0; g < groups; g += AQ_TILE_GROUPS) {
+            aq_simd_grid grids[AQ_TILE_GROUPS];
+            size_t count = groups - g < AQ_TILE_GROUPS ? groups - g : AQ_TILE_GROUPS;
+            aq_grids_read(kernels, spec, from, row_extra, count, grids);
+            from += count * bytes;
+            for (size_t i = 0; i < count; i++, at++) {
+                float min = symmetric ? -middle * grids[i].scale : grids[i].min;
+                if (scales) scales[at] = grids[i].scale;
+                if (mins) mins[at] = min;
+                if (zero_points) zero_points[at] = symmetric ? middle : -min / grids[i].scale;
+            }
+        }
+        if (row_extra) row_extra += layout.row_extra_bytes;
+    }
+    return AQ_OK;
+}

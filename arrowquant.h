@@ -369,6 +369,13 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
                                        aq_error *err);
 
+/* The parameters of each group as F32: w = scale·q + min = scale·(q − zero point), each array
+ * [rows, groups] or NULL. A symmetric code's zero point is 2^(bits−1). */
+ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant_spec *spec,
+                                             const void *params, const void *extra, uint64_t rows,
+                                             uint64_t cols, float *scales, float *mins,
+                                             float *zero_points, aq_error *err);
+
 /* ============================================================== inference */
 
 /* How the activations x of a layer enter its product. */
@@ -547,6 +554,28 @@ ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "n
  * afterwards; a new deployment_profile changes the fields that have not been set. */
 ARROWQUANT_API aq_status aq_config_set(aq_config *config, const char *name, const char *value,
                                        aq_error *err);
+
+/* The value of a field as JSON text: true, 4, 0.85, null, "edge", ["a"], {"pattern": 4}. YAML reads
+ * it too, so aq_config_set takes it back. Free with aq_text_free. */
+ARROWQUANT_API aq_status aq_config_get(aq_context *context, const aq_config *config,
+                                       const char *name, char **text, size_t *size,
+                                       aq_error *err);
+
+/* One field, as a command line or a binding presents it. */
+typedef struct aq_config_field {
+    const char *name;        /* for aq_config_set and aq_config_get */
+    const char *type;        /* "boolean", "integer", "number", "choice", "text", "list", "map" */
+    const char *environment; /* the variable that overrides it, or "" */
+    const char *doc;         /* one line */
+} aq_config_field;
+
+/* Field `index` in the order of the table, which is its bit in explicit_fields; false past the
+ * last one. */
+ARROWQUANT_API bool aq_config_field_at(size_t index, aq_config_field *out);
+
+/* A copy that owns its strings and lists; aq_config_free, before the context goes. */
+ARROWQUANT_API aq_status aq_config_clone(aq_context *context, const aq_config *config,
+                                         aq_config *out, aq_error *err);
 
 /* Reads YAML text of `size` bytes; `source` names it in messages. `deployment_profile` in it
  * applies first, the other keys override it. *out is filled only on success; aq_config_free frees
@@ -925,6 +954,18 @@ ARROWQUANT_API aq_status aq_plan_to_json(aq_context *context, const aq_plan *pla
 ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
                                          const char *output_path, aq_progress_fn progress,
                                          void *user, aq_error *err);
+/* A run that several processes share, on machines that see the same paths. The one that will commit
+ * begins: *folder, the temporary folder beside `output_path`, lives as long as the plan. Each of
+ * plan->outputs is then made by anyone who has made a plan of his own from the same model path and
+ * config (one plan, one output). At last the first calls aq_plan_execute with the same output path,
+ * which makes the outputs that are missing or do not fit, and aq_plan_commit. The bytes are those
+ * of a run in one process. */
+ARROWQUANT_API aq_status aq_plan_begin(aq_context *context, aq_plan *plan, const char *output_path,
+                                       const char **folder, aq_error *err);
+ARROWQUANT_API aq_status aq_plan_execute_output(aq_context *context, aq_plan *plan,
+                                                const char *folder, size_t output,
+                                                aq_progress_fn progress, void *user,
+                                                aq_error *err);
 /* `result` may be NULL. */
 ARROWQUANT_API aq_status aq_plan_commit(aq_context *context, aq_plan *plan, aq_result *result,
                                         aq_error *err);
@@ -12072,6 +12113,111 @@ ARROWQUANT_API aq_status aq_config_set(aq_config *config, const char *name, cons
 
 /* ---- end src/config/config_set.c ---- */
 
+/* ---- begin src/config/config_get.c ---- */
+
+/* Fields for faces to people: what there is, a value as JSON text, a copy of its own. */
+
+static const char *aq_field_type(aq_field_kind kind) {
+    switch (kind) {
+    case AQ_KIND_BOOL: return "boolean";
+    case AQ_KIND_INT:
+    case AQ_KIND_BITS:
+    case AQ_KIND_SIZE: return "integer";
+    case AQ_KIND_FLOAT:
+    case AQ_KIND_FLOAT_OR_NONE: return "number";
+    case AQ_KIND_PROFILE:
+    case AQ_KIND_MODALITY:
+    case AQ_KIND_INTERPOLATION: return "choice";
+    case AQ_KIND_BITS_LIST: return "map";
+    case AQ_KIND_TEXT_LIST:
+    case AQ_KIND_FOLDER_LIST: return "list";
+    default: return "text";
+    }
+}
+
+ARROWQUANT_API bool aq_config_field_at(size_t index, aq_config_field *out) {
+    const aq_field *field;
+    if (index >= AQ_FIELD_COUNT || !out) return false;
+    field = aq_field_at((aq_field_id)(unsigned)index);
+    out->name = field->path;
+    out->type = aq_field_type(field->kind);
+    out->environment = field->environment;
+    out->doc = field->doc;
+    return true;
+}
+
+static void aq_get_list(aq_builder *json, const aq_config *config, aq_field_id id) {
+    const void *member = aq_field_of_const(config, id);
+    bool bits = aq_field_at(id)->kind == AQ_KIND_BITS_LIST;
+    size_t i, count = aq_field_count(config, id);
+    aq_append_string(json, bits ? "{" : "[");
+    for (i = 0; i < count; i++) {
+        const aq_layer_bits *layer = bits ? *(const aq_layer_bits *const *)member + i : NULL;
+        const char *text = layer ? layer->pattern : (*(const char *const *const *)member)[i];
+        if (i) aq_append_string(json, ", ");
+        aq_append_json_string(json, text, strlen(text));
+        if (layer) aq_append_format(json, ": %u", (unsigned)layer->bits);
+    }
+    aq_append_string(json, bits ? "}" : "]");
+}
+
+static void aq_get_value(aq_builder *json, const aq_config *config, aq_field_id id) {
+    aq_field_kind kind = aq_field_at(id)->kind;
+    double number = aq_field_number(config, id);
+    const char *name;
+    if (kind == AQ_KIND_NAME) {
+        name = *(const char *const *)aq_field_of_const(config, id);
+        if (name) aq_append_json_string(json, name, strlen(name));
+        else aq_append_string(json, "null");
+    } else if (aq_field_is_text(kind)) {
+        aq_get_list(json, config, id);
+    } else if (kind == AQ_KIND_BOOL) {
+        aq_append_string(json, number != 0.0 ? "true" : "false");
+    } else if (kind == AQ_KIND_FLOAT || kind == AQ_KIND_FLOAT_OR_NONE) {
+        aq_append_json_double(json, number);
+    } else if (aq_field_value_name(kind, 0)) {
+        name = aq_field_value_name(kind, (unsigned)number);
+        aq_append_json_string(json, name ? name : "unknown", strlen(name ? name : "unknown"));
+    } else {
+        aq_append_format(json, "%llu", (unsigned long long)number);
+    }
+}
+
+ARROWQUANT_API aq_status aq_config_get(aq_context *context, const aq_config *config,
+                                       const char *name, char **text, size_t *size,
+                                       aq_error *err) {
+    aq_field_id id;
+    aq_builder json;
+    if (!config || !name || !text || !size)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_config_get: NULL");
+    id = aq_field_find(name, strlen(name));
+    if (id == AQ_FIELD_COUNT)
+        return aq_field_fail_unknown(NULL, NULL, name, strlen(name), err);
+    aq_builder_init(&json, context);
+    aq_get_value(&json, config, id);
+    return aq_builder_finish(&json, text, size, err);
+}
+
+ARROWQUANT_API aq_status aq_config_clone(aq_context *context, const aq_config *config,
+                                         aq_config *out, aq_error *err) {
+    aq_config made = aq_config_from_profile(AQ_PROFILE_LOCAL), copy;
+    aq_arena *arena;
+    aq_status status;
+    if (!config || !out) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_config_clone: NULL");
+    arena = aq_config_arena(context, &made);
+    if (!arena) return aq_fail_memory(err, sizeof *arena);
+    status = aq_config_copy(arena, config, &copy, err);
+    if (status != AQ_OK) {
+        aq_config_free(&made);
+        return status;
+    }
+    copy.owned = made.owned;
+    *out = copy;
+    return AQ_OK;
+}
+
+/* ---- end src/config/config_get.c ---- */
+
 /* ---- begin src/config/config_yaml.c ---- */
 
 /* Configurations as YAML, in and out. */
@@ -13573,6 +13719,45 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
 #undef AQ_F32_SAFE
 
 /* ---- end src/quant/parameters.c ---- */
+
+/* ---- begin src/quant/parameters_read.c ---- */
+
+/* The parameters of all groups as numbers, for those who show or exchange them. */
+
+ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant_spec *spec,
+                                             const void *params, const void *extra, uint64_t rows,
+                                             uint64_t cols, float *scales, float *mins,
+                                             float *zero_points, aq_error *err) {
+    const struct aq_kernels *kernels = aq_kernels_of(context);
+    aq_quant_layout layout;
+    aq_status status = aq_quantized_size(spec, rows, cols, &layout, err);
+    if (status != AQ_OK) return status;
+    if (layout.rows && layout.groups && (!params || (spec->params == AQ_PARAM_Q8 && !extra)))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quant_parameters: NULL");
+    const uint8_t *from = (const uint8_t *)params, *row_extra = (const uint8_t *)extra;
+    size_t groups = (size_t)layout.groups, at = 0;
+    size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
+    float middle = (float)(1u << (spec->bits - 1));
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    for (uint64_t row = 0; row < rows; row++) {
+        for (size_t g = 0; g < groups; g += AQ_TILE_GROUPS) {
+            aq_simd_grid grids[AQ_TILE_GROUPS];
+            size_t count = groups - g < AQ_TILE_GROUPS ? groups - g : AQ_TILE_GROUPS;
+            aq_grids_read(kernels, spec, from, row_extra, count, grids);
+            from += count * bytes;
+            for (size_t i = 0; i < count; i++, at++) {
+                float min = symmetric ? -middle * grids[i].scale : grids[i].min;
+                if (scales) scales[at] = grids[i].scale;
+                if (mins) mins[at] = min;
+                if (zero_points) zero_points[at] = symmetric ? middle : -min / grids[i].scale;
+            }
+        }
+        if (row_extra) row_extra += layout.row_extra_bytes;
+    }
+    return AQ_OK;
+}
+
+/* ---- end src/quant/parameters_read.c ---- */
 
 /* ---- begin src/quant/quantize.c ---- */
 
@@ -24246,6 +24431,7 @@ struct aq_plan_state {
     aq_notes notes;
     uint64_t other_bytes;                /* of the files that are carried over */
     bool executed, committed;
+    bool shared;                         /* several processes make its shards */
     aq_staging staging;
     const char *output_path;             /* as given */
     double started, seconds;
@@ -24353,6 +24539,7 @@ typedef struct aq_run {
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
     aq_builder journal;      /* its text so far */
+    size_t first_line;       /* bytes of the line that names plan and input */
 } aq_run;
 
 /* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
@@ -24387,6 +24574,10 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err);
 AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err);
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err);
+/* An output that another process made: the record it leaves beside it, and its taking over; false
+ * when there is none that fits */
+AQ_LIB aq_status aq_journal_write_part(aq_run *run, size_t output, aq_error *err);
+AQ_LIB bool aq_journal_take_part(aq_run *run, size_t output);
 
 #ifdef __cplusplus
 }
@@ -26850,7 +27041,17 @@ AQ_LIB aq_status aq_meter_tell(aq_meter *meter, uint64_t extra, bool forced, aq_
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_JOURNAL_NAME ".aq-journal"
+#define AQ_JOURNAL_PART ".aq-part-"
 #define AQ_JOURNAL_LIMIT ((uint64_t)1 << 30)
+
+/* Where an output that was made alone is told of. */
+static aq_status aq_journal_part_path(aq_run *run, size_t output, char **path, aq_error *err) {
+    struct aq_plan_state *state = run->plan->state;
+    char name[48];
+    aq_format(name, sizeof(name), AQ_JOURNAL_PART "%zu", output);
+    *path = aq_path_join(&state->arena, state->staging.folder, name);
+    return *path ? AQ_OK : aq_fail_memory(err, 0);
+}
 
 static aq_status aq_journal_path(aq_run *run, char **path, aq_error *err) {
     struct aq_plan_state *state = run->plan->state;
@@ -26914,13 +27115,11 @@ static void aq_journal_stored(aq_builder *line, const aq_stored *stored) {
                      (unsigned long long)(output->end - output->begin));
 }
 
-AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
+static void aq_journal_output(aq_run *run, size_t output) {
     const aq_plan *plan = run->plan;
     const aq_plan_output *file = &plan->outputs[output];
     const aq_shard_writer *out = &run->out;
     aq_builder *journal = &run->journal;
-    char *path;
-    if (plan->output_count < 2) return AQ_OK; /* nothing could be taken up */
     aq_append_format(journal, "{\"shard\":%zu,\"bytes\":%llu,\"tensors\":[", output,
                      (unsigned long long)out->file_bytes);
     for (size_t i = 0; i < file->tensor_count; i++) {
@@ -26933,15 +27132,39 @@ AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
         aq_journal_stored(journal, &out->stored[i]);
     }
     aq_append_string(journal, "]}\n");
+}
+
+static aq_status aq_journal_write(aq_run *run, const char *path, aq_error *err) {
+    const aq_builder *journal = &run->journal;
     if (journal->failed) return aq_fail_memory(err, journal->size);
+    return aq_write_text(path, journal->data, journal->size, err);
+}
+
+AQ_LIB aq_status aq_journal_add(aq_run *run, size_t output, aq_error *err) {
+    char *path;
+    if (run->plan->output_count < 2) return AQ_OK; /* nothing could be taken up */
+    aq_journal_output(run, output);
     aq_status status = aq_journal_path(run, &path, err);
-    return status == AQ_OK ? aq_write_text(path, journal->data, journal->size, err) : status;
+    return status == AQ_OK ? aq_journal_write(run, path, err) : status;
+}
+
+AQ_LIB aq_status aq_journal_write_part(aq_run *run, size_t output, aq_error *err) {
+    char *path;
+    aq_journal_output(run, output);
+    aq_status status = aq_journal_part_path(run, output, &path, err);
+    return status == AQ_OK ? aq_journal_write(run, path, err) : status;
 }
 
 AQ_LIB aq_status aq_journal_remove(aq_run *run, aq_error *err) {
     char *path;
+    size_t parts = run->plan->state->shared ? run->plan->output_count : 0;
     aq_status status = aq_journal_path(run, &path, err);
-    return status == AQ_OK ? aq_remove_tree(run->context, path, err) : status;
+    if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+    for (size_t i = 0; status == AQ_OK && i < parts; i++) {
+        status = aq_journal_part_path(run, i, &path, err);
+        if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+    }
+    return status;
 }
 
 /* ---- taking up */
@@ -27102,19 +27325,40 @@ static aq_status aq_journal_take_up(aq_run *run, aq_error *err) {
         aq_read_text(&state->arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK &&
         size >= first_line && memcmp(text, run->journal.data, first_line) == 0)
         aq_journal_read(run, text, size, first_line);
-    return aq_journal_tidy(run, "", err);
+    return run->plan->state->shared ? AQ_OK : aq_journal_tidy(run, "", err);
+}
+
+/* The record is the journal of a run that made this output alone. */
+AQ_LIB bool aq_journal_take_part(aq_run *run, size_t output) {
+    aq_arena arena;
+    aq_json_node *line;
+    char *path, *text;
+    size_t size, head = run->first_line;
+    bool taken = false;
+    if (!run->plan->state->shared || aq_journal_part_path(run, output, &path, NULL) != AQ_OK)
+        return false;
+    aq_arena_init(&arena, run->context);
+    if (aq_read_text(&arena, path, AQ_JOURNAL_LIMIT, &text, &size, NULL) == AQ_OK && size > head &&
+        memcmp(text, run->journal.data, head) == 0 &&
+        aq_json_parse(&arena, text + head, size - head, path, AQ_ERR_CORRUPT, &line, NULL) == AQ_OK)
+        taken = aq_journal_read_output(run, output, &arena, line);
+    aq_arena_free(&arena);
+    return taken;
 }
 
 AQ_LIB aq_status aq_journal_begin(aq_run *run, aq_error *err) {
     aq_status status = AQ_OK;
     aq_builder_init(&run->journal, run->context);
-    if (run->plan->output_count > 1) status = aq_journal_first_line(run, &run->journal, err);
+    if (run->plan->output_count > 1 || run->plan->state->shared)
+        status = aq_journal_first_line(run, &run->journal, err);
+    run->first_line = run->journal.size;
     if (status == AQ_OK && run->plan->state->staging.resumed) status = aq_journal_take_up(run, err);
     if (status == AQ_OK && run->journal.failed) status = aq_fail_memory(err, run->journal.size);
     return status;
 }
 
 #undef AQ_JOURNAL_NAME
+#undef AQ_JOURNAL_PART
 #undef AQ_JOURNAL_LIMIT
 #endif /* ARROWQUANT_NO_STDIO */
 
@@ -28205,6 +28449,23 @@ static aq_status aq_run_notes(aq_plan *plan, aq_error *err) {
     return status;
 }
 
+/* What another process left half done makes room. */
+static aq_status aq_run_output_again(aq_run *run, size_t output, aq_error *err) {
+    aq_status status = AQ_OK;
+    if (run->plan->state->shared) {
+        char *path;
+        status = aq_run_path(run, true, run->plan->outputs[output].path, &path, err);
+        if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+    }
+    return status == AQ_OK ? aq_run_output(run, output, err) : status;
+}
+
+static void aq_run_free(aq_run *run) {
+    aq_free(run->context, run->buffer, run->buffer_bytes);
+    aq_builder_free(&run->journal);
+    aq_free(run->context, run->out.stored, run->out.stored_capacity * sizeof(aq_stored));
+}
+
 static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_plan *plan = run->plan;
     size_t bytes = (plan->output_count + 1) * sizeof(size_t);
@@ -28213,7 +28474,7 @@ static aq_status aq_run_all(aq_run *run, aq_error *err) {
     aq_status status = aq_journal_begin(run, err);
     if (status == AQ_OK) status = aq_run_folders(run, err);
     for (size_t i = run->finished; status == AQ_OK && i < plan->output_count; i++) {
-        status = aq_run_output(run, i, err);
+        if (!aq_journal_take_part(run, i)) status = aq_run_output_again(run, i, err);
         run->output_ends[i] = run->out.stored_count;
         if (status == AQ_OK) status = aq_journal_add(run, i, err);
     }
@@ -28236,6 +28497,75 @@ static aq_status aq_run_all(aq_run *run, aq_error *err) {
     return status == AQ_OK ? aq_meter_tell(&run->meter, 0, true, err) : status;
 }
 
+/* The temporary folder of a plan, once in its life. */
+static aq_status aq_plan_stage(aq_context *context, aq_plan *plan, const char *output_path,
+                               aq_error *err) {
+    struct aq_plan_state *state = plan->state;
+    const char *only_file = NULL;
+    if (state->executed)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: this plan has been executed; make another",
+                       plan->model_path);
+    state->executed = true;
+    state->started = aq_clock_seconds();
+    state->output_path = aq_arena_string(&state->arena, output_path);
+    if (!state->output_path) return aq_fail_memory(err, strlen(output_path));
+    aq_status status = aq_only_file(plan, output_path, &only_file, err);
+    if (status != AQ_OK) return status;
+    return aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path, only_file,
+                            plan->config.overwrite, plan->config.resume, err);
+}
+
+ARROWQUANT_API aq_status aq_plan_begin(aq_context *context, aq_plan *plan, const char *output_path,
+                                       const char **folder, aq_error *err) {
+    if (!plan || !output_path || !folder)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_begin: NULL");
+    struct aq_plan_state *state = plan->state;
+    aq_run run;
+    aq_status status = aq_plan_stage(context, plan, output_path, err);
+    if (status != AQ_OK) return status;
+    aq_run_init(&run, context, plan, NULL, NULL);
+    size_t bytes = (plan->output_count + 1) * sizeof(size_t);
+    run.output_ends = (size_t *)aq_arena_alloc(&state->arena, bytes);
+    status = run.output_ends ? aq_journal_begin(&run, err) : aq_fail_memory(err, bytes);
+    if (status == AQ_OK) status = aq_run_folders(&run, err);
+    aq_run_free(&run);
+    if (status != AQ_OK) {
+        aq_staging_end(&state->staging);
+        return status;
+    }
+    state->shared = true;
+    *folder = state->staging.folder;
+    return AQ_OK;
+}
+
+ARROWQUANT_API aq_status aq_plan_execute_output(aq_context *context, aq_plan *plan,
+                                                const char *folder, size_t output,
+                                                aq_progress_fn progress, void *user,
+                                                aq_error *err) {
+    if (!plan || !folder) return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_execute_output: NULL");
+    struct aq_plan_state *state = plan->state;
+    aq_run run;
+    if (state->executed)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: this plan has been executed; make another",
+                       plan->model_path);
+    if (output >= plan->output_count)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: there is no output %zu; expected less than %zu",
+                       plan->model_path, output, plan->output_count);
+    state->executed = state->shared = true;
+    aq_run_init(&run, context, plan, progress, user);
+    run.meter.total = 0;
+    for (size_t i = 0; i < plan->outputs[output].tensor_count; i++)
+        run.meter.total += plan->tensors[plan->outputs[output].first_tensor + i].bytes;
+    state->staging.folder = folder; /* borrowed: the one who began owns and removes it */
+    aq_status status = aq_meter_tell(&run.meter, 0, true, err);
+    if (status == AQ_OK) status = aq_journal_begin(&run, err);
+    if (status == AQ_OK) status = aq_run_output_again(&run, output, err);
+    if (status == AQ_OK) status = aq_journal_write_part(&run, output, err);
+    state->staging.folder = NULL;
+    aq_run_free(&run);
+    return status;
+}
+
 ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
                                          const char *output_path, aq_progress_fn progress,
                                          void *user, aq_error *err) {
@@ -28243,25 +28573,18 @@ ARROWQUANT_API aq_status aq_plan_execute(aq_context *context, aq_plan *plan,
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_execute: plan and output_path must not be "
                        "NULL");
     struct aq_plan_state *state = plan->state;
-    if (state->executed)
-        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_plan_execute: this plan has been executed; make "
-                       "another");
     aq_run run;
-    state->executed = true;
-    state->started = aq_clock_seconds();
-    state->output_path = aq_arena_string(&state->arena, output_path);
-    if (!state->output_path) return aq_fail_memory(err, strlen(output_path));
+    aq_status status = AQ_OK;
+    if (!state->shared || !state->staging.folder)
+        status = aq_plan_stage(context, plan, output_path, err);
+    else if (strcmp(state->output_path, output_path) != 0)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: this run was begun for another output, %s",
+                       output_path, state->output_path);
+    if (status != AQ_OK) return status;
     aq_run_init(&run, context, plan, progress, user);
-    const char *only_file = NULL;
-    aq_status status = aq_only_file(plan, output_path, &only_file, err);
-    if (status == AQ_OK)
-        status = aq_staging_begin(&state->staging, context, aq_plan_input(plan), output_path,
-                                  only_file, plan->config.overwrite, plan->config.resume, err);
-    if (status == AQ_OK) status = aq_meter_tell(&run.meter, 0, true, err);
+    status = aq_meter_tell(&run.meter, 0, true, err);
     if (status == AQ_OK) status = aq_run_all(&run, err);
-    aq_free(context, run.buffer, run.buffer_bytes);
-    aq_builder_free(&run.journal);
-    aq_free(context, run.out.stored, run.out.stored_capacity * sizeof(aq_stored));
+    aq_run_free(&run);
     if (status != AQ_OK) aq_staging_end(&state->staging);
     return status;
 }

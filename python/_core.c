@@ -2667,6 +2667,15 @@ static bool plan_enter(Plan *self) {
 
 static void plan_leave(Plan *self) { (void)ATOMIC_ADD(&self->busy, -1); }
 
+/* Enters a plan that has not been closed. */
+static bool plan_open(Plan *self) {
+    if (!plan_enter(self)) return false;
+    if (self->plan) return true;
+    plan_leave(self);
+    PyErr_SetString(PyExc_ValueError, "the plan is closed");
+    return false;
+}
+
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "model_path", "config", "context", NULL };
     PyObject *path, *config = Py_None, *context = Py_None;
@@ -2715,6 +2724,21 @@ static void plan_dealloc(PyObject *object) {
     free_instance(object);
 }
 
+/* Removes what was executed and not committed; the plan is of no more use. */
+static PyObject *plan_close(PyObject *object, PyObject *unused) {
+    Plan *self = (Plan *)object;
+    aq_plan *plan;
+    (void)unused;
+    if (!plan_enter(self)) return NULL;
+    plan = self->plan;
+    self->plan = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    aq_plan_destroy(plan);
+    Py_END_ALLOW_THREADS
+    plan_leave(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *plan_json(PyObject *object, PyObject *unused) {
     Plan *self = (Plan *)object;
     char *text = NULL;
@@ -2723,7 +2747,7 @@ static PyObject *plan_json(PyObject *object, PyObject *unused) {
     aq_error err;
     (void)unused;
     clear_error(&err, AQ_OK);
-    if (!plan_enter(self)) return NULL;
+    if (!plan_open(self)) return NULL;
     status = aq_plan_to_json(self->context, self->plan, &text, &size, &err);
     plan_leave(self);
     return status == AQ_OK ? take_text(self->context, text, size) : raise_error(&err);
@@ -2731,10 +2755,14 @@ static PyObject *plan_json(PyObject *object, PyObject *unused) {
 
 /* What can be made apart: the files that will be written, with the bytes that they are made from. */
 static PyObject *plan_outputs(PyObject *object, PyObject *unused) {
-    const aq_plan *plan = ((Plan *)object)->plan;
-    PyObject *list = PyList_New(0), *row;
+    Plan *self = (Plan *)object;
+    const aq_plan *plan;
+    PyObject *list, *row;
     size_t i, j;
     (void)unused;
+    if (!plan_open(self)) return NULL;
+    plan = self->plan;
+    list = PyList_New(0);
     for (i = 0; list && i < plan->output_count; i++) {
         const aq_plan_output *output = &plan->outputs[i];
         unsigned long long bytes = 0;
@@ -2744,6 +2772,7 @@ static PyObject *plan_outputs(PyObject *object, PyObject *unused) {
         if (!row || PyList_Append(list, row) != 0) Py_CLEAR(list);
         Py_XDECREF(row);
     }
+    plan_leave(self);
     return list;
 }
 
@@ -2755,7 +2784,7 @@ static PyObject *plan_begin(PyObject *object, PyObject *args) {
     aq_error err;
     clear_error(&err, AQ_OK);
     if (!PyArg_ParseTuple(args, "O&:begin", PyUnicode_FSConverter, &path)) return NULL;
-    if (!plan_enter(self)) {
+    if (!plan_open(self)) {
         Py_DECREF(path);
         return NULL;
     }
@@ -2779,7 +2808,7 @@ static PyObject *plan_execute_output(PyObject *object, PyObject *args, PyObject 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&K|O:execute_output", names,
                                      PyUnicode_FSConverter, &path, &output, &progress))
         return NULL;
-    if (!plan_enter(self)) {
+    if (!plan_open(self)) {
         Py_DECREF(path);
         return NULL;
     }
@@ -2803,7 +2832,7 @@ static PyObject *plan_execute(PyObject *object, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|O:execute", names, PyUnicode_FSConverter,
                                      &path, &progress))
         return NULL;
-    if (!plan_enter(self)) {
+    if (!plan_open(self)) {
         Py_DECREF(path);
         return NULL;
     }
@@ -2825,7 +2854,7 @@ static PyObject *plan_commit(PyObject *object, PyObject *unused) {
     aq_error err;
     (void)unused;
     clear_error(&err, AQ_OK);
-    if (!plan_enter(self)) return NULL;
+    if (!plan_open(self)) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = aq_plan_commit(self->context, self->plan, &result, &err);
     if (status == AQ_OK) {
@@ -2838,6 +2867,7 @@ static PyObject *plan_commit(PyObject *object, PyObject *unused) {
 }
 
 static PyMethodDef plan_methods[] = {
+    { "close", plan_close, METH_NOARGS, "close($self, /)\n--\n\nRemoves what was executed and not committed." },
     { "json", plan_json, METH_NOARGS, "json($self, /)\n--\n\nThe plan as JSON text." },
     { "outputs", plan_outputs, METH_NOARGS, "outputs($self, /)\n--\n\n[(relative path, bytes of input)] of the weight files to be written." },
     { "begin", plan_begin, METH_VARARGS, "begin($self, output_path, /)\n--\n\nBegins a run that several processes share; the temporary folder's path." },

@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -152,6 +153,8 @@ def set_up_compilers():
         packages.install("gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
     if not has_venv_module():
         packages.install("python3-venv")
+    if not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        packages.install("python3-dev")
     for variant in VARIANTS:
         if shutil.which(variant.compiler) is None:
             variant.missing = f"no {variant.compiler} here"

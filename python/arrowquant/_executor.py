@@ -43,6 +43,14 @@ def run(executor: Executor, model_path: str, output_path: str, config: Diffusion
     """A run whose weight files are made by an executor; the result as JSON text."""
     model_path = os.path.abspath(model_path)
     plan = _core.Plan(model_path, config, context)
+    try:
+        return _spread(executor, plan, model_path, output_path, config, context, report)
+    finally:
+        plan.close()  # not when the last traceback that holds it goes
+
+
+def _spread(executor: Executor, plan: _core.Plan, model_path: str, output_path: str,
+            config: DiffusionQuantConfig, context: _core.Context, report: Report | None) -> str:
     outputs = plan.outputs()
     folder = plan.begin(output_path)
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -108,8 +108,11 @@ class ArrowQuantV2:
                                  stopper, report)
         else:
             plan = _core.Plan(model_path, settings, stopper)
-            plan.execute(output_path, report)
-            text = plan.commit()
+            try:
+                plan.execute(output_path, report)
+                text = plan.commit()
+            finally:
+                plan.close()  # not when the last traceback that holds it goes
         if report:
             report.finish()
         result: dict[str, Any] = json.loads(text)

@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import sysconfig
 
 import pytest
 
@@ -91,3 +93,56 @@ def pytest_terminal_summary(terminalreporter):
             for name, value in getattr(report, "user_properties", ()):
                 if name == "figure" and report.when == "call":
                     terminalreporter.write_line(f"  {value}")
+
+
+def build_package(folder, *flags, compiler="gcc"):
+    """The Python package in build/`folder`: its files linked, the extension compiled for every
+    CPython from 3.11 on."""
+    target = BUILD / folder
+    module = target / "arrowquant/_core.abi3.so"
+    with held(folder):
+        for name in ("arrowquant", "arrow_quant_v2"):
+            (target / name).mkdir(parents=True, exist_ok=True)
+            for source in (REPO / "python" / name).glob("*.py*"):
+                link = target / name / source.name
+                if not link.is_symlink():
+                    link.symlink_to(source)
+        if stale(module, [REPO / "python/_core.c", REPO / "arrowquant.h", REPO / "examples/aq.c"]):
+            call([compiler, "-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall",
+                  "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-DPy_LIMITED_API=0x030B0000",
+                  *flags, "-I", sysconfig.get_path("include"), REPO / "python/_core.c",
+                  "-o", f"{module}.new", *LIBS])
+            os.replace(f"{module}.new", module)
+    return target
+
+
+@pytest.fixture(scope="session")
+def package():
+    """The folder that holds the built Python package; it is on sys.path from then on."""
+    if sys.version_info < (3, 11):
+        pytest.skip("the Python module needs CPython 3.11")
+    if not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        pytest.skip("no Python.h here (python3-dev)")
+    target = build_package("python")
+    if str(target) not in sys.path:
+        sys.path.insert(0, str(target))
+    return target
+
+
+@pytest.fixture(scope="session")
+def module(package):
+    """The module arrowquant."""
+    import arrowquant
+    assert arrowquant.__file__.startswith(str(package))
+    return arrowquant
+
+
+@pytest.fixture
+def python(package):
+    """python(text, *arguments): runs a program with the package; its standard output."""
+    def run(text, *arguments, interpreter=sys.executable, environment=None, **options):
+        clean = {key: value for key, value in os.environ.items()
+                 if not key.startswith("ARROW_QUANT_")}
+        return call([interpreter, "-c", text, *arguments],
+                    env={**clean, "PYTHONPATH": str(package), **(environment or {})}, **options)
+    return run

@@ -62,6 +62,14 @@ def test_programs(fresh):
         assert call(["sh", "-c", command], cwd=fresh).strip()
 
 
+def test_python_programs(fresh, python):
+    """Pasted into a file and run at the top level."""
+    found = [block for language, block in blocks() if language == "python"]
+    assert found
+    for text in found:
+        assert python(text, cwd=fresh).strip()
+
+
 def test_commands(fresh):
     """Every other line that is given to type, in order."""
     call(["make", "-s", "aq"], cwd=fresh)

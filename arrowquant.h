@@ -466,6 +466,14 @@ typedef enum aq_modality {
     AQ_MODALITY_AUDIO
 } aq_modality;
 
+/* How the codes of a layer are chosen. Whatever it is, a reader sees codes and parameters. */
+typedef enum aq_method {
+    AQ_METHOD_AUTO, /* in a config: by bits, modality and what statistics there are */
+    AQ_METHOD_PTQ,  /* least squares; each column weighted by its mean square, if that is known */
+    AQ_METHOD_R2Q,  /* 2 bits: two 1-bit residual steps, w ≈ ±a ± b */
+    AQ_METHOD_GPTQ  /* feedback of rounding errors by second moments, see aq_quantize_gptq */
+} aq_method;
+
 typedef enum aq_interpolation {
     AQ_INTERPOLATION_LINEAR,
     AQ_INTERPOLATION_CUBIC,
@@ -510,6 +518,8 @@ typedef struct aq_config {
     bool resume; /* take up what an interrupted run to the same output had finished */
     aq_modality modality;
     aq_output_format output_format; /* YAML: format */
+    aq_method method;
+    double target_bits;            /* mean stored bits a weight, see aq_plan_create; NaN: none */
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
 
@@ -546,6 +556,7 @@ ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out,
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
 ARROWQUANT_API const char *aq_fit_name(aq_fit fit);                /* "least_squares", "fast" */
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
+ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", "r2q", "gptq" */
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
@@ -875,7 +886,10 @@ typedef struct aq_plan_tensor {
     const char *output_name;    /* in the output file: its own, unless the format has other names */
     aq_dtype output_dtype;      /* of a kept tensor in the output: its own, unless the format says */
     uint64_t output_offset, output_bytes; /* in the output file's data, predicted before the run */
+    aq_method method;           /* when bits < 16; never AUTO */
+    const char *method_detail;  /* why this method */
     aq_quality quality;         /* after the run, when bits < 16 */
+    double output_signal, output_error; /* after the run, by GPTQ: as in aq_gptq_result; else 0 */
     bool f32_params, wide_params; /* after the run: the parameters were stored wider than asked */
 } aq_plan_tensor;
 
@@ -919,6 +933,9 @@ typedef struct aq_layer_result {
     aq_reason reason;
     const char *detail; /* rule, pattern or missed gate, or "" */
     double cosine_similarity, sqnr_db, max_error; /* NaN when kept; SQNR may be infinite */
+    aq_method method;          /* AUTO when kept */
+    const char *method_detail; /* why this method, or "" */
+    double output_error;       /* ‖(W − Ŵ)X‖²/‖WX‖² on the calibration's inputs; NaN: not measured */
     uint64_t weights, output_bytes;
 } aq_layer_result;
 
@@ -11180,6 +11197,8 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       "how scales are found: a search for the least error, or fast from each group's range")         \
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
+    X(method, METHOD, method, "method", 0, 3, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
+      AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by bits, modality and statistics")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \
@@ -11223,6 +11242,8 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       "smaller blocks in memory; the same bytes out")                                              \
     X(max_memory_limit_mb, SIZE, max_memory_limit_mb, "max_memory_limit_mb", 0, 1000000000, 0, 0,  \
       0, "ARROW_QUANT_MAX_MEMORY_MB", AQ_ERR_CONFIGURATION, "most memory in MB; 0: no limit")      \
+    X(target_bits, FLOAT_OR_NONE, target_bits, "target_bits", 0, 16, NAN, NAN, NAN, "",            \
+      AQ_ERR_CONFIGURATION, "wanted mean of stored bits a weight; bits are chosen by layer")       \
     X(target_model_size_mb, SIZE, target_model_size_mb, "target_model_size_mb", 0, 1000000000, 0,  \
       0, 0, "", AQ_ERR_CONFIGURATION, "wanted size of the output in MB; 0: none")                  \
     X(overwrite, BOOL, overwrite, "overwrite", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
@@ -11270,6 +11291,7 @@ typedef enum aq_field_kind {
     AQ_KIND_PROFILE,
     AQ_KIND_MODALITY,
     AQ_KIND_INTERPOLATION,
+    AQ_KIND_METHOD,
     AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_FIT,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
@@ -11369,6 +11391,7 @@ static const aq_field aq_field_table[AQ_FIELD_COUNT] = {
 static const char *const aq_profile_names[] = {"edge", "local", "cloud"};
 static const char *const aq_modality_names[] = {"unknown", "text", "code", "image", "audio"};
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
+static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
 static const char *const aq_fit_names[] = {"least_squares", "fast"};
@@ -11379,6 +11402,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_PROFILE && value < 3) return aq_profile_names[value];
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
+    if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
     return NULL;
@@ -11396,6 +11420,11 @@ ARROWQUANT_API const char *aq_profile_name(aq_profile profile) {
 
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality) {
     const char *name = aq_field_value_name(AQ_KIND_MODALITY, (unsigned)modality);
+    return name ? name : "unknown";
+}
+
+ARROWQUANT_API const char *aq_method_name(aq_method method) {
+    const char *name = aq_field_value_name(AQ_KIND_METHOD, (unsigned)method);
     return name ? name : "unknown";
 }
 
@@ -11485,6 +11514,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_PROFILE: return (double)*(const aq_profile *)member;
     case AQ_KIND_MODALITY: return (double)*(const aq_modality *)member;
     case AQ_KIND_INTERPOLATION: return (double)*(const aq_interpolation *)member;
+    case AQ_KIND_METHOD: return (double)*(const aq_method *)member;
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
@@ -11506,6 +11536,7 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_INTERPOLATION:
         *(aq_interpolation *)member = (aq_interpolation)(unsigned)number;
         break;
+    case AQ_KIND_METHOD: *(aq_method *)member = (aq_method)(unsigned)number; break;
     case AQ_KIND_OUTPUT_FORMAT:
         *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;
@@ -14366,10 +14397,10 @@ typedef struct aq_factor {
 
 /* Bytes at most in use while a factor of n columns is made. */
 AQ_LIB uint64_t aq_factor_bytes(uint64_t n);
-/* Checks and factors hessian [n, n], symmetric; on context->num_threads threads. AQ_ERR_QUANTIZATION
- * for NaN, infinity, a negative diagonal, and a matrix that no damping makes positive definite. */
-AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_t n,
-                                aq_factor *out, aq_error *err);
+/* Checks and factors hessian [n, n], symmetric; on so many threads. AQ_ERR_QUANTIZATION for NaN,
+ * infinity, a negative diagonal, and a matrix that no damping makes positive definite. */
+AQ_LIB aq_status aq_factor_make(aq_context *context, uint32_t threads, const float *hessian,
+                                size_t n, aq_factor *out, aq_error *err);
 AQ_LIB void aq_factor_free(aq_factor *factor); /* a zeroed one allowed */
 
 /* The next address that is a multiple of 64: columns of panels must not straddle cache lines. */
@@ -14466,6 +14497,7 @@ typedef struct aq_cholesky {
     float behind;      /* the diagonal behind the last column */
     size_t begin, end; /* the block at work */
     size_t panels;
+    uint32_t threads;
 } aq_cholesky;
 
 static float *aq_lower_panel(const aq_cholesky *work, size_t panel) {
@@ -14630,7 +14662,7 @@ static aq_status aq_cholesky_each(aq_context *context, aq_cholesky *work, aq_tas
     aq_cholesky_step step;
     step.work = work;
     step.task = task;
-    return aq_parallel_for(context, count > 1 ? aq_thread_count(context) : 1, count,
+    return aq_parallel_for(context, count > 1 ? work->threads : 1, count,
                            aq_cholesky_task, &step, err);
 }
 
@@ -14750,8 +14782,8 @@ AQ_SIMD_EXACT static void aq_factor_damp(aq_factor *out, double mean, double dam
     }
 }
 
-AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_t n,
-                                aq_factor *out, aq_error *err) {
+AQ_LIB aq_status aq_factor_make(aq_context *context, uint32_t threads, const float *hessian,
+                                size_t n, aq_factor *out, aq_error *err) {
     aq_cholesky work;
     aq_status status = aq_hessian_check(hessian, n, err);
     bool good = false;
@@ -14773,6 +14805,7 @@ AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_
     if (status == AQ_OK) {
         work.lower = (float *)aq_align_64(memory);
         work.kernels = aq_kernels_of(context);
+        work.threads = threads;
         work.hessian = hessian;
         work.factor = out;
         work.panels = out->padded / AQ_PANEL;
@@ -15379,8 +15412,8 @@ static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq
 
 static aq_status aq_gptq_run_all(aq_context *context, aq_gptq_run *run, const float *hessian,
                                  aq_gptq_result *result, aq_error *err) {
-    aq_status status = aq_factor_make(context, hessian, (size_t)run->layout.cols, &run->factor,
-                                      err);
+    aq_status status = aq_factor_make(context, aq_thread_count(context), hessian,
+                                      (size_t)run->layout.cols, &run->factor, err);
     run->context = context;
     if (status == AQ_OK) {
         status = aq_gptq_open(context, run, result != NULL, err);
@@ -24480,6 +24513,27 @@ AQ_LIB aq_status aq_plan_result(const aq_plan *plan, aq_result *out, aq_error *e
 
 /* ---- end src/model/plan.h ---- */
 
+/* ---- begin src/model/method.h ---- */
+
+/* How the codes of each layer are chosen: the decision, and what a run needs for it. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What the config asks for and no layer can have: AQ_ERR_CONFIGURATION. After the bits are known. */
+AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err);
+/* Sets tensor->method and method_detail by config, spec, modality and statistics. */
+AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/method.h ---- */
+
 /* ---- begin src/model/run.h ---- */
 
 /* A run of a plan: what its threads share while tensors are quantized, copied and written. */
@@ -24535,6 +24589,8 @@ typedef struct aq_run {
     size_t buffer_size, buffer_bytes;
     aq_file input;
     uint32_t input_shard;    /* whose file is open */
+    aq_factor factor;        /* of the second moments in use last */
+    const aq_calibration_layer *factor_of; /* NULL: none */
     aq_shard_writer out;
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
@@ -24553,6 +24609,11 @@ AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix
 AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err);
 AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
                                    aq_error *err);
+/* model/run_gptq.c: run->factor for this tensor, made unless it is there. Moments that are not fit for
+ * it are AQ_ERR_QUANTIZATION; with method auto *usable is false instead. */
+AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
+                               aq_error *err);
+AQ_LIB void aq_run_factor_free(aq_run *run);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* model/run_output.c: "folder/relative" of the input or the output, in the plan's arena */
@@ -25981,7 +26042,7 @@ static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *o
     out->dtype = tensor->dtype;
     out->rank = tensor->rank;
     out->shape = tensor->shape;
-    out->method = "ptq";
+    out->method = aq_method_name(tensor->method);
     out->cosine_similarity = aq_quality_cosine(&tensor->quality);
     out->sqnr_db = aq_quality_sqnr_db(&tensor->quality);
 }
@@ -26152,6 +26213,109 @@ AQ_LIB const aq_container *aq_container_native(void) {
 
 /* ---- end src/model/container_native.c ---- */
 
+/* ---- begin src/model/method.c ---- */
+
+/* Which method chooses the codes of a layer. Asked for by name, a method is used wherever it can be;
+ * `auto` takes what measures best for the statistics that there are:
+ *
+ * - GPTQ where the second moments of the input are known, at 2 and 4 bits; at 8 bits for models of text
+ *   and code alone, whose layers have inputs with outliers. Elsewhere the error of 8 bits is far below
+ *   that of anything else in the layer, and the factor of the moments costs time for nothing.
+ * - Least squares otherwise, each column weighted by its mean square where that is known. At 2 bits it
+ *   beats the two residual steps of R2Q at every group size, so R2Q is only used when asked for. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* Bytes that GPTQ of a layer needs beside the buffers of any method: H and its factor. */
+static uint64_t aq_gptq_layer_bytes(const aq_plan_tensor *tensor) {
+    uint64_t square;
+    if (!aq_mul_u64(tensor->cols, tensor->cols, &square) || square > UINT64_MAX / 16)
+        return UINT64_MAX;
+    return square * sizeof(float) + aq_factor_bytes(tensor->cols);
+}
+
+/* NULL, or why GPTQ cannot be had here. */
+static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *tensor) {
+    uint64_t limit = plan->config.max_memory_limit_mb;
+    if (tensor->spec.code != AQ_CODE_AFFINE && tensor->spec.code != AQ_CODE_SYMMETRIC)
+        return "this code has a search of its own";
+    if (!tensor->statistics) return "no statistics";
+    if (!tensor->statistics->has_hessian) return "no second moments";
+    if (limit && aq_gptq_layer_bytes(tensor) / 1000000 >= limit)
+        return "second moments do not fit max_memory_limit_mb";
+    return NULL;
+}
+
+static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
+    bool weighted = tensor->statistics && tensor->statistics->pooled_sqmean;
+    tensor->method = AQ_METHOD_PTQ;
+    tensor->method_detail = why ? why : weighted ? "columns weighted by their mean squares"
+                                                 : "no statistics";
+}
+
+static void aq_method_auto(const aq_plan *plan, aq_plan_tensor *tensor) {
+    const char *obstacle = aq_gptq_obstacle(plan, tensor);
+    bool language =
+        plan->modality == AQ_MODALITY_TEXT || plan->modality == AQ_MODALITY_CODE;
+    if (obstacle || (tensor->bits == 8 && !language)) {
+        aq_method_ptq(tensor, NULL);
+        return;
+    }
+    tensor->method = AQ_METHOD_GPTQ;
+    tensor->method_detail = tensor->bits == 8 ? "second moments are known, inputs have outliers"
+                                              : "second moments are known";
+}
+
+AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {
+    const char *obstacle;
+    tensor->method_detail = "asked for";
+    switch (plan->config.method) {
+    case AQ_METHOD_AUTO: aq_method_auto(plan, tensor); break;
+    case AQ_METHOD_PTQ: aq_method_ptq(tensor, NULL); break;
+    case AQ_METHOD_R2Q: aq_method_ptq(tensor, tensor->bits == 2 ? NULL : "R2Q has 2 bits"); break;
+    case AQ_METHOD_GPTQ:
+        tensor->method = AQ_METHOD_GPTQ;
+        obstacle = aq_gptq_obstacle(plan, tensor);
+        if (obstacle) aq_method_ptq(tensor, obstacle);
+        break;
+    }
+}
+
+AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
+    const aq_config *config = &plan->config;
+    size_t quantized = 0, served = 0;
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->bits == 16) continue;
+        quantized++;
+        served += tensor->method == config->method;
+        if (config->method != AQ_METHOD_GPTQ || tensor->method == AQ_METHOD_GPTQ) continue;
+        uint64_t bytes = aq_gptq_layer_bytes(tensor);
+        if (config->max_memory_limit_mb && tensor->statistics && tensor->statistics->has_hessian &&
+            bytes / 1000000 >= config->max_memory_limit_mb)
+            return aq_fail_tensor(err, AQ_ERR_OUT_OF_MEMORY, tensor->name, 0,
+                                  "method: gptq of tensor %s needs %llu MB for the second moments of "
+                                  "its %llu columns, max_memory_limit_mb allows %llu; raise it, or "
+                                  "use method: auto", tensor->name,
+                                  (unsigned long long)(bytes / 1000000 + 1),
+                                  (unsigned long long)tensor->cols,
+                                  (unsigned long long)config->max_memory_limit_mb);
+    }
+    if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
+        return AQ_OK;
+    if (config->method == AQ_METHOD_R2Q)
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits, and no layer is to have "
+                       "2; set bit_width or layer_bits, or use method: auto");
+    return aq_fail(err, AQ_ERR_CONFIGURATION, "method: gptq needs the second moments of the layers' "
+                   "inputs, and %s; give them with `calibration`, or use method: auto",
+                   config->calibration_count ? "the calibration files have none for any layer that is "
+                                               "quantized" : "there is no calibration");
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/method.c ---- */
+
 /* ---- begin src/model/container.c ---- */
 
 /* The containers, and how one lays out an output: which file each tensor goes into, in which order,
@@ -26212,6 +26376,7 @@ AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *
     }
     tensor->bits = spec.bits;
     tensor->spec = spec;
+    aq_plan_method(plan, tensor);
     return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
 }
 
@@ -26352,6 +26517,10 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
         return aq_refuse("thermodynamic.validation.enabled", "needs time groups, which this version "
                          "does not build yet", err);
+    if (config->method == AQ_METHOD_R2Q)
+        return aq_refuse("method: r2q", "this version does not have it yet", err);
+    if (config->target_bits == config->target_bits)
+        return aq_refuse("target_bits", "this version does not choose bits by size yet", err);
     if (config->target_model_size_mb)
         return aq_refuse("target_model_size_mb", "this version does not choose bits by size yet; "
                          "use bit_width, group_size and layer_bits", err);
@@ -26475,7 +26644,7 @@ static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t
     out->offset = in->offset;
     out->bytes = in->bytes;
     out->scale = AQ_NO_TENSOR;
-    out->detail = "";
+    out->detail = out->method_detail = "";
     out->output_name = in->name;
     out->output_dtype = in->dtype;
 }
@@ -26547,6 +26716,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK) status = aq_plan_check_methods(plan, err);
     return status == AQ_OK ? aq_plan_lay_out(plan, err) : status;
 }
 
@@ -26690,8 +26860,10 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
     aq_append_format(json, ",\"bits\":%u", tensor->bits);
     if (tensor->bits < 16)
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
-                         "\"fit\":\"%s\"", aq_code_name(tensor->spec.code), tensor->spec.group_size,
-                         aq_param_type_name(tensor->spec.params), aq_fit_name(tensor->spec.fit));
+                         "\"method\":\"%s\",\"method_reason\":\"%s\",\"fit\":\"%s\"",
+                         aq_code_name(tensor->spec.code), tensor->spec.group_size,
+                         aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
+                         tensor->method_detail, aq_fit_name(tensor->spec.fit));
     aq_append_string(json, ",\"reason\":");
     const char *reason = aq_reason_text(tensor->reason);
     aq_append_json_string(json, reason, strlen(reason));
@@ -27082,6 +27254,17 @@ static aq_status aq_journal_first_line(aq_run *run, aq_builder *line, aq_error *
                          (unsigned long long)plan->shards[s].file_bytes,
                          (unsigned long long)aq_path_modified(path));
     }
+    aq_append_string(line, "],\"calibration\":[");
+    for (size_t i = 0; i < plan->config.calibration_count; i++) {
+        const char *path = plan->config.calibration[i];
+        uint64_t bytes = 0;
+        aq_file file = AQ_FILE_CLOSED;
+        status = aq_file_open(&file, path, &bytes, err);
+        (void)aq_file_close(&file, NULL);
+        if (status != AQ_OK) return status;
+        aq_append_format(line, "%s[%llu,%llu]", i ? "," : "", (unsigned long long)bytes,
+                         (unsigned long long)aq_path_modified(path));
+    }
     aq_append_string(line, "]}\n");
     return AQ_OK;
 }
@@ -27091,9 +27274,10 @@ static aq_status aq_journal_first_line(aq_run *run, aq_builder *line, aq_error *
 static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
     const double sums[] = { tensor->quality.dot, tensor->quality.original,
                             tensor->quality.quantized, tensor->quality.error,
-                            tensor->quality.max_error };
-    aq_append_format(line, "[%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
-                     (unsigned)tensor->spec.params,
+                            tensor->quality.max_error, tensor->output_signal,
+                            tensor->output_error };
+    aq_append_format(line, "[%u,%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
+                     (unsigned)tensor->spec.params, (unsigned)tensor->method,
                      (tensor->f32_params ? 1u : 0u) | (tensor->wide_params ? 2u : 0u),
                      (unsigned long long)tensor->output_offset,
                      (unsigned long long)tensor->output_bytes,
@@ -27104,6 +27288,8 @@ static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
     }
     aq_append_string(line, ",");
     aq_append_json_string(line, tensor->detail, strlen(tensor->detail));
+    aq_append_string(line, ",");
+    aq_append_json_string(line, tensor->method_detail, strlen(tensor->method_detail));
     aq_append_string(line, "]");
 }
 
@@ -27178,13 +27364,16 @@ static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t
 static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                                    aq_plan_tensor *tensor) {
     const aq_json_node *node = row->first;
-    uint64_t bits, reason, params, flags;
+    uint64_t bits, reason, params, method, flags;
     aq_plan_tensor read = *tensor;
     double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
-                       &read.quality.error, &read.quality.max_error };
+                       &read.quality.error, &read.quality.max_error, &read.output_signal,
+                       &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
         !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
-        !aq_journal_number(&node, AQ_PARAM_Q8, &params) || !aq_journal_number(&node, 3, &flags) ||
+        !aq_journal_number(&node, AQ_PARAM_Q8, &params) ||
+        !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
+        !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
         !aq_journal_number(&node, UINT64_MAX, &read.quality.count))
@@ -27194,7 +27383,8 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
         node = node->next;
     }
     const char *detail = node ? aq_json_string(node) : NULL;
-    if (!detail || (bits != 16 && tensor->bits == 16)) return false;
+    const char *why = detail && node->next ? aq_json_string(node->next) : NULL;
+    if (!why || (bits != 16 && tensor->bits == 16)) return false;
     if (bits < 16) {
         read.spec.bits = (uint32_t)bits;
         read.spec.params = (aq_param_type)params;
@@ -27203,8 +27393,10 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
     read.reason = (aq_reason)reason;
     read.f32_params = (flags & 1) != 0;
     read.wide_params = (flags & 2) != 0;
+    read.method = (aq_method)method;
     read.detail = aq_arena_string(arena, detail);
-    if (!read.detail) return false;
+    read.method_detail = aq_arena_string(arena, why);
+    if (!read.detail || !read.method_detail) return false;
     *tensor = read;
     return true;
 }
@@ -27522,14 +27714,16 @@ AQ_LIB aq_status aq_config_json_remove(aq_arena *arena, const char *text, size_t
 AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
                                 uint32_t *workers, aq_error *err) {
     uint64_t rounded = (size + 63) & ~(uint64_t)63;
-    uint64_t count = run->memory_limit / (rounded ? rounded : 1);
+    uint64_t held = run->hard_limit && run->factor_of ? run->factor.memory_bytes : 0;
+    uint64_t limit = run->memory_limit > held ? run->memory_limit - held : 0;
+    uint64_t count = limit / (rounded ? rounded : 1);
     if (count > run->threads) count = run->threads;
     if (!count && run->hard_limit)
         return aq_fail_tensor(err, AQ_ERR_OUT_OF_MEMORY, tensor->name, 0,
                               "%s: its rows are so long that one worker needs %llu MB; "
                               "max_memory_limit_mb allows %llu", tensor->name,
                               (unsigned long long)(rounded / 1000000 + 1),
-                              (unsigned long long)(run->memory_limit / 1000000));
+                              (unsigned long long)(limit / 1000000));
     if (!count) count = 1;
     *workers = (uint32_t)count;
     if (rounded > SIZE_MAX / count) return aq_fail_memory(err, SIZE_MAX);
@@ -27745,6 +27939,57 @@ AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq
 
 /* ---- end src/model/run_copy.c ---- */
 
+/* ---- begin src/model/run_gptq.c ---- */
+
+/* What GPTQ needs of a run: the second moments of a layer's input, factored. Layers with the same input
+ * (to_q and to_v) often follow each other, so the last factor is kept. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+AQ_LIB void aq_run_factor_free(aq_run *run) {
+    if (run->factor_of) aq_factor_free(&run->factor);
+    run->factor_of = NULL;
+}
+
+/* The message of quant/ knows no names. */
+static aq_status aq_factor_named(const aq_plan_tensor *tensor, const aq_error *failure,
+                                 aq_error *err) {
+    return aq_fail_tensor(err, failure->status, tensor->name, failure->offset,
+                          "tensor %s, calibration of layer %s: %s", tensor->name,
+                          tensor->statistics->name, failure->message);
+}
+
+AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
+                               aq_error *err) {
+    const aq_calibration_layer *layer = tensor->statistics;
+    const aq_plan *plan = run->plan;
+    size_t n = (size_t)tensor->cols, bytes;
+    aq_error failure;
+    *usable = true;
+    if (run->factor_of && run->factor_of->owner == layer->owner) return AQ_OK;
+    aq_run_factor_free(run);
+    if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
+        return aq_fail_memory(err, SIZE_MAX);
+    float *hessian = (float *)aq_alloc(run->context, bytes);
+    if (!hessian) return aq_fail_memory(err, bytes);
+    memset(&failure, 0, sizeof(failure));
+    aq_status status =
+        aq_calibration_hessian(run->context, plan->state->calibration, layer, hessian, err);
+    if (status == AQ_OK) {
+        status = aq_factor_make(run->context, run->threads, hessian, n, &run->factor, &failure);
+        if (status == AQ_OK) run->factor_of = layer;
+        else if (status == AQ_ERR_QUANTIZATION && plan->config.method == AQ_METHOD_AUTO)
+            *usable = false;
+    }
+    aq_free(run->context, hessian, bytes);
+    if (status == AQ_OK || !*usable) return AQ_OK;
+    return failure.status ? aq_factor_named(tensor, &failure, err) : status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/run_gptq.c ---- */
+
 /* ---- begin src/model/run_tensor.c ---- */
 
 /* One tensor of a run: read in chunks, quantized on all cores, written where it belongs, measured
@@ -27776,6 +28021,10 @@ typedef struct aq_tensor_job {
     unsigned char *side[AQ_PARTS_MAX];      /* CLOSED parts: what their rows leave */
     uint32_t (*crcs)[AQ_PARTS_MAX];         /* a chunk each */
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
+    const float *column_weights;            /* NULL: all columns alike */
+    const aq_factor *factor;                /* NULL: not by GPTQ */
+    size_t space_offset;                    /* GPTQ's work space in a worker's buffer */
+    double *energies;                       /* GPTQ: [2][rows], signal and error of the output */
 } aq_tensor_job;
 
 /* ---- quantizing */
@@ -27796,30 +28045,79 @@ static aq_status aq_outcome_status(const aq_tensor_job *job, const aq_block_outc
     return outcome->needs_f32 || outcome->needs_wide ? AQ_TRY_WIDER : AQ_OK;
 }
 
-/* One block of rows, already read, into the worker's buffers. */
-static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
-                                  uint64_t row, uint64_t rows, aq_error *err) {
-    const aq_context *context = job->run->context;
+/* Rows that have been read, and where what becomes of them goes. */
+typedef struct aq_row_view {
+    const unsigned char *in;
+    aq_dtype dtype;
+    unsigned char *codes, *params, *extra;
+} aq_row_view;
+
+/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled. */
+static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
+                                uint64_t chunk_row, uint64_t row, uint64_t rows) {
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
-    const unsigned char *in =
-        buffer + (size_t)(skip * cols * aq_dtype_size(job->tensor->dtype));
-    unsigned char *codes = buffer + job->in_bytes + job->f32_bytes;
-    unsigned char *params = codes + job->code_bytes, *extra = params + job->param_bytes;
-    aq_dtype dtype = job->tensor->dtype;
+    aq_row_view view;
+    view.dtype = job->tensor->dtype;
+    view.in = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
+    view.codes = buffer + job->in_bytes + job->f32_bytes;
+    view.params = view.codes + job->code_bytes + (size_t)(skip * job->layout.row_param_bytes);
+    view.extra = view.codes + job->code_bytes + job->param_bytes +
+                 (size_t)(skip * job->layout.row_extra_bytes);
+    view.codes += (size_t)(skip * job->layout.row_code_bytes);
     if (job->scale.values) {
         float *wide = (float *)(void *)(buffer + job->in_bytes);
-        aq_to_f32(context, dtype, in, wide, (size_t)(rows * cols));
+        aq_to_f32(job->run->context, view.dtype, view.in, wide, (size_t)(rows * cols));
         aq_fp8_apply(&job->scale, wide, row, rows, cols);
-        in = (const unsigned char *)wide;
-        dtype = AQ_DTYPE_F32;
+        view.in = (const unsigned char *)wide;
+        view.dtype = AQ_DTYPE_F32;
     }
+    return view;
+}
+
+/* One block of rows, already read, into the worker's buffers. */
+static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
+                             uint64_t row, uint64_t rows, aq_error *err) {
+    aq_row_view view = aq_view_rows(job, buffer, chunk_row, row, rows);
     aq_block_outcome *outcome = &job->outcomes[row / job->block_rows];
     memset(outcome, 0, sizeof(*outcome));
-    aq_quantize_block(context, &job->spec, in, dtype, rows, cols, NULL,
-                      codes + (size_t)(skip * job->layout.row_code_bytes),
-                      params + (size_t)(skip * job->layout.row_param_bytes),
-                      extra + (size_t)(skip * job->layout.row_extra_bytes), outcome);
+    aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows, job->tensor->cols,
+                      job->column_weights, view.codes, view.params, view.extra, outcome);
     return aq_outcome_status(job, outcome, row, err);
+}
+
+/* Adds the quality of rows to that of the blocks they are in. */
+static void aq_measure_rows(aq_tensor_job *job, const aq_row_view *view, uint64_t row,
+                            uint64_t rows) {
+    const aq_quant_layout *layout = &job->layout;
+    uint64_t done, count;
+    for (done = 0; done < rows; done += count) {
+        uint64_t at = row + done, left = job->block_rows - at % job->block_rows;
+        aq_block_outcome *outcome = &job->outcomes[at / job->block_rows];
+        count = rows - done < left ? rows - done : left;
+        if (at % job->block_rows == 0) memset(outcome, 0, sizeof(*outcome));
+        aq_measure_block(job->run->context, &job->spec,
+                         view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
+                         view->dtype, count, layout->cols,
+                         view->codes + (size_t)(done * layout->row_code_bytes),
+                         view->params + (size_t)(done * layout->row_param_bytes),
+                         view->extra + (size_t)(done * layout->row_extra_bytes),
+                         &outcome->quality);
+    }
+}
+
+/* As aq_run_rows, by GPTQ: some panels of rows, which do not care for blocks. */
+static aq_status aq_run_gptq(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
+                             uint64_t row, uint64_t rows, aq_error *err) {
+    aq_row_view view = aq_view_rows(job, buffer, chunk_row, row, rows);
+    aq_block_outcome outcome;
+    aq_output_sums sums;
+    sums.signal = job->energies + (size_t)row;
+    sums.error = job->energies + (size_t)(job->tensor->rows + row);
+    aq_gptq_block(job->run->context, job->factor, &job->spec, view.in, view.dtype, rows,
+                  view.codes, view.params, view.extra, buffer + job->space_offset, &outcome, &sums);
+    aq_status status = aq_outcome_status(job, &outcome, row, err);
+    if (status == AQ_OK) aq_measure_rows(job, &view, row, rows);
+    return status;
 }
 
 /* The bytes of a chunk's rows in one part, made if need be; NULL when they stay in memory. */
@@ -27895,9 +28193,11 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
     if (status != AQ_OK) return status;
     aq_little_endian(buffer, (size_t)(rows * job->tensor->cols),
                      aq_dtype_size(job->tensor->dtype));
-    for (uint64_t r = 0; r < rows; r += job->block_rows) {
-        uint64_t count = rows - r < job->block_rows ? rows - r : job->block_rows;
-        status = aq_run_rows(job, buffer, first, first + r, count, err);
+    uint64_t step = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
+    for (uint64_t r = 0; r < rows; r += step) {
+        uint64_t count = rows - r < step ? rows - r : step;
+        status = (job->factor ? aq_run_gptq : aq_run_rows)(job, buffer, first, first + r, count,
+                                                           err);
         if (status != AQ_OK) return status;
     }
     status = aq_write_rows(job, index, buffer, first, rows, err);
@@ -27957,13 +28257,18 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
     uint64_t rows = job->chunk_rows;
     job->in_bytes = aq_aligned(rows * row_bytes);
-    job->f32_bytes = job->scale.values ? aq_aligned(job->block_rows * tensor->cols * 4) : 0;
+    uint64_t wide_rows = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
+    if (wide_rows > rows) wide_rows = rows;
+    job->f32_bytes = job->scale.values ? aq_aligned(wide_rows * tensor->cols * 4) : 0;
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
-    return aq_run_buffers(job->run, tensor, (uint64_t)job->in_bytes + job->f32_bytes +
-                          job->code_bytes + job->param_bytes + job->extra_bytes + made_bytes,
-                          workers, err);
+    uint64_t bytes = (uint64_t)job->in_bytes + job->f32_bytes + job->code_bytes +
+                     job->param_bytes + job->extra_bytes + made_bytes;
+    job->space_offset = (size_t)bytes;
+    if (job->factor)
+        bytes += aq_gptq_bytes(&job->spec, job->factor, rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
+    return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
 /* Whether other parameter types can hold what this one cannot. */
@@ -27993,6 +28298,36 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
     for (size_t i = 0; status == AQ_OK && i < job->block_count; i++)
         aq_quality_add(quality, &job->outcomes[i].quality);
     return status;
+}
+
+/* Weights or feedback for tensor->method; without a usable factor `auto` has another method. */
+static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error *err) {
+    aq_run *run = job->run;
+    size_t bytes = (size_t)tensor->rows * 2 * sizeof(double);
+    bool usable = true;
+    job->factor = NULL;
+    job->column_weights = tensor->statistics ? tensor->statistics->pooled_sqmean : NULL;
+    tensor->output_signal = tensor->output_error = 0.0;
+    if (tensor->method != AQ_METHOD_GPTQ) return AQ_OK;
+    aq_status status = aq_run_factor(run, tensor, &usable, err);
+    if (status != AQ_OK) return status;
+    if (!usable) {
+        tensor->method = AQ_METHOD_PTQ;
+        tensor->method_detail = "second moments are not positive definite";
+        return AQ_OK;
+    }
+    job->factor = &run->factor;
+    if (!job->energies) job->energies = (double *)aq_alloc(run->context, bytes);
+    return job->energies ? AQ_OK : aq_fail_memory(err, bytes);
+}
+
+/* Rows in order, so that the sums are the same however they were shared out. */
+static void aq_job_output_error(const aq_tensor_job *job, aq_plan_tensor *tensor) {
+    size_t rows = (size_t)tensor->rows;
+    for (size_t i = 0; job->factor && i < rows; i++) {
+        tensor->output_signal += job->energies[i];
+        tensor->output_error += job->energies[rows + i];
+    }
 }
 
 /* "" when the quality passes the config's gates, else which gate it misses */
@@ -28075,13 +28410,15 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
         aq_quality quality;
         job->spec = tensor->spec;
         aq_param_type asked = job->spec.params;
-        aq_status status = aq_job_attempt(job, &quality, err);
+        aq_status status = aq_job_method(job, tensor, err);
+        if (status == AQ_OK) status = aq_job_attempt(job, &quality, err);
         if (status == AQ_TRY_WIDER) return aq_job_give_up(run, tensor, err);
         if (status != AQ_OK) return status;
         const char *gate = aq_missed_gate(config, &quality);
         if (!*gate) {
             tensor->spec = job->spec;
             tensor->quality = quality;
+            aq_job_output_error(job, tensor);
             tensor->wide_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F16;
             tensor->f32_params = job->spec.params == AQ_PARAM_F32;
             tensor->output_bytes = 0;
@@ -28156,6 +28493,8 @@ static aq_status aq_quantize_tensor(aq_run *run, aq_plan_tensor *tensor, aq_erro
     aq_job_free_sides(&job);
     if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
         status = aq_convert_tensor(run, tensor, &job.scale, err);
+    if (job.energies)
+        aq_free(run->context, job.energies, (size_t)tensor->rows * 2 * sizeof(double));
     aq_free(run->context, job.crcs, crc_bytes);
     aq_free(run->context, job.outcomes, outcome_bytes);
     aq_free(run->context, scales, scale_count * sizeof(float));
@@ -28462,6 +28801,7 @@ static aq_status aq_run_output_again(aq_run *run, size_t output, aq_error *err) 
 
 static void aq_run_free(aq_run *run) {
     aq_free(run->context, run->buffer, run->buffer_bytes);
+    aq_run_factor_free(run);
     aq_builder_free(&run->journal);
     aq_free(run->context, run->out.stored, run->out.stored_capacity * sizeof(aq_stored));
 }
@@ -28713,6 +29053,12 @@ static void aq_fill_result(const aq_plan *plan, const aq_totals *totals, aq_resu
     out->layers_raised = totals->raised;
 }
 
+/* NaN where it was not measured. */
+static double aq_relative_output_error(const aq_plan_tensor *tensor) {
+    if (tensor->bits == 16 || !(tensor->output_signal > 0.0)) return (double)NAN;
+    return tensor->output_error / tensor->output_signal;
+}
+
 static void aq_fill_layer(const aq_plan_tensor *tensor, aq_layer_result *out) {
     bool kept = tensor->bits == 16;
     out->bits = tensor->bits;
@@ -28722,6 +29068,9 @@ static void aq_fill_layer(const aq_plan_tensor *tensor, aq_layer_result *out) {
     out->cosine_similarity = kept ? (double)NAN : aq_quality_cosine(&tensor->quality);
     out->sqnr_db = kept ? (double)NAN : aq_quality_sqnr_db(&tensor->quality);
     out->max_error = kept ? (double)NAN : tensor->quality.max_error;
+    out->method = kept ? AQ_METHOD_AUTO : tensor->method;
+    out->method_detail = kept ? "" : tensor->method_detail;
+    out->output_error = aq_relative_output_error(tensor);
 }
 
 /* The arena of a result lives in itself. */
@@ -28814,6 +29163,11 @@ static void aq_append_layer(aq_builder *json, const aq_layer_result *layer) {
     aq_append_member(json, "cosine_similarity", layer->cosine_similarity);
     aq_append_member(json, "sqnr_db", layer->sqnr_db);
     aq_append_member(json, "max_error", layer->max_error);
+    if (layer->bits < 16) {
+        aq_append_text_member(json, "method", aq_method_name(layer->method));
+        aq_append_text_member(json, "method_reason", layer->method_detail);
+        aq_append_member(json, "output_error", layer->output_error);
+    }
     aq_append_format(json, ",\"weights\":%llu,\"output_bytes\":%llu}",
                      (unsigned long long)layer->weights, (unsigned long long)layer->output_bytes);
 }
@@ -28865,9 +29219,11 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
     if (tensor->bits < 16) {
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
-                         "\"method\":\"ptq\",\"fit\":\"%s\"", aq_code_name(tensor->spec.code),
-                         tensor->spec.group_size, aq_param_type_name(tensor->spec.params),
-                         aq_fit_name(tensor->spec.fit));
+                         "\"method\":\"%s\",\"method_reason\":\"%s\",\"fit\":\"%s\"",
+                         aq_code_name(tensor->spec.code), tensor->spec.group_size,
+                         aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
+                         tensor->method_detail, aq_fit_name(tensor->spec.fit));
+        aq_append_member(json, "output_error", aq_relative_output_error(tensor));
         aq_append_member(json, "cosine_similarity", aq_quality_cosine(&tensor->quality));
         aq_append_member(json, "sqnr_db", aq_quality_sqnr_db(&tensor->quality));
         aq_append_member(json, "max_error", tensor->quality.max_error);

@@ -76,6 +76,8 @@ static const flag FLAGS[] = {
       "weights that share a scale: 32, 64, 128 or 256" },
     { "--format", "NAME", CONFIGURED, FLAG_FIELD, "format", NULL,
       "native (the default), gguf, compressed-tensors or arrow" },
+    { "--method", "NAME", CONFIGURED, FLAG_FIELD, "method", NULL,
+      "auto (the default), ptq or gptq: how codes are chosen" },
     { "--symmetric", NULL, CONFIGURED, FLAG_FIELD, "symmetric", "true",
       "a scale and no minimum for each group" },
     { "--fast", NULL, CONFIGURED, FLAG_FIELD, "fit", "fast",

@@ -373,6 +373,14 @@ typedef enum aq_modality {
     AQ_MODALITY_AUDIO
 } aq_modality;
 
+/* How the codes of a layer are chosen. Whatever it is, a reader sees codes and parameters. */
+typedef enum aq_method {
+    AQ_METHOD_AUTO, /* in a config: by bits, modality and what statistics there are */
+    AQ_METHOD_PTQ,  /* least squares; each column weighted by its mean square, if that is known */
+    AQ_METHOD_R2Q,  /* 2 bits: two 1-bit residual steps, w ≈ ±a ± b */
+    AQ_METHOD_GPTQ  /* feedback of rounding errors by second moments, see aq_quantize_gptq */
+} aq_method;
+
 typedef enum aq_interpolation {
     AQ_INTERPOLATION_LINEAR,
     AQ_INTERPOLATION_CUBIC,
@@ -417,6 +425,8 @@ typedef struct aq_config {
     bool resume; /* take up what an interrupted run to the same output had finished */
     aq_modality modality;
     aq_output_format output_format; /* YAML: format */
+    aq_method method;
+    double target_bits;            /* mean stored bits a weight, see aq_plan_create; NaN: none */
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
 
@@ -453,6 +463,7 @@ ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out,
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
 ARROWQUANT_API const char *aq_fit_name(aq_fit fit);                /* "least_squares", "fast" */
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
+ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", "r2q", "gptq" */
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
@@ -782,7 +793,10 @@ typedef struct aq_plan_tensor {
     const char *output_name;    /* in the output file: its own, unless the format has other names */
     aq_dtype output_dtype;      /* of a kept tensor in the output: its own, unless the format says */
     uint64_t output_offset, output_bytes; /* in the output file's data, predicted before the run */
+    aq_method method;           /* when bits < 16; never AUTO */
+    const char *method_detail;  /* why this method */
     aq_quality quality;         /* after the run, when bits < 16 */
+    double output_signal, output_error; /* after the run, by GPTQ: as in aq_gptq_result; else 0 */
     bool f32_params, wide_params; /* after the run: the parameters were stored wider than asked */
 } aq_plan_tensor;
 
@@ -826,6 +840,9 @@ typedef struct aq_layer_result {
     aq_reason reason;
     const char *detail; /* rule, pattern or missed gate, or "" */
     double cosine_similarity, sqnr_db, max_error; /* NaN when kept; SQNR may be infinite */
+    aq_method method;          /* AUTO when kept */
+    const char *method_detail; /* why this method, or "" */
+    double output_error;       /* ‖(W − Ŵ)X‖²/‖WX‖² on the calibration's inputs; NaN: not measured */
     uint64_t weights, output_bytes;
 } aq_layer_result;
 

@@ -14,6 +14,7 @@ static const aq_field aq_field_table[AQ_FIELD_COUNT] = {
 static const char *const aq_profile_names[] = {"edge", "local", "cloud"};
 static const char *const aq_modality_names[] = {"unknown", "text", "code", "image", "audio"};
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
+static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
 static const char *const aq_fit_names[] = {"least_squares", "fast"};
@@ -24,6 +25,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_PROFILE && value < 3) return aq_profile_names[value];
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
+    if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
     return NULL;
@@ -41,6 +43,11 @@ ARROWQUANT_API const char *aq_profile_name(aq_profile profile) {
 
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality) {
     const char *name = aq_field_value_name(AQ_KIND_MODALITY, (unsigned)modality);
+    return name ? name : "unknown";
+}
+
+ARROWQUANT_API const char *aq_method_name(aq_method method) {
+    const char *name = aq_field_value_name(AQ_KIND_METHOD, (unsigned)method);
     return name ? name : "unknown";
 }
 
@@ -130,6 +137,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_PROFILE: return (double)*(const aq_profile *)member;
     case AQ_KIND_MODALITY: return (double)*(const aq_modality *)member;
     case AQ_KIND_INTERPOLATION: return (double)*(const aq_interpolation *)member;
+    case AQ_KIND_METHOD: return (double)*(const aq_method *)member;
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
@@ -151,6 +159,7 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_INTERPOLATION:
         *(aq_interpolation *)member = (aq_interpolation)(unsigned)number;
         break;
+    case AQ_KIND_METHOD: *(aq_method *)member = (aq_method)(unsigned)number; break;
     case AQ_KIND_OUTPUT_FORMAT:
         *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;

@@ -34,6 +34,8 @@
       "how scales are found: a search for the least error, or fast from each group's range")         \
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
+    X(method, METHOD, method, "method", 0, 3, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
+      AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by bits, modality and statistics")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \
@@ -77,6 +79,8 @@
       "smaller blocks in memory; the same bytes out")                                              \
     X(max_memory_limit_mb, SIZE, max_memory_limit_mb, "max_memory_limit_mb", 0, 1000000000, 0, 0,  \
       0, "ARROW_QUANT_MAX_MEMORY_MB", AQ_ERR_CONFIGURATION, "most memory in MB; 0: no limit")      \
+    X(target_bits, FLOAT_OR_NONE, target_bits, "target_bits", 0, 16, NAN, NAN, NAN, "",            \
+      AQ_ERR_CONFIGURATION, "wanted mean of stored bits a weight; bits are chosen by layer")       \
     X(target_model_size_mb, SIZE, target_model_size_mb, "target_model_size_mb", 0, 1000000000, 0,  \
       0, 0, "", AQ_ERR_CONFIGURATION, "wanted size of the output in MB; 0: none")                  \
     X(overwrite, BOOL, overwrite, "overwrite", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
@@ -124,6 +128,7 @@ typedef enum aq_field_kind {
     AQ_KIND_PROFILE,
     AQ_KIND_MODALITY,
     AQ_KIND_INTERPOLATION,
+    AQ_KIND_METHOD,
     AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_FIT,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */

@@ -2,6 +2,7 @@
  * where it lies and how large it becomes. */
 #include "../quant/quant.h"
 #include "config_json.h"
+#include "method.h"
 #include "run.h"
 
 #ifndef ARROWQUANT_NO_STDIO
@@ -59,6 +60,7 @@ AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *
     }
     tensor->bits = spec.bits;
     tensor->spec = spec;
+    aq_plan_method(plan, tensor);
     return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
 }
 

@@ -78,7 +78,7 @@ static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *o
     out->dtype = tensor->dtype;
     out->rank = tensor->rank;
     out->shape = tensor->shape;
-    out->method = "ptq";
+    out->method = aq_method_name(tensor->method);
     out->cosine_similarity = aq_quality_cosine(&tensor->quality);
     out->sqnr_db = aq_quality_sqnr_db(&tensor->quality);
 }

@@ -106,6 +106,7 @@ static aq_status aq_run_output_again(aq_run *run, size_t output, aq_error *err) 
 
 static void aq_run_free(aq_run *run) {
     aq_free(run->context, run->buffer, run->buffer_bytes);
+    aq_run_factor_free(run);
     aq_builder_free(&run->journal);
     aq_free(run->context, run->out.stored, run->out.stored_capacity * sizeof(aq_stored));
 }

@@ -49,6 +49,17 @@ static aq_status aq_journal_first_line(aq_run *run, aq_builder *line, aq_error *
                          (unsigned long long)plan->shards[s].file_bytes,
                          (unsigned long long)aq_path_modified(path));
     }
+    aq_append_string(line, "],\"calibration\":[");
+    for (size_t i = 0; i < plan->config.calibration_count; i++) {
+        const char *path = plan->config.calibration[i];
+        uint64_t bytes = 0;
+        aq_file file = AQ_FILE_CLOSED;
+        status = aq_file_open(&file, path, &bytes, err);
+        (void)aq_file_close(&file, NULL);
+        if (status != AQ_OK) return status;
+        aq_append_format(line, "%s[%llu,%llu]", i ? "," : "", (unsigned long long)bytes,
+                         (unsigned long long)aq_path_modified(path));
+    }
     aq_append_string(line, "]}\n");
     return AQ_OK;
 }
@@ -58,9 +69,10 @@ static aq_status aq_journal_first_line(aq_run *run, aq_builder *line, aq_error *
 static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
     const double sums[] = { tensor->quality.dot, tensor->quality.original,
                             tensor->quality.quantized, tensor->quality.error,
-                            tensor->quality.max_error };
-    aq_append_format(line, "[%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
-                     (unsigned)tensor->spec.params,
+                            tensor->quality.max_error, tensor->output_signal,
+                            tensor->output_error };
+    aq_append_format(line, "[%u,%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
+                     (unsigned)tensor->spec.params, (unsigned)tensor->method,
                      (tensor->f32_params ? 1u : 0u) | (tensor->wide_params ? 2u : 0u),
                      (unsigned long long)tensor->output_offset,
                      (unsigned long long)tensor->output_bytes,
@@ -71,6 +83,8 @@ static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
     }
     aq_append_string(line, ",");
     aq_append_json_string(line, tensor->detail, strlen(tensor->detail));
+    aq_append_string(line, ",");
+    aq_append_json_string(line, tensor->method_detail, strlen(tensor->method_detail));
     aq_append_string(line, "]");
 }
 
@@ -145,13 +159,16 @@ static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t
 static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                                    aq_plan_tensor *tensor) {
     const aq_json_node *node = row->first;
-    uint64_t bits, reason, params, flags;
+    uint64_t bits, reason, params, method, flags;
     aq_plan_tensor read = *tensor;
     double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
-                       &read.quality.error, &read.quality.max_error };
+                       &read.quality.error, &read.quality.max_error, &read.output_signal,
+                       &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
         !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
-        !aq_journal_number(&node, AQ_PARAM_Q8, &params) || !aq_journal_number(&node, 3, &flags) ||
+        !aq_journal_number(&node, AQ_PARAM_Q8, &params) ||
+        !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
+        !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
         !aq_journal_number(&node, UINT64_MAX, &read.quality.count))
@@ -161,7 +178,8 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
         node = node->next;
     }
     const char *detail = node ? aq_json_string(node) : NULL;
-    if (!detail || (bits != 16 && tensor->bits == 16)) return false;
+    const char *why = detail && node->next ? aq_json_string(node->next) : NULL;
+    if (!why || (bits != 16 && tensor->bits == 16)) return false;
     if (bits < 16) {
         read.spec.bits = (uint32_t)bits;
         read.spec.params = (aq_param_type)params;
@@ -170,8 +188,10 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
     read.reason = (aq_reason)reason;
     read.f32_params = (flags & 1) != 0;
     read.wide_params = (flags & 2) != 0;
+    read.method = (aq_method)method;
     read.detail = aq_arena_string(arena, detail);
-    if (!read.detail) return false;
+    read.method_detail = aq_arena_string(arena, why);
+    if (!read.detail || !read.method_detail) return false;
     *tensor = read;
     return true;
 }

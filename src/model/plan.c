@@ -3,6 +3,7 @@
 
 #include "../config/fields.h"
 #include "../quant/quant.h"
+#include "method.h"
 #include "policy.h"
 
 #ifndef ARROWQUANT_NO_STDIO
@@ -66,7 +67,7 @@ static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t
     out->offset = in->offset;
     out->bytes = in->bytes;
     out->scale = AQ_NO_TENSOR;
-    out->detail = "";
+    out->detail = out->method_detail = "";
     out->output_name = in->name;
     out->output_dtype = in->dtype;
 }
@@ -138,6 +139,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK) status = aq_plan_check_methods(plan, err);
     return status == AQ_OK ? aq_plan_lay_out(plan, err) : status;
 }
 
@@ -281,8 +283,10 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
     aq_append_format(json, ",\"bits\":%u", tensor->bits);
     if (tensor->bits < 16)
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
-                         "\"fit\":\"%s\"", aq_code_name(tensor->spec.code), tensor->spec.group_size,
-                         aq_param_type_name(tensor->spec.params), aq_fit_name(tensor->spec.fit));
+                         "\"method\":\"%s\",\"method_reason\":\"%s\",\"fit\":\"%s\"",
+                         aq_code_name(tensor->spec.code), tensor->spec.group_size,
+                         aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
+                         tensor->method_detail, aq_fit_name(tensor->spec.fit));
     aq_append_string(json, ",\"reason\":");
     const char *reason = aq_reason_text(tensor->reason);
     aq_append_json_string(json, reason, strlen(reason));

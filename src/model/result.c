@@ -84,6 +84,12 @@ static void aq_fill_result(const aq_plan *plan, const aq_totals *totals, aq_resu
     out->layers_raised = totals->raised;
 }
 
+/* NaN where it was not measured. */
+static double aq_relative_output_error(const aq_plan_tensor *tensor) {
+    if (tensor->bits == 16 || !(tensor->output_signal > 0.0)) return (double)NAN;
+    return tensor->output_error / tensor->output_signal;
+}
+
 static void aq_fill_layer(const aq_plan_tensor *tensor, aq_layer_result *out) {
     bool kept = tensor->bits == 16;
     out->bits = tensor->bits;
@@ -93,6 +99,9 @@ static void aq_fill_layer(const aq_plan_tensor *tensor, aq_layer_result *out) {
     out->cosine_similarity = kept ? (double)NAN : aq_quality_cosine(&tensor->quality);
     out->sqnr_db = kept ? (double)NAN : aq_quality_sqnr_db(&tensor->quality);
     out->max_error = kept ? (double)NAN : tensor->quality.max_error;
+    out->method = kept ? AQ_METHOD_AUTO : tensor->method;
+    out->method_detail = kept ? "" : tensor->method_detail;
+    out->output_error = aq_relative_output_error(tensor);
 }
 
 /* The arena of a result lives in itself. */
@@ -185,6 +194,11 @@ static void aq_append_layer(aq_builder *json, const aq_layer_result *layer) {
     aq_append_member(json, "cosine_similarity", layer->cosine_similarity);
     aq_append_member(json, "sqnr_db", layer->sqnr_db);
     aq_append_member(json, "max_error", layer->max_error);
+    if (layer->bits < 16) {
+        aq_append_text_member(json, "method", aq_method_name(layer->method));
+        aq_append_text_member(json, "method_reason", layer->method_detail);
+        aq_append_member(json, "output_error", layer->output_error);
+    }
     aq_append_format(json, ",\"weights\":%llu,\"output_bytes\":%llu}",
                      (unsigned long long)layer->weights, (unsigned long long)layer->output_bytes);
 }
@@ -236,9 +250,11 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
     if (tensor->bits < 16) {
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
-                         "\"method\":\"ptq\",\"fit\":\"%s\"", aq_code_name(tensor->spec.code),
-                         tensor->spec.group_size, aq_param_type_name(tensor->spec.params),
-                         aq_fit_name(tensor->spec.fit));
+                         "\"method\":\"%s\",\"method_reason\":\"%s\",\"fit\":\"%s\"",
+                         aq_code_name(tensor->spec.code), tensor->spec.group_size,
+                         aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
+                         tensor->method_detail, aq_fit_name(tensor->spec.fit));
+        aq_append_member(json, "output_error", aq_relative_output_error(tensor));
         aq_append_member(json, "cosine_similarity", aq_quality_cosine(&tensor->quality));
         aq_append_member(json, "sqnr_db", aq_quality_sqnr_db(&tensor->quality));
         aq_append_member(json, "max_error", tensor->quality.max_error);

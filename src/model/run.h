@@ -5,7 +5,8 @@
 #include "../base/crc32.h"
 #include "../base/text.h"
 #include "../base/thread.h"
-#include "../quant/quant.h"
+#include "../quant/gptq.h"
+#include "../quant/linear.h"
 #include "plan.h"
 
 #ifndef ARROWQUANT_NO_STDIO
@@ -59,6 +60,8 @@ typedef struct aq_run {
     size_t buffer_size, buffer_bytes;
     aq_file input;
     uint32_t input_shard;    /* whose file is open */
+    aq_factor factor;        /* of the second moments in use last */
+    const aq_calibration_layer *factor_of; /* NULL: none */
     aq_shard_writer out;
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
@@ -77,6 +80,11 @@ AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix
 AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err);
 AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
                                    aq_error *err);
+/* model/run_gptq.c: run->factor for this tensor, made unless it is there. Moments that are not fit for
+ * it are AQ_ERR_QUANTIZATION; with method auto *usable is false instead. */
+AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
+                               aq_error *err);
+AQ_LIB void aq_run_factor_free(aq_run *run);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* model/run_output.c: "folder/relative" of the input or the output, in the plan's arena */

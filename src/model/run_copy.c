@@ -15,14 +15,16 @@
 AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
                                 uint32_t *workers, aq_error *err) {
     uint64_t rounded = (size + 63) & ~(uint64_t)63;
-    uint64_t count = run->memory_limit / (rounded ? rounded : 1);
+    uint64_t held = run->hard_limit && run->factor_of ? run->factor.memory_bytes : 0;
+    uint64_t limit = run->memory_limit > held ? run->memory_limit - held : 0;
+    uint64_t count = limit / (rounded ? rounded : 1);
     if (count > run->threads) count = run->threads;
     if (!count && run->hard_limit)
         return aq_fail_tensor(err, AQ_ERR_OUT_OF_MEMORY, tensor->name, 0,
                               "%s: its rows are so long that one worker needs %llu MB; "
                               "max_memory_limit_mb allows %llu", tensor->name,
                               (unsigned long long)(rounded / 1000000 + 1),
-                              (unsigned long long)(run->memory_limit / 1000000));
+                              (unsigned long long)(limit / 1000000));
     if (!count) count = 1;
     *workers = (uint32_t)count;
     if (rounded > SIZE_MAX / count) return aq_fail_memory(err, SIZE_MAX);

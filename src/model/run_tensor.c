@@ -30,6 +30,10 @@ typedef struct aq_tensor_job {
     unsigned char *side[AQ_PARTS_MAX];      /* CLOSED parts: what their rows leave */
     uint32_t (*crcs)[AQ_PARTS_MAX];         /* a chunk each */
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
+    const float *column_weights;            /* NULL: all columns alike */
+    const aq_factor *factor;                /* NULL: not by GPTQ */
+    size_t space_offset;                    /* GPTQ's work space in a worker's buffer */
+    double *energies;                       /* GPTQ: [2][rows], signal and error of the output */
 } aq_tensor_job;
 
 /* ---- quantizing */
@@ -50,30 +54,79 @@ static aq_status aq_outcome_status(const aq_tensor_job *job, const aq_block_outc
     return outcome->needs_f32 || outcome->needs_wide ? AQ_TRY_WIDER : AQ_OK;
 }
 
-/* One block of rows, already read, into the worker's buffers. */
-static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
-                                  uint64_t row, uint64_t rows, aq_error *err) {
-    const aq_context *context = job->run->context;
+/* Rows that have been read, and where what becomes of them goes. */
+typedef struct aq_row_view {
+    const unsigned char *in;
+    aq_dtype dtype;
+    unsigned char *codes, *params, *extra;
+} aq_row_view;
+
+/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled. */
+static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
+                                uint64_t chunk_row, uint64_t row, uint64_t rows) {
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
-    const unsigned char *in =
-        buffer + (size_t)(skip * cols * aq_dtype_size(job->tensor->dtype));
-    unsigned char *codes = buffer + job->in_bytes + job->f32_bytes;
-    unsigned char *params = codes + job->code_bytes, *extra = params + job->param_bytes;
-    aq_dtype dtype = job->tensor->dtype;
+    aq_row_view view;
+    view.dtype = job->tensor->dtype;
+    view.in = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
+    view.codes = buffer + job->in_bytes + job->f32_bytes;
+    view.params = view.codes + job->code_bytes + (size_t)(skip * job->layout.row_param_bytes);
+    view.extra = view.codes + job->code_bytes + job->param_bytes +
+                 (size_t)(skip * job->layout.row_extra_bytes);
+    view.codes += (size_t)(skip * job->layout.row_code_bytes);
     if (job->scale.values) {
         float *wide = (float *)(void *)(buffer + job->in_bytes);
-        aq_to_f32(context, dtype, in, wide, (size_t)(rows * cols));
+        aq_to_f32(job->run->context, view.dtype, view.in, wide, (size_t)(rows * cols));
         aq_fp8_apply(&job->scale, wide, row, rows, cols);
-        in = (const unsigned char *)wide;
-        dtype = AQ_DTYPE_F32;
+        view.in = (const unsigned char *)wide;
+        view.dtype = AQ_DTYPE_F32;
     }
+    return view;
+}
+
+/* One block of rows, already read, into the worker's buffers. */
+static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
+                             uint64_t row, uint64_t rows, aq_error *err) {
+    aq_row_view view = aq_view_rows(job, buffer, chunk_row, row, rows);
     aq_block_outcome *outcome = &job->outcomes[row / job->block_rows];
     memset(outcome, 0, sizeof(*outcome));
-    aq_quantize_block(context, &job->spec, in, dtype, rows, cols, NULL,
-                      codes + (size_t)(skip * job->layout.row_code_bytes),
-                      params + (size_t)(skip * job->layout.row_param_bytes),
-                      extra + (size_t)(skip * job->layout.row_extra_bytes), outcome);
+    aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows, job->tensor->cols,
+                      job->column_weights, view.codes, view.params, view.extra, outcome);
     return aq_outcome_status(job, outcome, row, err);
+}
+
+/* Adds the quality of rows to that of the blocks they are in. */
+static void aq_measure_rows(aq_tensor_job *job, const aq_row_view *view, uint64_t row,
+                            uint64_t rows) {
+    const aq_quant_layout *layout = &job->layout;
+    uint64_t done, count;
+    for (done = 0; done < rows; done += count) {
+        uint64_t at = row + done, left = job->block_rows - at % job->block_rows;
+        aq_block_outcome *outcome = &job->outcomes[at / job->block_rows];
+        count = rows - done < left ? rows - done : left;
+        if (at % job->block_rows == 0) memset(outcome, 0, sizeof(*outcome));
+        aq_measure_block(job->run->context, &job->spec,
+                         view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
+                         view->dtype, count, layout->cols,
+                         view->codes + (size_t)(done * layout->row_code_bytes),
+                         view->params + (size_t)(done * layout->row_param_bytes),
+                         view->extra + (size_t)(done * layout->row_extra_bytes),
+                         &outcome->quality);
+    }
+}
+
+/* As aq_run_rows, by GPTQ: some panels of rows, which do not care for blocks. */
+static aq_status aq_run_gptq(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
+                             uint64_t row, uint64_t rows, aq_error *err) {
+    aq_row_view view = aq_view_rows(job, buffer, chunk_row, row, rows);
+    aq_block_outcome outcome;
+    aq_output_sums sums;
+    sums.signal = job->energies + (size_t)row;
+    sums.error = job->energies + (size_t)(job->tensor->rows + row);
+    aq_gptq_block(job->run->context, job->factor, &job->spec, view.in, view.dtype, rows,
+                  view.codes, view.params, view.extra, buffer + job->space_offset, &outcome, &sums);
+    aq_status status = aq_outcome_status(job, &outcome, row, err);
+    if (status == AQ_OK) aq_measure_rows(job, &view, row, rows);
+    return status;
 }
 
 /* The bytes of a chunk's rows in one part, made if need be; NULL when they stay in memory. */
@@ -149,9 +202,11 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
     if (status != AQ_OK) return status;
     aq_little_endian(buffer, (size_t)(rows * job->tensor->cols),
                      aq_dtype_size(job->tensor->dtype));
-    for (uint64_t r = 0; r < rows; r += job->block_rows) {
-        uint64_t count = rows - r < job->block_rows ? rows - r : job->block_rows;
-        status = aq_run_rows(job, buffer, first, first + r, count, err);
+    uint64_t step = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
+    for (uint64_t r = 0; r < rows; r += step) {
+        uint64_t count = rows - r < step ? rows - r : step;
+        status = (job->factor ? aq_run_gptq : aq_run_rows)(job, buffer, first, first + r, count,
+                                                           err);
         if (status != AQ_OK) return status;
     }
     status = aq_write_rows(job, index, buffer, first, rows, err);
@@ -211,13 +266,18 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
     uint64_t rows = job->chunk_rows;
     job->in_bytes = aq_aligned(rows * row_bytes);
-    job->f32_bytes = job->scale.values ? aq_aligned(job->block_rows * tensor->cols * 4) : 0;
+    uint64_t wide_rows = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
+    if (wide_rows > rows) wide_rows = rows;
+    job->f32_bytes = job->scale.values ? aq_aligned(wide_rows * tensor->cols * 4) : 0;
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
-    return aq_run_buffers(job->run, tensor, (uint64_t)job->in_bytes + job->f32_bytes +
-                          job->code_bytes + job->param_bytes + job->extra_bytes + made_bytes,
-                          workers, err);
+    uint64_t bytes = (uint64_t)job->in_bytes + job->f32_bytes + job->code_bytes +
+                     job->param_bytes + job->extra_bytes + made_bytes;
+    job->space_offset = (size_t)bytes;
+    if (job->factor)
+        bytes += aq_gptq_bytes(&job->spec, job->factor, rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
+    return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
 /* Whether other parameter types can hold what this one cannot. */
@@ -247,6 +307,36 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
     for (size_t i = 0; status == AQ_OK && i < job->block_count; i++)
         aq_quality_add(quality, &job->outcomes[i].quality);
     return status;
+}
+
+/* Weights or feedback for tensor->method; without a usable factor `auto` has another method. */
+static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error *err) {
+    aq_run *run = job->run;
+    size_t bytes = (size_t)tensor->rows * 2 * sizeof(double);
+    bool usable = true;
+    job->factor = NULL;
+    job->column_weights = tensor->statistics ? tensor->statistics->pooled_sqmean : NULL;
+    tensor->output_signal = tensor->output_error = 0.0;
+    if (tensor->method != AQ_METHOD_GPTQ) return AQ_OK;
+    aq_status status = aq_run_factor(run, tensor, &usable, err);
+    if (status != AQ_OK) return status;
+    if (!usable) {
+        tensor->method = AQ_METHOD_PTQ;
+        tensor->method_detail = "second moments are not positive definite";
+        return AQ_OK;
+    }
+    job->factor = &run->factor;
+    if (!job->energies) job->energies = (double *)aq_alloc(run->context, bytes);
+    return job->energies ? AQ_OK : aq_fail_memory(err, bytes);
+}
+
+/* Rows in order, so that the sums are the same however they were shared out. */
+static void aq_job_output_error(const aq_tensor_job *job, aq_plan_tensor *tensor) {
+    size_t rows = (size_t)tensor->rows;
+    for (size_t i = 0; job->factor && i < rows; i++) {
+        tensor->output_signal += job->energies[i];
+        tensor->output_error += job->energies[rows + i];
+    }
 }
 
 /* "" when the quality passes the config's gates, else which gate it misses */
@@ -329,13 +419,15 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
         aq_quality quality;
         job->spec = tensor->spec;
         aq_param_type asked = job->spec.params;
-        aq_status status = aq_job_attempt(job, &quality, err);
+        aq_status status = aq_job_method(job, tensor, err);
+        if (status == AQ_OK) status = aq_job_attempt(job, &quality, err);
         if (status == AQ_TRY_WIDER) return aq_job_give_up(run, tensor, err);
         if (status != AQ_OK) return status;
         const char *gate = aq_missed_gate(config, &quality);
         if (!*gate) {
             tensor->spec = job->spec;
             tensor->quality = quality;
+            aq_job_output_error(job, tensor);
             tensor->wide_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F16;
             tensor->f32_params = job->spec.params == AQ_PARAM_F32;
             tensor->output_bytes = 0;
@@ -410,6 +502,8 @@ static aq_status aq_quantize_tensor(aq_run *run, aq_plan_tensor *tensor, aq_erro
     aq_job_free_sides(&job);
     if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
         status = aq_convert_tensor(run, tensor, &job.scale, err);
+    if (job.energies)
+        aq_free(run->context, job.energies, (size_t)tensor->rows * 2 * sizeof(double));
     aq_free(run->context, job.crcs, crc_bytes);
     aq_free(run->context, job.outcomes, outcome_bytes);
     aq_free(run->context, scales, scale_count * sizeof(float));

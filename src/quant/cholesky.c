@@ -19,6 +19,7 @@ typedef struct aq_cholesky {
     float behind;      /* the diagonal behind the last column */
     size_t begin, end; /* the block at work */
     size_t panels;
+    uint32_t threads;
 } aq_cholesky;
 
 static float *aq_lower_panel(const aq_cholesky *work, size_t panel) {
@@ -183,7 +184,7 @@ static aq_status aq_cholesky_each(aq_context *context, aq_cholesky *work, aq_tas
     aq_cholesky_step step;
     step.work = work;
     step.task = task;
-    return aq_parallel_for(context, count > 1 ? aq_thread_count(context) : 1, count,
+    return aq_parallel_for(context, count > 1 ? work->threads : 1, count,
                            aq_cholesky_task, &step, err);
 }
 
@@ -303,8 +304,8 @@ AQ_SIMD_EXACT static void aq_factor_damp(aq_factor *out, double mean, double dam
     }
 }
 
-AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_t n,
-                                aq_factor *out, aq_error *err) {
+AQ_LIB aq_status aq_factor_make(aq_context *context, uint32_t threads, const float *hessian,
+                                size_t n, aq_factor *out, aq_error *err) {
     aq_cholesky work;
     aq_status status = aq_hessian_check(hessian, n, err);
     bool good = false;
@@ -326,6 +327,7 @@ AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_
     if (status == AQ_OK) {
         work.lower = (float *)aq_align_64(memory);
         work.kernels = aq_kernels_of(context);
+        work.threads = threads;
         work.hessian = hessian;
         work.factor = out;
         work.panels = out->padded / AQ_PANEL;

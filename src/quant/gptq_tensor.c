@@ -174,8 +174,8 @@ static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq
 
 static aq_status aq_gptq_run_all(aq_context *context, aq_gptq_run *run, const float *hessian,
                                  aq_gptq_result *result, aq_error *err) {
-    aq_status status = aq_factor_make(context, hessian, (size_t)run->layout.cols, &run->factor,
-                                      err);
+    aq_status status = aq_factor_make(context, aq_thread_count(context), hessian,
+                                      (size_t)run->layout.cols, &run->factor, err);
     run->context = context;
     if (status == AQ_OK) {
         status = aq_gptq_open(context, run, result != NULL, err);

@@ -45,10 +45,10 @@ typedef struct aq_factor {
 
 /* Bytes at most in use while a factor of n columns is made. */
 AQ_LIB uint64_t aq_factor_bytes(uint64_t n);
-/* Checks and factors hessian [n, n], symmetric; on context->num_threads threads. AQ_ERR_QUANTIZATION
- * for NaN, infinity, a negative diagonal, and a matrix that no damping makes positive definite. */
-AQ_LIB aq_status aq_factor_make(aq_context *context, const float *hessian, size_t n,
-                                aq_factor *out, aq_error *err);
+/* Checks and factors hessian [n, n], symmetric; on so many threads. AQ_ERR_QUANTIZATION for NaN,
+ * infinity, a negative diagonal, and a matrix that no damping makes positive definite. */
+AQ_LIB aq_status aq_factor_make(aq_context *context, uint32_t threads, const float *hessian,
+                                size_t n, aq_factor *out, aq_error *err);
 AQ_LIB void aq_factor_free(aq_factor *factor); /* a zeroed one allowed */
 
 /* The next address that is a multiple of 64: columns of panels must not straddle cache lines. */

@@ -141,7 +141,7 @@ TEST(factor_is_one) {
         float *hessian = hessian_of(n, 2 * n + 3, s);
         double worst = 0.0, mean = 0.0;
         aq_factor factor;
-        CHECK_STATUS(aq_factor_make(NULL, hessian, n, &factor, NULL), AQ_OK);
+        CHECK_STATUS(aq_factor_make(NULL, 2, hessian, n, &factor, NULL), AQ_OK);
         for (i = 0; i < n; i++) {
             mean += (double)hessian[i * (n + 1)] / (double)n;
             CHECK(i == 0 || factor.diagonal[factor.order[i - 1]] >= factor.diagonal[factor.order[i]]);
@@ -168,29 +168,29 @@ TEST(factor_needs_damping) {
     aq_factor factor;
     aq_error err;
     size_t i;
-    CHECK_STATUS(aq_factor_make(NULL, hessian, N, &factor, NULL), AQ_OK);
+    CHECK_STATUS(aq_factor_make(NULL, 2, hessian, N, &factor, NULL), AQ_OK);
     CHECK(factor.damping == 0.01);
     aq_factor_free(&factor);
     for (i = 0; i < N; i++) {
         hessian[i * (N + 1)] *= 0.95f; /* eigenvalues below 0 */
     }
-    CHECK_STATUS(aq_factor_make(NULL, hessian, N, &factor, NULL), AQ_OK);
+    CHECK_STATUS(aq_factor_make(NULL, 2, hessian, N, &factor, NULL), AQ_OK);
     CHECK_RANGE(0.09, factor.damping, 11.0);
     aq_factor_free(&factor);
     for (i = 0; i < N * N; i++) {
         hessian[i] = i % (N + 1) == 0 ? 1.0f : 3e6f;
     }
-    CHECK_STATUS(aq_factor_make(NULL, hessian, N, &factor, &err), AQ_ERR_QUANTIZATION);
+    CHECK_STATUS(aq_factor_make(NULL, 2, hessian, N, &factor, &err), AQ_ERR_QUANTIZATION);
     CHECK(strstr(err.message, "no damping") != NULL && factor.memory == NULL);
     hessian[7] = (float)NAN;
-    CHECK_STATUS(aq_factor_make(NULL, hessian, N, &factor, &err), AQ_ERR_QUANTIZATION);
+    CHECK_STATUS(aq_factor_make(NULL, 2, hessian, N, &factor, &err), AQ_ERR_QUANTIZATION);
     CHECK(err.offset == 7 && strstr(err.message, "[0, 7]") != NULL);
     hessian[7] = 0.0f;
     hessian[2 * (N + 1)] = -1e-30f;
-    CHECK_STATUS(aq_factor_make(NULL, hessian, N, &factor, &err), AQ_ERR_QUANTIZATION);
+    CHECK_STATUS(aq_factor_make(NULL, 2, hessian, N, &factor, &err), AQ_ERR_QUANTIZATION);
     CHECK(err.offset == 2 * (N + 1) && strstr(err.message, "negative") != NULL);
     memset(hessian, 0, N * N * sizeof *hessian);
-    CHECK_STATUS(aq_factor_make(NULL, hessian, N, &factor, NULL), AQ_OK);
+    CHECK_STATUS(aq_factor_make(NULL, 2, hessian, N, &factor, NULL), AQ_OK);
     CHECK(factor.dead == N);
     aq_factor_free(&factor);
     free(hessian);

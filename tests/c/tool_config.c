@@ -215,6 +215,7 @@ static const char *kind_name(aq_field_kind kind) {
     case AQ_KIND_PROFILE:
     case AQ_KIND_MODALITY:
     case AQ_KIND_INTERPOLATION:
+    case AQ_KIND_METHOD:
     case AQ_KIND_OUTPUT_FORMAT:
     case AQ_KIND_FIT: return "choice";
     case AQ_KIND_NAME: return "text";

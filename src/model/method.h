@@ -1,0 +1,21 @@
+/* How the codes of each layer are chosen: the decision, and what a run needs for it. */
+#ifndef AQ_MODEL_METHOD_H
+#define AQ_MODEL_METHOD_H
+
+#include "plan.h"
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What the config asks for and no layer can have: AQ_ERR_CONFIGURATION. After the bits are known. */
+AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err);
+/* Sets tensor->method and method_detail by config, spec, modality and statistics. */
+AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+#endif /* AQ_MODEL_METHOD_H */

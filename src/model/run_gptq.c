@@ -1,0 +1,47 @@
+/* What GPTQ needs of a run: the second moments of a layer's input, factored. Layers with the same input
+ * (to_q and to_v) often follow each other, so the last factor is kept. */
+#include "run.h"
+
+#ifndef ARROWQUANT_NO_STDIO
+
+AQ_LIB void aq_run_factor_free(aq_run *run) {
+    if (run->factor_of) aq_factor_free(&run->factor);
+    run->factor_of = NULL;
+}
+
+/* The message of quant/ knows no names. */
+static aq_status aq_factor_named(const aq_plan_tensor *tensor, const aq_error *failure,
+                                 aq_error *err) {
+    return aq_fail_tensor(err, failure->status, tensor->name, failure->offset,
+                          "tensor %s, calibration of layer %s: %s", tensor->name,
+                          tensor->statistics->name, failure->message);
+}
+
+AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
+                               aq_error *err) {
+    const aq_calibration_layer *layer = tensor->statistics;
+    const aq_plan *plan = run->plan;
+    size_t n = (size_t)tensor->cols, bytes;
+    aq_error failure;
+    *usable = true;
+    if (run->factor_of && run->factor_of->owner == layer->owner) return AQ_OK;
+    aq_run_factor_free(run);
+    if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
+        return aq_fail_memory(err, SIZE_MAX);
+    float *hessian = (float *)aq_alloc(run->context, bytes);
+    if (!hessian) return aq_fail_memory(err, bytes);
+    memset(&failure, 0, sizeof(failure));
+    aq_status status =
+        aq_calibration_hessian(run->context, plan->state->calibration, layer, hessian, err);
+    if (status == AQ_OK) {
+        status = aq_factor_make(run->context, run->threads, hessian, n, &run->factor, &failure);
+        if (status == AQ_OK) run->factor_of = layer;
+        else if (status == AQ_ERR_QUANTIZATION && plan->config.method == AQ_METHOD_AUTO)
+            *usable = false;
+    }
+    aq_free(run->context, hessian, bytes);
+    if (status == AQ_OK || !*usable) return AQ_OK;
+    return failure.status ? aq_factor_named(tensor, &failure, err) : status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */

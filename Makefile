@@ -7,7 +7,7 @@
 # make clean   remove build/
 # make fuzz    10^7 executions of each fuzz target (RUNS=…, TARGETS="json yaml"); an hour and more
 # make test-cross   every machine, compiler flag and emulated CPU of tests/cross.py; half an hour
-# make test-tools   every C test under TSan and valgrind, the tool under both and ASan; minutes
+# make test-tools   every C test under TSan and valgrind, the tool under both and ASan; half an hour
 # make coverage     branch coverage of src/ by the C tests and runs of the tool
 # make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
 # make bench-scale   7 billion parameters: time and peak memory (14 GB of disk and more, minutes)
@@ -31,8 +31,8 @@ test:
 test-cross:
 	$(PYTHON) tests/cross.py
 
-test-tools:
-	AQ_TOOLS=all $(PYTHON) tests/run.py --only py -k test_tools
+test-tools: build/venv
+	AQ_TOOLS=all build/venv/bin/python -m pytest -q -n auto -p no:cacheprovider tests/py/test_tools.py
 
 fuzz: headers
 	sh tests/fuzz/run.sh

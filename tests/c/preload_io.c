@@ -1,6 +1,7 @@
 /* Loaded with LD_PRELOAD: the n-th call of one system function fails, or does only a part of it.
  *     gcc -shared -fPIC -O1 preload_io.c -o preload_io.so -ldl
  *     AQ_IO_CALL=pread AQ_IO_NTH=3 AQ_IO_FAULT=EIO|ENOSPC|EINTR|SHORT|…  which call, and how
+ *     AQ_IO_FAULT=KILL  the process dies (SIGKILL) instead of the call
  *     AQ_IO_COUNTS=FILE  the number of calls of each function is written there at the end
  * The calls themselves are made by syscall(2), so that nothing here allocates. Linux only. */
 #define _GNU_SOURCE
@@ -8,6 +9,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +35,7 @@ static const struct { const char *name; int code; } faults[] = {
     { "EROFS", EROFS }, { "EDQUOT", EDQUOT }, { "EWOULDBLOCK", EWOULDBLOCK }
 };
 static unsigned long counts[CALLS];
-static int call = -1, code, shortened;
+static int call = -1, code, shortened, killed;
 static unsigned long nth;
 
 __attribute__((constructor)) static void begin(void) {
@@ -44,6 +46,7 @@ __attribute__((constructor)) static void begin(void) {
         if (strcmp(names[i], name) == 0) call = i;
     nth = strtoul(number, NULL, 10);
     shortened = strcmp(fault, "SHORT") == 0;
+    killed = strcmp(fault, "KILL") == 0;
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++)
         if (strcmp(faults[i].name, fault) == 0) code = faults[i].code;
 }
@@ -59,7 +62,9 @@ __attribute__((destructor)) static void end(void) {
 /* Whether this call is the one. */
 static int hit(int which) {
     unsigned long number = __atomic_add_fetch(&counts[which], 1, __ATOMIC_RELAXED);
-    return which == call && number == nth;
+    if (which != call || number != nth) return 0;
+    if (killed) kill(getpid(), SIGKILL);
+    return 1;
 }
 
 /* 1: fail, errno is set */

@@ -1,9 +1,11 @@
 """System calls that fail: each call of each kind in turn, in small runs of the tool. The exit status is
 1 and the message names a path, or the run came through and its output is whole; there is never an
-output that is not, nor a touched input, nor a left-over that was not itself the failure."""
+output that is not, nor a touched input, nor a left-over that was not itself the failure. Then the process
+is killed at each of these calls, and the next run takes up what it left."""
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,8 +123,8 @@ class Prober:
         if self.before is not None:
             shutil.copytree(self.work / "earlier", self.output)
 
-    def run(self, **env):
-        return subprocess.run([self.aq, *self.arguments], cwd=self.work, capture_output=True,
+    def run(self, *words, **env):
+        return subprocess.run([self.aq, *self.arguments, *words], cwd=self.work, capture_output=True,
                               text=True, stdin=subprocess.DEVNULL, timeout=60,
                               env=environment(LD_PRELOAD=str(self.preload), **env))
 
@@ -186,3 +188,42 @@ def test_each_call_fails_in_turn(aq, preload, work, name, record_property):
                               f"{faults - through} reported, {len(problems)} problems")
     assert not problems, f"{len(problems)} of {faults}\n" + "\n".join(problems[:40])
     assert faults > 60
+
+
+def killed_at(prober, function, number):
+    """What is wrong after a kill at this call and a run with --resume; and whether that had finished
+    shards to take up."""
+    prober.prepare()
+    done = prober.run(AQ_IO_CALL=function, AQ_IO_NTH=str(number), AQ_IO_FAULT="KILL")
+    where, found = f"{function} {number}", prober.found()
+    journals = list(prober.work.glob(".out*.aq-tmp-*/.aq-journal"))
+    if done.returncode != -signal.SIGKILL:
+        return f"{where}: exit status {done.returncode}", False
+    if found not in (prober.wanted, prober.before):
+        return f"{where}: an output that is not whole", False
+    if found is not None and prober.before is None:
+        prober.prepare()  # it had come to its end: the next run may not find it
+    again = prober.run("--resume")
+    if again.returncode or prober.found() != prober.wanted or prober.left_overs():
+        return f"{where}: the next run: {again.stderr}, left over: {prober.left_overs()}", False
+    return None, bool(journals)
+
+
+@pytest.mark.parametrize("name", ["quantize", "quantize one file", "overwrite"])
+def test_killed_at_each_call(aq, preload, work, name, record_property):
+    prober = Prober(str(aq), preload, work, name)
+    problems, kills, resumed = [], 0, 0
+    for function in FAULTS:
+        for number in range(1, prober.counts[function] + 1):
+            problem, taken = killed_at(prober, function, number)
+            kills += 1
+            resumed += taken
+            if problem:
+                problems.append(problem)
+                prober.clean()
+    if files_of(work / "in") != prober.input:
+        problems.append("the input was touched")
+    record_property("figure", f"{name}: {kills} kills, one at each system call, {resumed} of them after a finished "
+                              f"shard; {len(problems)} problems")
+    assert not problems, f"{len(problems)} of {kills}\n" + "\n".join(problems[:40])
+    assert kills > 60 and (resumed > 0) == (name == "quantize")

@@ -71,14 +71,17 @@ def check(command, seconds=280, status=0, extra=None, **options):
     return done.stdout
 
 
+@pytest.mark.timeout(1800 if ALL else 300)
 @pytest.mark.parametrize("kind,name", CHOSEN)
-def test_c_test(build, kind, name):
+def test_c_test(build, kind, name, record_property):
     if kind == "valgrind":
         need("valgrind")
     program = build(kind, name)
     prefix = VALGRIND if kind == "valgrind" else []
     output = check([*prefix, program], seconds=1500 if ALL else 280, cwd=REPO)
-    assert re.search(r"^\d+ passed, 0 failed", output, re.M), output
+    found = re.search(r"^(\d+ passed), 0 failed", output, re.M)
+    assert found, output
+    record_property("figure", f"{name} under {kind}: {found.group(1)}, no finding")
 
 
 def tool_runs(prefix, aq, digits, folder, threads):

@@ -254,15 +254,17 @@ ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype);      /* bytes an element; 0
 
 /* How a group of weights is coded. The files name it, so that later codes can be added. */
 typedef enum aq_code {
-    AQ_CODE_AFFINE,   /* w = scale·q + min,          q in 0 … 2^bits − 1 */
-    AQ_CODE_SYMMETRIC /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
+    AQ_CODE_AFFINE,    /* w = scale·q + min,          q in 0 … 2^bits − 1 */
+    AQ_CODE_SYMMETRIC, /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
+    AQ_CODE_ZERO_POINT /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
 } aq_code;
 
 /* How the parameters of a group are stored. */
 typedef enum aq_param_type {
     AQ_PARAM_F16, /* scale and min as F16; |scale| < 2^-14 and |min| > 65504 do not fit */
     AQ_PARAM_F32, /* scale and min as F32 */
-    AQ_PARAM_Q8   /* 8-bit scale and min against an F16 pair per row; see aq_quantize */
+    AQ_PARAM_Q8,  /* 8-bit scale and min against an F16 pair per row; see aq_quantize */
+    AQ_PARAM_BF16 /* the scale as BF16; symmetric and zero-point codes only */
 } aq_param_type;
 
 /* How a group's parameters are found. What is stored, and so reading it back, is the same. */
@@ -289,7 +291,8 @@ typedef struct aq_quant_layout {
     uint64_t rows, cols;
     uint64_t groups;           /* a row: ceil(cols / group_size) */
     uint64_t row_code_bytes;   /* codes LSB first, padded to whole 32-bit words */
-    uint64_t row_param_bytes;  /* [groups, 2] (scale, min), or [groups, 1] when symmetric */
+    uint64_t row_param_bytes;  /* [groups, 2] (scale, min), [groups, 1] when symmetric, or of each
+                                  group the scale and one byte, the zero point */
     uint64_t row_extra_bytes;  /* Q8 only: F16 [2] (scale, min), or [1] when symmetric */
     uint64_t code_bytes, param_bytes, extra_bytes; /* the whole tensor: rows × the above */
 } aq_quant_layout;
@@ -1024,7 +1027,7 @@ typedef struct aq_tensor {
 
 typedef struct aq_model {
     const char *path;
-    bool quantized;            /* written by this library */
+    bool quantized;            /* has layers that are coded, by this library or another */
     aq_modality modality;
     const aq_tensor *tensors;  /* sorted by name */
     size_t tensor_count;
@@ -1032,7 +1035,8 @@ typedef struct aq_model {
     struct aq_model_state *state; /* private */
 } aq_model;
 
-/* Opens a folder or file written by this library, or a plain model; the files are mapped. In a
+/* Opens a folder or file written by this library, a plain model, a folder with compressed-tensors
+ * ("pack-quantized"), or a table of layers in an Arrow IPC file; the files are mapped. In a
  * diffusers pipeline the tensors of the quantized components (or of the denoiser) are shown; with
  * more than one component their names start with "component/". */
 ARROWQUANT_API aq_status aq_model_open(aq_context *context, const char *path, aq_model **out,
@@ -12698,11 +12702,6 @@ AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,
                                 uint64_t rows, uint64_t cols, float *out);
-/* The parameters of every group, row by row: mins may be NULL; zeros, which may be NULL too, are
- * −min/scale, or the code that stands for 0 when symmetric. */
-AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
-                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
-                               float *scales, float *mins, float *zeros);
 /* Adds the sums of rows × cols pairs to *quality, row by row; `second` stands for the quantized. */
 AQ_LIB void aq_compare_block(const aq_context *context, const float *first, const float *second,
                              uint64_t rows, uint64_t cols, aq_quality *quality);
@@ -12801,6 +12800,10 @@ AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
                          aq_fit_kind *kinds, uint8_t *out);
 AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                          aq_fit_kind *kinds, uint8_t *out);
+
+/* Of each group the scale and a byte, the zero point (zero_point.c). */
+AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                                aq_fit_kind *kinds, uint8_t *out);
 
 /* Q8: the row's pair, grown group by group: first every scale, then aq_q8_close_scale, then every
  * min, then aq_q8_close_min. */
@@ -12996,6 +12999,7 @@ AQ_LIB const char *aq_code_name(aq_code code) {
     switch (code) {
     case AQ_CODE_AFFINE: return "affine";
     case AQ_CODE_SYMMETRIC: return "symmetric";
+    case AQ_CODE_ZERO_POINT: return "zero_point";
     }
     return "unknown";
 }
@@ -13005,6 +13009,7 @@ AQ_LIB const char *aq_param_type_name(aq_param_type type) {
     case AQ_PARAM_F16: return "F16";
     case AQ_PARAM_F32: return "F32";
     case AQ_PARAM_Q8: return "Q8";
+    case AQ_PARAM_BF16: return "BF16";
     }
     return "unknown";
 }
@@ -13022,16 +13027,23 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
         return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
                        (unsigned)spec->group_size);
     }
-    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC) {
+    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC &&
+        spec->code != AQ_CODE_ZERO_POINT) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
-                       "code %d is not known; use AQ_CODE_AFFINE or AQ_CODE_SYMMETRIC",
-                       (int)spec->code);
+                       "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC or "
+                       "AQ_CODE_ZERO_POINT", (int)spec->code);
     }
     if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
-        spec->params != AQ_PARAM_Q8) {
+        spec->params != AQ_PARAM_Q8 && spec->params != AQ_PARAM_BF16) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
-                       "parameter type %d is not known; use AQ_PARAM_F16, AQ_PARAM_F32 or "
-                       "AQ_PARAM_Q8", (int)spec->params);
+                       "parameter type %d is not known; use AQ_PARAM_F16, AQ_PARAM_BF16, "
+                       "AQ_PARAM_F32 or AQ_PARAM_Q8", (int)spec->params);
+    }
+    if ((spec->code == AQ_CODE_AFFINE && spec->params == AQ_PARAM_BF16) ||
+        (spec->code == AQ_CODE_ZERO_POINT && spec->params == AQ_PARAM_Q8)) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "the code %s has no %s parameters; use AQ_PARAM_F16 "
+                       "or AQ_PARAM_F32", aq_code_name(spec->code),
+                       aq_param_type_name(spec->params));
     }
     return AQ_OK;
 }
@@ -13039,7 +13051,7 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err) {
     aq_quant_layout layout;
-    uint64_t per_word, values, param, weights;
+    uint64_t per_word, values, param, zero, weights;
     aq_status status = aq_spec_check(spec, err);
     if (status != AQ_OK) {
         return status;
@@ -13048,12 +13060,13 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantized_size: out is NULL");
     }
     per_word = 32u / spec->bits;
-    values = spec->code == AQ_CODE_SYMMETRIC ? 1u : 2u;
-    param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_F16 ? 2u : 1u;
+    values = spec->code == AQ_CODE_AFFINE ? 2u : 1u;
+    param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_Q8 ? 1u : 2u;
+    zero = spec->code == AQ_CODE_ZERO_POINT ? 1u : 0u;
     layout.rows = rows;
     layout.cols = cols;
     layout.groups = cols / spec->group_size + (cols % spec->group_size != 0);
-    layout.row_param_bytes = layout.groups * values * param; /* at most cols / 4 + 8: no overflow */
+    layout.row_param_bytes = layout.groups * (values * param + zero); /* at most cols / 4 + 8: no overflow */
     layout.row_extra_bytes = spec->params == AQ_PARAM_Q8 ? 2u * values : 0u;
     layout.row_code_bytes = cols / per_word + (cols % per_word != 0);
     if (!aq_mul_u64(layout.row_code_bytes, 4u, &layout.row_code_bytes) ||
@@ -13471,6 +13484,7 @@ AQ_LIB void aq_tile_encode(const aq_row_job *job, const aq_tile *tile, const aq_
  * and the min solved again for the rounded scale. */
 
 #define AQ_F16_LEAST 6.103515625e-05f  /* 2^-14, the least normal F16 */
+#define AQ_BF16_LEAST 1.17549435e-38f  /* 2^-126, the least normal BF16 */
 #define AQ_F32_LEAST 1.401298464e-45f  /* 2^-149 */
 #define AQ_F32_SAFE 3.4028e38f         /* no decoded weight may round to infinity */
 
@@ -13521,16 +13535,22 @@ static float aq_solved_min(const aq_row_job *job, const aq_tile_group *group, fl
                        0 - group->exponent);
 }
 
-/* Rounds to F16 and back. */
+/* Rounds to F16, or BF16, and back. */
 static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halves, size_t count) {
-    job->kernels->f32_to_f16(values, halves, count);
-    job->kernels->f16_to_f32(halves, values, count);
+    if (job->spec.params == AQ_PARAM_BF16) {
+        job->kernels->f32_to_bf16(values, halves, count);
+        job->kernels->bf16_to_f32(halves, values, count);
+    } else {
+        job->kernels->f32_to_f16(values, halves, count);
+        job->kernels->f16_to_f32(halves, values, count);
+    }
 }
 
 AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                          aq_fit_kind *kinds, uint8_t *out) {
     float scales[AQ_TILE_GROUPS] = {0}, exact[AQ_TILE_GROUPS], mins[AQ_TILE_GROUPS] = {0};
     uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
+    float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
     size_t i, count = tile->group_count;
     for (i = 0; i < count; i++) {
         const aq_tile_group *group = &tile->group[i];
@@ -13540,7 +13560,7 @@ AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
     aq_through_f16(job, scales, scale_bits, count);
     for (i = 0; i < count; i++) {
         const aq_tile_group *group = &tile->group[i];
-        bool fits = aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        bool fits = aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= least;
         exact[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).min
                    : fits          ? aq_solved_min(job, group, scales[i]) : 0.0f;
         mins[i] = exact[i];
@@ -13721,6 +13741,19 @@ static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_
     }
 }
 
+/* A scale and a byte each. */
+static void aq_grids_read_zero_point(const aq_quant_spec *spec, const uint8_t *params, size_t count,
+                                     aq_simd_grid *grids) {
+    size_t i, size = spec->params == AQ_PARAM_F32 ? 4u : 2u;
+    for (i = 0; i < count; i++, params += size + 1) {
+        grids[i].scale = spec->params == AQ_PARAM_F32 ? aq_get_f32(params)
+                         : spec->params == AQ_PARAM_BF16
+                             ? aq_simd_float((uint32_t)aq_get_u16(params) << 16)
+                             : aq_simd_from_f16(aq_get_u16(params));
+        grids[i].min = 0.0f - grids[i].scale * (float)params[size];
+    }
+}
+
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids) {
@@ -13732,20 +13765,26 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
         aq_grids_read_q8(symmetric, params, extra, count, grids);
         return;
     }
-    if (spec->params == AQ_PARAM_F16) {
-        for (i = 0; i < many; i++) {
-            halves[i] = aq_get_u16(params + 2 * i);
-        }
-        kernels->f16_to_f32(halves, values, many);
-    } else {
+    if (spec->code == AQ_CODE_ZERO_POINT) {
+        aq_grids_read_zero_point(spec, params, count, grids);
+        return;
+    }
+    if (spec->params == AQ_PARAM_F32) {
         for (i = 0; i < many; i++) {
             values[i] = aq_get_f32(params + 4 * i);
         }
+    } else {
+        for (i = 0; i < many; i++) {
+            halves[i] = aq_get_u16(params + 2 * i);
+        }
+        (spec->params == AQ_PARAM_BF16 ? kernels->bf16_to_f32 : kernels->f16_to_f32)(halves, values,
+                                                                                     many);
     }
     aq_grids_spread(values, symmetric, count, grids);
 }
 
 #undef AQ_F16_LEAST
+#undef AQ_BF16_LEAST
 #undef AQ_F32_LEAST
 #undef AQ_F32_SAFE
 
@@ -13770,18 +13809,22 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
     float middle = (float)(1u << (spec->bits - 1));
     bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    bool stored = spec->code == AQ_CODE_ZERO_POINT; /* behind the scale */
     for (uint64_t row = 0; row < rows; row++) {
         for (size_t g = 0; g < groups; g += AQ_TILE_GROUPS) {
             aq_simd_grid grids[AQ_TILE_GROUPS];
             size_t count = groups - g < AQ_TILE_GROUPS ? groups - g : AQ_TILE_GROUPS;
             aq_grids_read(kernels, spec, from, row_extra, count, grids);
-            from += count * bytes;
             for (size_t i = 0; i < count; i++, at++) {
                 float min = symmetric ? -middle * grids[i].scale : grids[i].min;
                 if (scales) scales[at] = grids[i].scale;
                 if (mins) mins[at] = min;
-                if (zero_points) zero_points[at] = symmetric ? middle : -min / grids[i].scale;
+                if (zero_points)
+                    zero_points[at] = symmetric ? middle
+                                      : stored  ? (float)from[(i + 1) * bytes - 1]
+                                                : -min / grids[i].scale;
             }
+            from += count * bytes;
         }
         if (row_extra) row_extra += layout.row_extra_bytes;
     }
@@ -13789,6 +13832,188 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
 }
 
 /* ---- end src/quant/parameters_read.c ---- */
+
+/* ---- begin src/quant/zero_point.c ---- */
+
+/* Groups whose zero is a code: w = scale·(q − zero), as integer kernels of other programs want it. The
+ * zero must be an integer from 0 to 2^bits − 1 and the scale a number of its type, so neither follows
+ * from the least-squares line: near it, a few zeros and scales are tried, each scale solved again for
+ * the codes that it gives, and the pair with the smallest error of stored values is taken. */
+
+#define AQ_ZERO_ROUNDS 3u
+#define AQ_ZERO_LEAST 1.17549435e-38f     /* 2^-126 */
+#define AQ_ZERO_F16_LEAST 6.103515625e-05f /* 2^-14 */
+#define AQ_ZERO_LANES 16u
+
+/* A group while pairs are tried: padded with weightless zeros to whole lanes. */
+typedef struct aq_zero_group {
+    float x[AQ_SIMD_GROUP_MAX], weights[AQ_SIMD_GROUP_MAX];
+    size_t count;
+    float low, high; /* of x */
+    float top;       /* 2^bits − 1 */
+    int exponent;    /* x is the weights times 2^exponent */
+    float scale, zero, error; /* the best so far; scale 0: none */
+} aq_zero_group;
+
+/* The nearest scale that the type holds; 0 when it holds none. F32 scales have 16 significant bits, so
+ * that scale·zero and scale·code are exact like those of the shorter types. */
+static float aq_zero_stored(const aq_row_job *job, float scale) {
+    uint32_t bits;
+    float least = AQ_ZERO_LEAST;
+    if (job->spec.params == AQ_PARAM_F16) {
+        scale = aq_simd_from_f16(aq_simd_to_f16(scale));
+        least = AQ_ZERO_F16_LEAST;
+    } else {
+        uint32_t drop = job->spec.params == AQ_PARAM_BF16 ? 16u : 8u;
+        bits = aq_simd_bits(scale);
+        bits += (1u << (drop - 1u)) - 1u + (bits >> drop & 1u);
+        scale = aq_simd_float(bits >> drop << drop);
+    }
+    return scale >= least && scale <= 1e38f ? scale : 0.0f; /* no code reaches infinity */
+}
+
+/* The weighted error of the codes that scale and zero give, and in *solved the best scale for them. */
+AQ_SIMD_EXACT static float aq_zero_pass(const aq_zero_group *group, float scale, float zero,
+                                        float *solved) {
+    AQ_SIMD_EXACT_BODY
+    const float magic = 12582912.0f; /* 1.5·2^23: adding it rounds to an integer, halves to even */
+    float error[AQ_ZERO_LANES] = {0}, dot[AQ_ZERO_LANES] = {0}, square[AQ_ZERO_LANES] = {0};
+    float inverse = 1.0f / scale, top = group->top, norm;
+    size_t i, j;
+    for (i = 0; i < group->count; i += AQ_ZERO_LANES) {
+        const float *x = group->x + i, *weights = group->weights + i;
+        for (j = 0; j < AQ_ZERO_LANES; j++) {
+            float code = x[j] * inverse + zero, rest;
+            code = code > 0.0f ? code : 0.0f;
+            code = code < top ? code : top;
+            code = ((code + magic) - magic) - zero;
+            rest = x[j] - scale * code;
+            error[j] += weights[j] * (rest * rest);
+            dot[j] += weights[j] * (x[j] * code);
+            square[j] += weights[j] * (code * code);
+        }
+    }
+    norm = aq_scalar_fold(square);
+    *solved = norm > 0.0f ? aq_scalar_fold(dot) / norm : 0.0f;
+    return aq_scalar_fold(error);
+}
+
+static void aq_zero_try(const aq_row_job *job, aq_zero_group *group, float scale, float zero) {
+    unsigned round;
+    float before = 0.0f;
+    for (round = 0; round < AQ_ZERO_ROUNDS; round++) {
+        float solved, error;
+        scale = aq_scale_by(aq_zero_stored(job, aq_scale_by(scale, 0 - group->exponent)),
+                            group->exponent);
+        if (!(scale > 0.0f) || scale == before) {
+            return;
+        }
+        error = aq_zero_pass(group, scale, zero, &solved);
+        if (group->scale == 0.0f || error < group->error) {
+            group->scale = scale;
+            group->zero = zero;
+            group->error = error;
+        }
+        before = scale;
+        scale = solved;
+    }
+}
+
+/* The scale at which the codes just reach both ends of the range. */
+static float aq_zero_reach(const aq_zero_group *group, float zero) {
+    float above = zero < group->top && group->high > 0.0f ? group->high / (group->top - zero) : 0.0f;
+    float below = zero > 0.0f && group->low < 0.0f ? (0.0f - group->low) / zero : 0.0f;
+    return above > below ? above : below;
+}
+
+static void aq_zero_load(const aq_row_job *job, const aq_tile *tile, size_t index,
+                         aq_zero_group *group) {
+    const aq_tile_group *own = &tile->group[index];
+    const float *weights = job->column_weights ? job->column_weights + tile->begin : NULL;
+    size_t i, begin = index * job->spec.group_size, left = tile->count - begin;
+    size_t length = left < job->spec.group_size ? left : job->spec.group_size;
+    float sum = 0.0f;
+    group->count = (length + AQ_ZERO_LANES - 1) / AQ_ZERO_LANES * AQ_ZERO_LANES;
+    group->exponent = own->exponent;
+    group->top = (float)((1u << job->spec.bits) - 1u);
+    group->low = aq_scale_by(tile->range[index].low, own->exponent);
+    group->high = aq_scale_by(tile->range[index].high, own->exponent);
+    group->scale = group->zero = group->error = 0.0f;
+    for (i = 0; i < group->count; i++) {
+        group->x[i] = i < length ? aq_scale_by(tile->x[begin + i], own->exponent) : 0.0f;
+        group->weights[i] = i >= length ? 0.0f : weights ? weights[begin + i] : 1.0f;
+        sum = group->weights[i] > sum ? group->weights[i] : sum;
+    }
+    /* their largest becomes 1; no weight at all: all alike */
+    for (i = 0; weights && i < length; i++) {
+        group->weights[i] = sum > 0.0f ? group->weights[i] / sum : 1.0f;
+    }
+}
+
+/* Finds scale and zero; a constant is one step from its zero. */
+static void aq_zero_fit(const aq_row_job *job, const aq_tile *tile, size_t index,
+                        aq_zero_group *group) {
+    const aq_tile_group *own = &tile->group[index];
+    float first, last, zero, line = own->fit.scale;
+    if (own->constant) {
+        float value = tile->range[index].low;
+        float magnitude = value < 0.0f ? 0.0f - value : value;
+        group->zero = value < 0.0f ? 1.0f : 0.0f;
+        group->scale = value == 0.0f ? 1.0f : aq_zero_stored(job, magnitude);
+        group->exponent = 0;
+        return;
+    }
+    first = (0.0f - aq_simd_best_min(&own->fit, line)) / line;
+    first = first > 0.0f ? (first < group->top ? first : group->top) : 0.0f;
+    first = (float)(int32_t)first; /* floor */
+    last = first < group->top ? first + 1.0f : group->top;
+    if (job->spec.bits == 2) {
+        first = 0.0f;
+        last = group->top;
+    }
+    for (zero = first; zero <= last; zero += 1.0f) {
+        aq_zero_try(job, group, line, zero);
+        aq_zero_try(job, group, aq_zero_reach(group, zero), zero);
+    }
+}
+
+static uint8_t *aq_zero_put(const aq_row_job *job, float scale, uint8_t zero, uint8_t *out) {
+    uint32_t bits = aq_simd_bits(scale);
+    size_t i, size = job->spec.params == AQ_PARAM_F32 ? 4u : 2u;
+    if (job->spec.params == AQ_PARAM_F16) {
+        bits = aq_simd_to_f16(scale);
+    } else if (job->spec.params == AQ_PARAM_BF16) {
+        bits >>= 16;
+    }
+    for (i = 0; i < size; i++) {
+        *out++ = (uint8_t)(bits >> (8 * i) & 0xFFu);
+    }
+    *out++ = zero;
+    return out;
+}
+
+AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                                aq_fit_kind *kinds, uint8_t *out) {
+    aq_zero_group group;
+    size_t i;
+    for (i = 0; i < tile->group_count; i++) {
+        float scale;
+        aq_zero_load(job, tile, i, &group);
+        aq_zero_fit(job, tile, i, &group);
+        scale = aq_scale_by(group.scale, 0 - group.exponent);
+        kinds[i] = scale > 0.0f ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
+        grids[i].scale = scale > 0.0f ? scale : 1.0f;
+        grids[i].min = 0.0f - grids[i].scale * group.zero;
+        out = aq_zero_put(job, scale, (uint8_t)group.zero, out);
+    }
+}
+
+#undef AQ_ZERO_ROUNDS
+#undef AQ_ZERO_LEAST
+#undef AQ_ZERO_F16_LEAST
+#undef AQ_ZERO_LANES
+
+/* ---- end src/quant/zero_point.c ---- */
 
 /* ---- begin src/quant/quantize.c ---- */
 
@@ -13862,8 +14087,9 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
             return;
         }
         aq_tile_fit(job, &tile);
-        (job->spec.params == AQ_PARAM_F16 ? aq_grids_f16 : aq_grids_f32)(job, &tile, grids, kinds,
-                                                                         params);
+        (job->spec.code == AQ_CODE_ZERO_POINT ? aq_grids_zero_point
+         : job->spec.params == AQ_PARAM_F32   ? aq_grids_f32 : aq_grids_f16)(job, &tile, grids,
+                                                                             kinds, params);
         for (i = 0; i < tile.group_count; i++, params += parts->param_bytes) {
             aq_outcome_note(outcome, kinds[i], row_begin + begin + i * job->spec.group_size);
         }
@@ -14193,6 +14419,27 @@ static void aq_dequantize_put(const aq_dequantize_run *run, const float *decoded
     }
 }
 
+/* An F32 scale of others may have all of its 24 bits: scale·q + min would round thrice, where
+ * scale·(q − zero), which their readers compute, rounds once. */
+static void aq_dequantize_zero_point(const aq_dequantize_run *run, const uint8_t *codes,
+                                     const uint8_t *params, size_t count, float *out) {
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    size_t i, g, group = run->spec.group_size, groups = (count + group - 1) / group;
+    aq_grids_read(run->kernels, &run->spec, params, NULL, groups, grids);
+    for (g = 0; g < groups; g++) {
+        size_t end = (g + 1) * group < count ? (g + 1) * group : count;
+        float scale = grids[g].scale;
+        aq_simd_grid steps;
+        steps.scale = 1.0f;
+        steps.min = 0.0f - (float)params[g * 5 + 4];
+        run->kernels->decode(codes + g * group * run->spec.bits / 8, end - g * group, group,
+                             run->spec.bits, false, &steps, out + g * group);
+        for (i = g * group; i < end; i++) {
+            out[i] *= scale;
+        }
+    }
+}
+
 static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
     const aq_quant_layout *layout = &run->layout;
     const uint8_t *codes = run->codes + (size_t)(row * layout->row_code_bytes);
@@ -14208,12 +14455,17 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
-        aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
-                      (count + group - 1) / group, grids);
-        (past ? run->kernels->decode_past : run->kernels->decode)(
-            codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-            run->spec.code == AQ_CODE_SYMMETRIC, grids,
-            past || run->direct ? (float *)(void *)to : decoded);
+        float *target = past || run->direct ? (float *)(void *)to : decoded;
+        if (run->spec.code == AQ_CODE_ZERO_POINT && run->spec.params == AQ_PARAM_F32) {
+            aq_dequantize_zero_point(run, codes + begin * run->spec.bits / 8,
+                                     params + begin / group * param_bytes, count, target);
+        } else {
+            aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
+                          (count + group - 1) / group, grids);
+            (past ? run->kernels->decode_past : run->kernels->decode)(
+                codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+                run->spec.code == AQ_CODE_SYMMETRIC, grids, target);
+        }
         if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
         }
@@ -14258,44 +14510,6 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
         aq_dequantize_run_init(&run, context, spec, codes, params, extra, AQ_DTYPE_F32, out);
         aq_dequantize_rows(&run, 0, rows);
     }
-}
-
-AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
-                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
-                               float *scales, float *mins, float *zeros) {
-    const struct aq_kernels *kernels = aq_kernels_of(context);
-    aq_quant_layout layout;
-    aq_simd_grid grids[AQ_TILE_GROUPS];
-    aq_simd_mode mode;
-    uint64_t row, group;
-    size_t i, at = 0, bytes;
-    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !layout.groups) {
-        return;
-    }
-    bytes = (size_t)(layout.row_param_bytes / layout.groups);
-    mode = aq_simd_mode_enter();
-    for (row = 0; row < rows; row++) {
-        const uint8_t *from = (const uint8_t *)params + (size_t)(row * layout.row_param_bytes);
-        const uint8_t *pair =
-            extra ? (const uint8_t *)extra + (size_t)(row * layout.row_extra_bytes) : NULL;
-        for (group = 0; group < layout.groups; group += AQ_TILE_GROUPS) {
-            size_t count = layout.groups - group < AQ_TILE_GROUPS ? (size_t)(layout.groups - group)
-                                                                  : AQ_TILE_GROUPS;
-            aq_grids_read(kernels, spec, from + (size_t)group * bytes, pair, count, grids);
-            for (i = 0; i < count; i++, at++) {
-                scales[at] = grids[i].scale;
-                if (mins) {
-                    mins[at] = grids[i].min;
-                }
-                if (zeros) {
-                    zeros[at] = spec->code == AQ_CODE_SYMMETRIC
-                                    ? (float)(1u << (spec->bits - 1u))
-                                    : (0.0f - grids[i].min) / grids[i].scale;
-                }
-            }
-        }
-    }
-    aq_simd_mode_leave(mode);
 }
 
 static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
@@ -21697,6 +21911,203 @@ ARROWQUANT_API aq_status aq_calibration_save(aq_context *context,
 
 /* ---- end src/format/calibration_write.c ---- */
 
+/* ---- begin src/format/compressed_tensors.h ---- */
+
+/* compressed-tensors, "pack-quantized": names of a layer's tensors, zero points, and layers found in a
+ * checkpoint of anybody's. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* after "….weight" */
+#define AQ_CT_PACKED "_packed"          /* I32 [rows, ceil(cols·bits/32)], LSB first */
+#define AQ_CT_SCALE "_scale"            /* the model's dtype [rows, groups] */
+#define AQ_CT_SHAPE "_shape"            /* I64 [2] */
+#define AQ_CT_ZERO_POINT "_zero_point"  /* I32 [ceil(rows·bits/32), groups], packed along rows */
+#define AQ_CT_G_INDEX "_g_idx"          /* an order of columns: not read */
+
+/* Zero points [rows, groups], a byte each, into 32-bit words along the rows. */
+AQ_LIB void aq_ct_pack_zeros(const unsigned char *zeros, uint64_t rows, uint64_t groups,
+                             uint32_t bits, unsigned char *out);
+AQ_LIB unsigned char aq_ct_zero(const unsigned char *packed, uint64_t groups, uint32_t bits,
+                                uint64_t row, uint64_t group);
+
+/* What quantization_config says. `present` false: it is of another method, or absent. */
+typedef struct aq_ct_config {
+    bool present;
+    bool bits[9];      /* [b]: some group has b bits */
+    bool symmetric[2]; /* [s]: some group is affine (0), symmetric (1) */
+} aq_ct_config;
+
+/* Another format than pack-quantized, activations, other strategies and types: AQ_ERR_UNSUPPORTED. */
+AQ_LIB aq_status aq_ct_read_config(const aq_json_node *config, const char *path, aq_ct_config *out,
+                                   aq_error *err);
+
+/* The tensors of one layer, NULL where absent. */
+typedef struct aq_ct_layer {
+    const aq_st_tensor *packed, *scale, *shape, *zero_point;
+} aq_ct_layer;
+
+/* Checks dtypes and shapes against each other and the config, and finds what they mean. `extents` are
+ * the two numbers that the shape tensor holds. `name` is the weight's, `path` the file's. */
+AQ_LIB aq_status aq_ct_check_layer(const aq_ct_config *config, const aq_ct_layer *layer,
+                                   const uint64_t extents[2], const char *name, const char *path,
+                                   aq_quant_spec *spec, aq_quant_layout *layout, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/compressed_tensors.h ---- */
+
+/* ---- begin src/format/compressed_tensors.c ---- */
+
+/* compressed-tensors: zero points in words, the configuration, one layer's tensors checked. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+AQ_LIB void aq_ct_pack_zeros(const unsigned char *zeros, uint64_t rows, uint64_t groups,
+                             uint32_t bits, unsigned char *out) {
+    uint64_t per_word = 32 / bits, words = (rows + per_word - 1) / per_word;
+    memset(out, 0, (size_t)(words * groups * 4));
+    for (uint64_t row = 0; row < rows; row++) {
+        unsigned shift = (unsigned)(row % per_word) * bits;
+        unsigned char *word = out + (size_t)(row / per_word * groups * 4) + shift / 8;
+        for (uint64_t g = 0; g < groups; g++, word += 4)
+            *word = (unsigned char)(*word | (unsigned)*zeros++ << shift % 8);
+    }
+}
+
+AQ_LIB unsigned char aq_ct_zero(const unsigned char *packed, uint64_t groups, uint32_t bits,
+                                uint64_t row, uint64_t group) {
+    uint64_t per_word = 32 / bits;
+    unsigned shift = (unsigned)(row % per_word) * bits;
+    const unsigned char *word = packed + (size_t)((row / per_word * groups + group) * 4);
+    return (unsigned char)(word[shift / 8] >> shift % 8 & ((1u << bits) - 1u));
+}
+
+/* ---- the configuration */
+
+static aq_status aq_ct_refuse(aq_error *err, const char *path, const char *what, const char *found) {
+    return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: quantization_config: %s%s%s%s; only integer "
+                   "weights in groups, packed, are read", path, what, found ? " \"" : "",
+                   found ? found : "", found ? "\"" : "");
+}
+
+static bool aq_ct_absent(const aq_json_node *node) {
+    return !node || node->type == AQ_JSON_NULL;
+}
+
+static aq_status aq_ct_read_group(const aq_json_node *group, const char *path, aq_ct_config *out,
+                                  aq_error *err) {
+    const aq_json_node *weights = aq_json_get(group, "weights");
+    const aq_json_node *bits_node = aq_json_get(weights, "num_bits");
+    const aq_json_node *symmetric = aq_json_get(weights, "symmetric");
+    const char *type = aq_json_string(aq_json_get(weights, "type"));
+    const char *strategy = aq_json_string(aq_json_get(weights, "strategy"));
+    const char *format = aq_json_string(aq_json_get(group, "format"));
+    uint64_t bits = 0;
+    if (!weights || weights->type != AQ_JSON_OBJECT)
+        return aq_ct_refuse(err, path, "a group without weights", NULL);
+    if (!aq_ct_absent(aq_json_get(group, "input_activations")) ||
+        !aq_ct_absent(aq_json_get(group, "output_activations")))
+        return aq_ct_refuse(err, path, "quantized activations", NULL);
+    if (format && strcmp(format, "pack-quantized") != 0)
+        return aq_ct_refuse(err, path, "a group of the format", format);
+    if (type && strcmp(type, "int") != 0) return aq_ct_refuse(err, path, "the type", type);
+    if (strategy && strcmp(strategy, "group") != 0)
+        return aq_ct_refuse(err, path, "the strategy", strategy);
+    if (!aq_json_u64(bits_node, &bits) || (bits != 2 && bits != 4 && bits != 8))
+        return aq_ct_refuse(err, path, "num_bits other than 2, 4 or 8", NULL);
+    out->bits[bits] = true;
+    out->symmetric[!symmetric || symmetric->type != AQ_JSON_FALSE] = true;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_ct_read_config(const aq_json_node *config, const char *path, aq_ct_config *out,
+                                   aq_error *err) {
+    const aq_json_node *quant = aq_json_get(config, "quantization_config");
+    if (!quant) quant = aq_json_get(config, "compression_config"); /* an older name */
+    const char *method = aq_json_string(aq_json_get(quant, "quant_method"));
+    const char *format = aq_json_string(aq_json_get(quant, "format"));
+    const aq_json_node *groups = aq_json_get(quant, "config_groups");
+    aq_status status = AQ_OK;
+    memset(out, 0, sizeof(*out));
+    if (!method || strcmp(method, "compressed-tensors") != 0) return AQ_OK;
+    if (format && strcmp(format, "float-quantized") == 0) return AQ_OK; /* FP8: plain to us */
+    if (!format || strcmp(format, "pack-quantized") != 0)
+        return aq_ct_refuse(err, path, "the format", format ? format : "none");
+    if (!groups || groups->type != AQ_JSON_OBJECT || !groups->count)
+        return aq_fail(err, AQ_ERR_METADATA, "%s: quantization_config has no config_groups", path);
+    out->present = true;
+    for (const aq_json_node *group = groups->first; status == AQ_OK && group; group = group->next)
+        status = aq_ct_read_group(group, path, out, err);
+    return status;
+}
+
+/* ---- one layer */
+
+static aq_status aq_ct_bad(aq_error *err, const char *path, const char *name, const char *what) {
+    return aq_fail_tensor(err, AQ_ERR_CORRUPT, name, 0,
+                          "%s: layer %s: %s; download or write the model again", path, name, what);
+}
+
+static bool aq_ct_is(const aq_st_tensor *tensor, aq_dtype dtype, uint64_t rows, uint64_t cols) {
+    return tensor->dtype == dtype && tensor->rank == 2 && tensor->shape[0] == rows &&
+           tensor->shape[1] == cols;
+}
+
+static uint64_t aq_ct_words(uint64_t count, uint64_t bits) {
+    return count / (32 / bits) + (count % (32 / bits) != 0);
+}
+
+AQ_LIB aq_status aq_ct_check_layer(const aq_ct_config *config, const aq_ct_layer *layer,
+                                   const uint64_t extents[2], const char *name, const char *path,
+                                   aq_quant_spec *spec, aq_quant_layout *layout, aq_error *err) {
+    const aq_st_tensor *scale = layer->scale;
+    uint64_t rows = extents[0], cols = extents[1], groups;
+    memset(spec, 0, sizeof(*spec));
+    if (!rows || !cols || rows > INT64_MAX || cols > INT64_MAX)
+        return aq_ct_bad(err, path, name, "weight_shape holds no matrix");
+    for (uint32_t bits = 2; bits <= 8; bits *= 2)
+        if (config->bits[bits] &&
+            aq_ct_is(layer->packed, AQ_DTYPE_I32, rows, aq_ct_words(cols, bits)))
+            spec->bits = bits;
+    if (!spec->bits)
+        return aq_ct_bad(err, path, name, "weight_packed does not fit weight_shape and num_bits");
+    if (scale->rank != 2 || scale->shape[0] != rows || !scale->shape[1])
+        return aq_ct_bad(err, path, name, "weight_scale does not fit weight_shape");
+    groups = scale->shape[1];
+    spec->params = scale->dtype == AQ_DTYPE_F32   ? AQ_PARAM_F32
+                   : scale->dtype == AQ_DTYPE_F16 ? AQ_PARAM_F16 : AQ_PARAM_BF16;
+    if (scale->dtype != AQ_DTYPE_F32 && scale->dtype != AQ_DTYPE_F16 &&
+        scale->dtype != AQ_DTYPE_BF16)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0, "%s: layer %s: scales of dtype %s; "
+                              "expected BF16, F16 or F32", path, name, aq_dtype_name(scale->dtype));
+    if (cols % groups || (cols / groups != 32 && cols / groups != 64 && cols / groups != 128 &&
+                          cols / groups != 256))
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0, "%s: layer %s: %llu scales for %llu "
+                              "columns; expected groups of 32, 64, 128 or 256", path, name,
+                              (unsigned long long)groups, (unsigned long long)cols);
+    spec->group_size = (uint32_t)(cols / groups);
+    spec->code = layer->zero_point ? AQ_CODE_ZERO_POINT : AQ_CODE_SYMMETRIC;
+    if (!config->symmetric[layer->zero_point ? 0 : 1])
+        return aq_ct_bad(err, path, name, layer->zero_point
+                         ? "it has zero points, quantization_config says symmetric"
+                         : "it has no zero points, quantization_config says affine");
+    if (layer->zero_point &&
+        !aq_ct_is(layer->zero_point, AQ_DTYPE_I32, aq_ct_words(rows, spec->bits), groups))
+        return aq_ct_bad(err, path, name, "weight_zero_point does not fit weight_shape");
+    return aq_quantized_size(spec, rows, cols, layout, err);
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/compressed_tensors.c ---- */
+
 /* ---- begin src/format/flatbuffer.h ---- */
 
 /* Flatbuffers, as much of them as Arrow's messages use: a reader that checks every offset against the
@@ -22035,6 +22446,9 @@ AQ_LIB bool aq_arrow_make_schema(aq_arrow_shared *shared, struct ArrowSchema *sc
 /* Keys and values by turns as the C interface packs them, in the arena. */
 AQ_LIB const char *aq_arrow_pack_metadata(aq_arena *arena, const char *const *items, size_t count,
                                           const size_t *sizes);
+/* A key's value in a schema's packed metadata: *size bytes, not 0-terminated; NULL: not there. */
+AQ_LIB const char *aq_arrow_metadata(const struct ArrowSchema *schema, const char *key,
+                                     size_t *size);
 /* A deep copy, so that a stream can give its schema often. */
 AQ_LIB bool aq_arrow_copy_schema(const aq_context *context, const struct ArrowSchema *from,
                                  struct ArrowSchema *to);
@@ -22342,6 +22756,23 @@ static size_t aq_arrow_metadata_size(const char *packed) {
         at += sizeof(size) + (size_t)size;
     }
     return at;
+}
+
+AQ_LIB const char *aq_arrow_metadata(const struct ArrowSchema *schema, const char *key,
+                                     size_t *size) {
+    const char *at = schema->metadata;
+    int32_t count = 0, sizes[2];
+    if (at) memcpy(&count, at, sizeof(count));
+    at += at ? sizeof(count) : 0;
+    for (int32_t i = 0; i < count; i++) {
+        memcpy(&sizes[0], at, sizeof(int32_t));
+        memcpy(&sizes[1], at + sizeof(int32_t) + sizes[0], sizeof(int32_t));
+        const char *value = at + 2 * sizeof(int32_t) + sizes[0];
+        *size = (size_t)sizes[1];
+        if (aq_text_equal(at + sizeof(int32_t), (size_t)sizes[0], key)) return value;
+        at = value + sizes[1];
+    }
+    return NULL;
 }
 
 static bool aq_arrow_copy_into(aq_arrow_shared *shared, const struct ArrowSchema *from,
@@ -24421,6 +24852,7 @@ typedef struct aq_container {
 AQ_LIB const aq_container *aq_container_of(aq_output_format format);
 /* model/container_native.c; others may use what suits them */
 AQ_LIB const aq_container *aq_container_native(void);
+AQ_LIB const aq_container *aq_container_compressed(void);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
 AQ_LIB aq_status aq_beside_config(struct aq_run *run, const aq_component *component,
                                   const char *value, aq_error *err);
@@ -24665,6 +25097,7 @@ typedef struct aq_model_shard {
     aq_map map;
     bool native_present;
     aq_native native;
+    const aq_ct_config *compressed; /* of its component; NULL: not compressed-tensors */
 } aq_model_shard;
 
 struct aq_model_state {
@@ -24690,6 +25123,19 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
 /* Elements of a kept float tensor as F32; the file's bytes need no alignment. */
 AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
                           size_t count);
+
+/* model/open_compressed.c: the layer whose packed tensor is in this file; *own_name is the weight's */
+AQ_LIB bool aq_ct_is_packed(const char *name);
+AQ_LIB aq_status aq_ct_open_layer(aq_model *model, const aq_model_shard *shard,
+                                  const aq_st_tensor *packed, const char **own_name,
+                                  aq_tensor *out, aq_error *err);
+/* Whether a tensor of this name belongs to such a layer. */
+AQ_LIB aq_status aq_ct_is_part(const aq_model *model, const aq_model_shard *shard,
+                               const char *name, bool *part, aq_error *err);
+
+/* model/open_arrow.c: whether `path` is an Arrow IPC file, by name or content; opens model->path */
+AQ_LIB aq_status aq_open_is_arrow(const char *path, bool *arrow, aq_error *err);
+AQ_LIB aq_status aq_open_arrow(aq_model *model, aq_error *err);
 
 /* The tensor that scales a kept FP8 weight, or NULL (model/open_fp8.c). */
 AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tensor *weight);
@@ -26316,6 +26762,322 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
 
 /* ---- end src/model/method.c ---- */
 
+/* ---- begin src/model/container_compressed.c ---- */
+
+/* compressed-tensors, "pack-quantized": what transformers, vLLM and SGLang load. Of a linear layer the
+ * codes as ours, scales in the model's dtype, integer zero points packed along the output rows; all
+ * else stays. docs/FORMATS.md describes it. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* The dtype that a loader will give the scales: the model's by its config, else the tensor's. */
+static aq_dtype aq_ct_dtype(const aq_plan *plan, const aq_plan_tensor *tensor) {
+    static const char *const keys[] = { "dtype", "torch_dtype" };
+    const aq_json_node *config = plan->state->shard_component[tensor->shard]->config_json;
+    for (unsigned i = 0; config && i < 2; i++) {
+        const char *name = aq_json_string(aq_json_get(config, keys[i]));
+        if (!name) continue;
+        if (strcmp(name, "bfloat16") == 0) return AQ_DTYPE_BF16;
+        if (strcmp(name, "float16") == 0) return AQ_DTYPE_F16;
+        if (strcmp(name, "float32") == 0) return AQ_DTYPE_F32;
+    }
+    if (tensor->dtype == AQ_DTYPE_F64) return AQ_DTYPE_F32;
+    return aq_dtype_size(tensor->dtype) == 1 ? AQ_DTYPE_BF16 : tensor->dtype;
+}
+
+static aq_status aq_ct_check(aq_plan *plan, aq_error *err) {
+    if (plan->config.parameter_bits == 8)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "parameter_bits: compressed-tensors stores scales in "
+                       "the model's dtype, not in 8 bits; leave it out");
+    return AQ_OK;
+}
+
+static aq_status aq_ct_prepare(aq_plan *plan, aq_error *err) {
+    aq_arena *arena = &plan->state->arena;
+    aq_notes *notes = &plan->state->notes;
+    aq_status status = AQ_OK;
+    if (plan->state->folder.kind == AQ_FOLDER_PIPELINE)
+        status = aq_note(arena, notes, err, "compressed-tensors is loaded by transformers, vLLM and "
+                         "SGLang; diffusers pipelines do not load it");
+    else if (plan->state->folder.kind == AQ_FOLDER_FILE)
+        status = aq_note(arena, notes, err, "a bare file has no config.json: without its "
+                         "quantization_config no program knows the weights as compressed-tensors");
+    if (status == AQ_OK && !plan->config.symmetric)
+        status = aq_note(arena, notes, err, "transformers loads zero points with "
+                         "CompressedTensorsConfig(dequantize=True) only, and only if all layers have "
+                         "the same bits; with --symmetric it needs neither");
+    return status;
+}
+
+/* The readers' rule: modules of the class Linear, whose columns are whole groups. */
+static aq_status aq_ct_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
+                            aq_quant_spec *spec, const char **detail, aq_error *err) {
+    aq_dtype dtype = aq_ct_dtype(plan, tensor);
+    const char *rule = aq_sensitive_rule(tensor->name);
+    (void)err;
+    *spec = aq_plan_spec(&plan->config, bits);
+    spec->code = plan->config.symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_ZERO_POINT;
+    spec->params = dtype == AQ_DTYPE_F32   ? AQ_PARAM_F32
+                   : dtype == AQ_DTYPE_F16 ? AQ_PARAM_F16 : AQ_PARAM_BF16;
+    if (tensor->rank != 2 || !aq_ends_with(tensor->name, ".weight")) {
+        spec->bits = 16;
+        *detail = "not the weight of a linear layer";
+    } else if (rule && strcmp(rule, "embedding") == 0) {
+        spec->bits = 16;
+        *detail = "an embedding; readers look for linear layers";
+    } else if (tensor->cols % spec->group_size) {
+        spec->bits = 16;
+        *detail = "its columns are no multiple of the group size";
+    }
+    return AQ_OK;
+}
+
+/* FP8 weights are stored with their scales folded in: no reader of this format has both. */
+static aq_status aq_ct_keep(aq_plan *plan, const aq_plan_tensor *tensor, aq_dtype *dtype,
+                            aq_error *err) {
+    (void)err;
+    if (tensor->scale != AQ_NO_TENSOR || tensor->dtype == AQ_DTYPE_F8_E4M3 ||
+        tensor->dtype == AQ_DTYPE_F8_E5M2)
+        *dtype = aq_ct_dtype(plan, tensor);
+    return AQ_OK;
+}
+
+static aq_dtype aq_ct_wider(aq_dtype dtype) {
+    return dtype == AQ_DTYPE_F16 ? AQ_DTYPE_F32 : dtype;
+}
+
+/* ---- the parts of a layer */
+
+static aq_part *aq_ct_part(aq_part *part, aq_part_source source, const char *suffix, aq_dtype dtype,
+                           uint64_t rows, uint64_t cols) {
+    memset(part, 0, sizeof(*part));
+    part->source = source;
+    part->suffix = suffix;
+    part->dtype = dtype;
+    part->rank = 2;
+    part->shape[0] = rows;
+    part->shape[1] = cols;
+    part->bytes = rows * cols * aq_dtype_size(dtype);
+    return part;
+}
+
+static aq_status aq_ct_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
+                             const aq_quant_spec *spec, const aq_quant_layout *layout,
+                             aq_part *parts, size_t *count, aq_error *err) {
+    aq_dtype scale = spec->params == AQ_PARAM_F32   ? AQ_DTYPE_F32
+                     : spec->params == AQ_PARAM_F16 ? AQ_DTYPE_F16 : AQ_DTYPE_BF16;
+    bool zeros = spec->code == AQ_CODE_ZERO_POINT;
+    uint64_t per_word = 32 / spec->bits;
+    aq_part *part = parts;
+    (void)plan;
+    (void)err;
+    aq_ct_part(part, AQ_PART_CLOSED, AQ_CT_SHAPE, AQ_DTYPE_I64, 2, 1)->rank = 1;
+    aq_ct_part(++part, AQ_PART_CODES, AQ_CT_PACKED, AQ_DTYPE_I32, tensor->rows,
+               layout->row_code_bytes / 4);
+    if (zeros)
+        aq_ct_part(++part, AQ_PART_CLOSED, AQ_CT_ZERO_POINT, AQ_DTYPE_I32,
+                   (tensor->rows + per_word - 1) / per_word, layout->groups)->row_bytes =
+            layout->groups;
+    aq_ct_part(++part, zeros ? AQ_PART_MADE : AQ_PART_PARAMS, AQ_CT_SCALE, scale, tensor->rows,
+               layout->groups)->row_bytes = zeros ? layout->groups * aq_dtype_size(scale) : 0;
+    *count = (size_t)(part - parts) + 1;
+    return AQ_OK;
+}
+
+/* Our parameters are pairs of a scale and a zero point: one of them. */
+static void aq_ct_make(const aq_part_rows *rows, size_t index, unsigned char *out) {
+    uint64_t groups = rows->count * rows->layout->groups;
+    size_t pair = (size_t)(rows->layout->row_param_bytes / rows->layout->groups);
+    const unsigned char *in = rows->params;
+    bool zeros = index == 2;
+    for (uint64_t i = 0; i < groups; i++, in += pair) {
+        if (zeros) {
+            *out++ = in[pair - 1];
+        } else {
+            memcpy(out, in, pair - 1);
+            out += pair - 1;
+        }
+    }
+}
+
+static void aq_ct_put_shape(const aq_plan_tensor *tensor, unsigned char *out) {
+    for (unsigned i = 0; i < 16; i++)
+        out[i] = (unsigned char)((i < 8 ? tensor->rows : tensor->cols) >> (8 * (i % 8)));
+}
+
+static aq_status aq_ct_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
+                             size_t index, const unsigned char *rows, unsigned char *out,
+                             aq_error *err) {
+    (void)run;
+    (void)err;
+    if (index == 0) aq_ct_put_shape(tensor, out);
+    else aq_ct_pack_zeros(rows, tensor->rows, part->row_bytes, tensor->spec.bits, out);
+    return AQ_OK;
+}
+
+/* ---- the file */
+
+/* Sizes that would leave what follows unaligned come last: some readers cannot load such tensors. */
+static aq_status aq_ct_order(aq_plan *plan, size_t output, size_t *order, aq_error *err) {
+    const aq_plan_output *file = &plan->outputs[output];
+    aq_status status = aq_native_order(plan, output, order, err);
+    size_t first = 0, end, odd = 0;
+    if (status != AQ_OK) return status;
+    size_t *later = (size_t *)aq_alloc(plan->state->context, (file->tensor_count + 1) * sizeof(size_t));
+    if (!later) return aq_fail_memory(err, file->tensor_count * sizeof(size_t));
+    while (first < file->tensor_count && plan->tensors[order[first]].bits == 16 &&
+           aq_dtype_size(plan->tensors[order[first]].output_dtype) >= 4)
+        first++;
+    size_t even = first;
+    for (end = first; end < file->tensor_count && plan->tensors[order[end]].bits < 16; end++) {
+        if (plan->tensors[order[end]].output_bytes % 8) later[odd++] = order[end];
+        else order[even++] = order[end];
+    }
+    if (odd) memcpy(order + even, later, odd * sizeof(size_t));
+    aq_free(plan->state->context, later, (file->tensor_count + 1) * sizeof(size_t));
+    return AQ_OK;
+}
+
+static const char *aq_ct_metadata(aq_plan *plan, size_t shard, aq_error *err) {
+    static const char none[] = "{\"format\":\"pt\"}"; /* transformers insists on it */
+    const aq_st_file *file = plan->state->shard_file[shard];
+    const char *value = NULL;
+    char *text = NULL;
+    size_t size = 0;
+    if (!file->metadata) return none;
+    if (aq_st_metadata_value(&plan->state->arena, file, "format", &value, err) != AQ_OK) return NULL;
+    if (value) return file->metadata;
+    if (aq_config_json_set(&plan->state->arena, file->metadata, strlen(file->metadata), file->path,
+                           "format", "\"pt\"", &text, &size, err) != AQ_OK)
+        return NULL;
+    return text;
+}
+
+/* Every stored tensor that may come of each. */
+static aq_status aq_ct_data_start(aq_plan *plan, size_t output, uint64_t *start, aq_error *err) {
+    static const char *const suffixes[] = { AQ_CT_PACKED, AQ_CT_SCALE, AQ_CT_SHAPE,
+                                            AQ_CT_ZERO_POINT, "" };
+    const aq_plan_output *file = &plan->outputs[output];
+    const char *metadata = aq_ct_metadata(plan, file->first_shard, err);
+    aq_arena arena;
+    size_t count = 0, most = file->tensor_count * 5 + 1;
+    if (!metadata) return err ? err->status : AQ_ERR_OUT_OF_MEMORY;
+    aq_arena_init(&arena, plan->state->context);
+    aq_st_output *outputs = (aq_st_output *)aq_arena_alloc(&arena, most * sizeof(*outputs));
+    aq_status status = outputs ? AQ_OK : aq_fail_memory(err, most * sizeof(*outputs));
+    for (size_t i = 0; status == AQ_OK && i < file->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[file->first_tensor + i];
+        for (size_t s = tensor->bits < 16 ? 0 : 4; status == AQ_OK && s < 5; s++) {
+            size_t size = strlen(tensor->output_name) + strlen(suffixes[s]) + 1;
+            char *name = (char *)aq_arena_alloc(&arena, size);
+            if (!name) {
+                status = aq_fail_memory(err, size);
+                break;
+            }
+            aq_format(name, size, "%s%s", tensor->output_name, suffixes[s]);
+            outputs[count].name = name;
+            outputs[count++].rank = *suffixes[s] ? 2 : tensor->rank;
+        }
+    }
+    if (status == AQ_OK) *start = 8 + aq_st_header_bound(outputs, count, strlen(metadata));
+    aq_arena_free(&arena);
+    return status;
+}
+
+static aq_status aq_ct_finish(aq_run *run, size_t output, uint64_t *end, aq_error *err) {
+    const char *metadata = aq_ct_metadata(run->plan, run->plan->outputs[output].first_shard, err);
+    (void)end;
+    if (!metadata) return err ? err->status : AQ_ERR_OUT_OF_MEMORY;
+    return aq_finish_safetensors(run, metadata, err);
+}
+
+/* ---- config.json */
+
+static void aq_ct_append_module(aq_builder *json, const char *name, bool *first) {
+    if (!*first) aq_append_string(json, ", ");
+    *first = false;
+    aq_append_json_string(json, name, strlen(name) - strlen(".weight"));
+}
+
+static bool aq_ct_is_module(const aq_plan *plan, const aq_component *component, size_t index) {
+    const aq_plan_tensor *tensor = &plan->tensors[index];
+    return plan->state->shard_component[tensor->shard] == component && tensor->rank == 2 &&
+           aq_ends_with(tensor->name, ".weight");
+}
+
+/* Layers with `bits`; those that are not of the usual number are named one by one. */
+static void aq_ct_append_group(aq_builder *json, const aq_plan *plan, const aq_component *component,
+                               uint32_t bits, unsigned *number) {
+    bool first = true, usual = bits == plan->config.bit_width, any = false;
+    for (size_t i = 0; i < plan->tensor_count; i++)
+        any = any || (aq_ct_is_module(plan, component, i) && plan->tensors[i].bits == bits);
+    if (!any && !usual) return;
+    aq_append_format(json, "%s\"group_%u\": {\"targets\": [", *number ? ", " : "", *number);
+    ++*number;
+    if (usual) aq_append_string(json, "\"Linear\"");
+    for (size_t i = 0; !usual && i < plan->tensor_count; i++)
+        if (aq_ct_is_module(plan, component, i) && plan->tensors[i].bits == bits)
+            aq_ct_append_module(json, plan->tensors[i].name, &first);
+    aq_append_format(json, "], \"weights\": {\"num_bits\": %u, \"type\": \"int\", \"symmetric\": %s, "
+                     "\"strategy\": \"group\", \"group_size\": %u, \"dynamic\": false}}", bits,
+                     plan->config.symmetric ? "true" : "false", plan->config.group_size);
+}
+
+/* Also an output layer that shares the embedding: it has no tensor, but is of the class Linear. */
+static void aq_ct_append_ignore(aq_builder *json, const aq_plan *plan,
+                                const aq_component *component) {
+    bool first = true, embeds = false, head = false;
+    aq_append_string(json, ", \"ignore\": [");
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        const char *name = plan->tensors[i].name;
+        if (!aq_ct_is_module(plan, component, i)) continue;
+        if (plan->tensors[i].bits == 16) aq_ct_append_module(json, name, &first);
+        embeds = embeds || aq_ends_with(name, "embed_tokens.weight");
+        head = head || aq_ends_with(name, "lm_head.weight");
+    }
+    if (embeds && !head) aq_ct_append_module(json, "lm_head.weight", &first);
+    aq_append_string(json, "]");
+}
+
+static aq_status aq_ct_beside(aq_run *run, const aq_component *component, aq_error *err) {
+    static const uint32_t widths[] = { 2, 4, 8 };
+    const aq_plan *plan = run->plan;
+    aq_builder json;
+    char *text;
+    size_t size;
+    unsigned number = 0;
+    aq_builder_init(&json, run->context);
+    aq_append_string(&json, "{\"quant_method\": \"compressed-tensors\", \"format\": "
+                     "\"pack-quantized\", \"quantization_status\": \"compressed\", "
+                     "\"config_groups\": {");
+    aq_ct_append_group(&json, plan, component, plan->config.bit_width, &number);
+    for (unsigned i = 0; i < 3; i++)
+        if (widths[i] != plan->config.bit_width)
+            aq_ct_append_group(&json, plan, component, widths[i], &number);
+    aq_append_string(&json, "}");
+    aq_ct_append_ignore(&json, plan, component);
+    aq_append_string(&json, "}");
+    aq_status status = aq_builder_finish(&json, &text, &size, err);
+    if (status != AQ_OK) return status;
+    status = aq_beside_config(run, component, text, err);
+    aq_free(run->context, text, size + 1);
+    return status == AQ_OK ? aq_beside_index(run, component, err) : status;
+}
+
+static const aq_container aq_ct_container = {
+    AQ_OUTPUT_COMPRESSED_TENSORS, ".safetensors", false, 1, aq_ct_check, NULL, aq_ct_prepare,
+    aq_ct_spec, aq_ct_keep, aq_ct_wider, aq_ct_parts, aq_ct_make, aq_ct_close, aq_ct_order,
+    aq_ct_data_start, aq_ct_finish, aq_ct_beside
+};
+
+AQ_LIB const aq_container *aq_container_compressed(void) {
+    return &aq_ct_container;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/container_compressed.c ---- */
+
 /* ---- begin src/model/container.c ---- */
 
 /* The containers, and how one lays out an output: which file each tensor goes into, in which order,
@@ -26326,8 +27088,8 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
 AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
     switch (format) {
     case AQ_OUTPUT_NATIVE: return aq_container_native();
+    case AQ_OUTPUT_COMPRESSED_TENSORS: return aq_container_compressed();
     case AQ_OUTPUT_GGUF:
-    case AQ_OUTPUT_COMPRESSED_TENSORS:
     case AQ_OUTPUT_ARROW: break;
     }
     return NULL;
@@ -27371,7 +28133,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                        &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
         !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
-        !aq_journal_number(&node, AQ_PARAM_Q8, &params) ||
+        !aq_journal_number(&node, AQ_PARAM_BF16, &params) ||
         !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
         !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
@@ -28271,8 +29033,10 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
-/* Whether other parameter types can hold what this one cannot. */
-static bool aq_code_widens(const aq_quant_spec *spec) {
+/* Whether other parameter types can hold what this one cannot, and the format has them. */
+static bool aq_job_widens(const aq_tensor_job *job) {
+    const aq_quant_spec *spec = &job->spec;
+    if (job->run->plan->state->container->format == AQ_OUTPUT_COMPRESSED_TENSORS) return false;
     return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC) &&
            spec->params != AQ_PARAM_F32;
 }
@@ -28291,7 +29055,7 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
             if (status != AQ_OK && err) *err = failure;
             break;
         }
-        if (!aq_code_widens(&job->spec)) return AQ_TRY_WIDER;
+        if (!aq_job_widens(job)) return AQ_TRY_WIDER;
         job->spec.params = job->spec.params == AQ_PARAM_Q8 ? AQ_PARAM_F16 : AQ_PARAM_F32;
     }
     memset(quality, 0, sizeof(*quality));
@@ -28420,7 +29184,7 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
             tensor->quality = quality;
             aq_job_output_error(job, tensor);
             tensor->wide_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F16;
-            tensor->f32_params = job->spec.params == AQ_PARAM_F32;
+            tensor->f32_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F32;
             tensor->output_bytes = 0;
             for (size_t i = 0; i < job->part_count; i++)
                 tensor->output_bytes += job->parts[i].bytes;
@@ -29330,6 +30094,546 @@ AQ_LIB aq_status aq_model_load_scale(const aq_context *context, aq_arena *arena,
 
 /* ---- end src/model/open_fp8.c ---- */
 
+/* ---- begin src/model/open_compressed.c ---- */
+
+/* Layers of a compressed-tensors checkpoint: found by name in whichever of the component's files holds
+ * their parts, checked, and put together as aq_tensor. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* The tensor BASE + suffix, in any file of the component; `in` (may be NULL) is the file. */
+static const aq_st_tensor *aq_ct_find(const aq_model *model, const aq_component *component,
+                                      const char *base, size_t base_size, const char *suffix,
+                                      aq_arena *scratch, const aq_model_shard **in, bool *failed) {
+    const struct aq_model_state *state = model->state;
+    size_t size = base_size + strlen(suffix) + 1;
+    char *name = (char *)aq_arena_alloc(scratch, size);
+    *failed = *failed || !name;
+    if (!name) return NULL;
+    memcpy(name, base, base_size);
+    memcpy(name + base_size, suffix, size - base_size);
+    for (size_t s = 0; s < state->shard_count; s++) {
+        const aq_model_shard *shard = &state->shards[s];
+        if (shard->component != component) continue;
+        const aq_st_tensor *found =
+            aq_st_find((const aq_st_tensor *const *)shard->by_name, shard->file->tensor_count, name);
+        if (!found) continue;
+        if (in) *in = shard;
+        return found;
+    }
+    return NULL;
+}
+
+static size_t aq_ct_base_size(const char *name, const char *suffix) {
+    size_t size = strlen(name), tail = strlen(suffix);
+    return aq_ends_with(name, suffix) && size > tail + 7 &&
+                   memcmp(name + size - tail - 7, ".weight", 7) == 0
+               ? size - tail : 0;
+}
+
+AQ_LIB bool aq_ct_is_packed(const char *name) {
+    return aq_ct_base_size(name, AQ_CT_PACKED) != 0;
+}
+
+AQ_LIB aq_status aq_ct_is_part(const aq_model *model, const aq_model_shard *shard,
+                               const char *name, bool *part, aq_error *err) {
+    static const char *const suffixes[] = { AQ_CT_PACKED, AQ_CT_SCALE, AQ_CT_SHAPE,
+                                            AQ_CT_ZERO_POINT };
+    aq_arena scratch;
+    bool failed = false;
+    *part = false;
+    aq_arena_init(&scratch, model->state->context);
+    for (unsigned i = 0; i < 4 && !*part && !failed; i++) {
+        size_t size = aq_ct_base_size(name, suffixes[i]);
+        if (size)
+            *part = aq_ct_find(model, shard->component, name, size, AQ_CT_PACKED, &scratch, NULL,
+                               &failed) != NULL;
+    }
+    aq_arena_free(&scratch);
+    return failed ? aq_fail_memory(err, strlen(name)) : AQ_OK;
+}
+
+/* The two numbers of weight_shape. */
+static aq_status aq_ct_extents(const aq_model_shard *shard, const aq_st_tensor *shape,
+                               const char *name, uint64_t extents[2], aq_error *err) {
+    const unsigned char *data = (const unsigned char *)shard->map.data + (size_t)shape->offset;
+    if (shape->dtype != AQ_DTYPE_I64 || shape->rank != 1 || shape->shape[0] != 2)
+        return aq_fail_tensor(err, AQ_ERR_CORRUPT, name, shape->offset,
+                              "%s: layer %s: weight_shape is not I64 [2]; download or write the "
+                              "model again", shard->file->path, name);
+    for (unsigned e = 0; e < 2; e++) {
+        extents[e] = 0;
+        for (unsigned i = 8; i > 0; i--) extents[e] = extents[e] << 8 | data[8 * e + i - 1];
+    }
+    return AQ_OK;
+}
+
+/* Scale and zero point side by side, as the code wants them. */
+static aq_status aq_ct_pair(aq_arena *arena, const unsigned char *scales,
+                            const unsigned char *zeros, aq_tensor *tensor, aq_error *err) {
+    const aq_quant_layout *layout = &tensor->layout;
+    size_t pair = (size_t)(layout->row_param_bytes / layout->groups);
+    unsigned char *out = layout->param_bytes <= SIZE_MAX / 2
+                             ? (unsigned char *)aq_arena_alloc(arena, (size_t)layout->param_bytes)
+                             : NULL;
+    if (!out) return aq_fail_memory(err, (size_t)layout->param_bytes);
+    tensor->params = out;
+    for (uint64_t row = 0; row < layout->rows; row++) {
+        for (uint64_t group = 0; group < layout->groups; group++, out += pair) {
+            memcpy(out, scales, pair - 1);
+            scales += pair - 1;
+            out[pair - 1] = aq_ct_zero(zeros, layout->groups, tensor->spec.bits, row, group);
+        }
+    }
+    return AQ_OK;
+}
+
+static const unsigned char *aq_ct_data(const aq_model_shard *shard, const aq_st_tensor *tensor) {
+    return (const unsigned char *)shard->map.data + (size_t)tensor->offset;
+}
+
+static aq_status aq_ct_fill(aq_model *model, const aq_model_shard *const in[4],
+                            const aq_ct_layer *layer, const char *name, aq_tensor *out,
+                            aq_error *err) {
+    uint64_t *extents = (uint64_t *)aq_arena_alloc(&model->state->arena, 2 * sizeof(uint64_t));
+    if (!extents) return aq_fail_memory(err, 2 * sizeof(uint64_t));
+    aq_status status = aq_ct_extents(in[2], layer->shape, name, extents, err);
+    if (status == AQ_OK)
+        status = aq_ct_check_layer(in[0]->compressed, layer, extents, name, in[0]->file->path,
+                                   &out->spec, &out->layout, err);
+    if (status != AQ_OK) return status;
+    out->dtype = layer->scale->dtype;
+    out->rank = 2;
+    out->shape = extents;
+    out->rows = extents[0];
+    out->cols = extents[1];
+    out->quantized = true;
+    out->code_name = layer->zero_point ? "zero_point" : "symmetric";
+    out->method = "compressed-tensors";
+    out->codes = aq_ct_data(in[0], layer->packed);
+    out->params = aq_ct_data(in[1], layer->scale);
+    out->bytes = layer->packed->bytes + layer->scale->bytes + layer->shape->bytes;
+    out->cosine_similarity = out->sqnr_db = (double)NAN;
+    out->file = in[0]->path;
+    if (!layer->zero_point) return AQ_OK;
+    out->bytes += layer->zero_point->bytes;
+    return aq_ct_pair(&model->state->arena, aq_ct_data(in[1], layer->scale),
+                      aq_ct_data(in[3], layer->zero_point), out, err);
+}
+
+AQ_LIB aq_status aq_ct_open_layer(aq_model *model, const aq_model_shard *shard,
+                                  const aq_st_tensor *packed, const char **own_name,
+                                  aq_tensor *out, aq_error *err) {
+    size_t size = aq_ct_base_size(packed->name, AQ_CT_PACKED);
+    const aq_model_shard *in[4] = { shard, NULL, NULL, NULL };
+    const aq_component *component = shard->component;
+    bool failed = false;
+    aq_ct_layer layer;
+    aq_arena scratch;
+    char *name = aq_arena_copy(&model->state->arena, packed->name, size);
+    if (!name) return aq_fail_memory(err, size);
+    aq_arena_init(&scratch, model->state->context);
+    layer.packed = packed;
+    layer.scale =
+        aq_ct_find(model, component, name, size, AQ_CT_SCALE, &scratch, &in[1], &failed);
+    layer.shape =
+        aq_ct_find(model, component, name, size, AQ_CT_SHAPE, &scratch, &in[2], &failed);
+    layer.zero_point =
+        aq_ct_find(model, component, name, size, AQ_CT_ZERO_POINT, &scratch, &in[3], &failed);
+    const aq_st_tensor *order =
+        aq_ct_find(model, component, name, size, AQ_CT_G_INDEX, &scratch, NULL, &failed);
+    aq_arena_free(&scratch);
+    *own_name = name;
+    if (failed) return aq_fail_memory(err, size);
+    if (!layer.scale || !layer.shape)
+        return aq_fail_tensor(err, AQ_ERR_CORRUPT, name, packed->offset, "%s: layer %s has no %s; "
+                              "download or write the model again", shard->file->path, name,
+                              layer.scale ? "weight_shape" : "weight_scale");
+    if (order)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0, "%s: layer %s has an order of columns "
+                              "(weight_g_idx), which is not read", shard->file->path, name);
+    return aq_ct_fill(model, in, &layer, name, out, err);
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/open_compressed.c ---- */
+
+/* ---- begin src/model/open_arrow.c ---- */
+
+/* An Arrow IPC file with a table of layers, opened as a model: codes and kept tensors stay where they
+ * lie in the mapped file. docs/FORMATS.md describes the table. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* The columns of the batch at hand. */
+typedef struct aq_arrow_table {
+    aq_model *model;
+    const char *path, *file;
+    aq_arrow_view columns[AQ_COLUMNS];
+    bool found[AQ_COLUMNS];
+    aq_tensor *tensors; /* grows */
+    size_t count, capacity;
+    aq_error *err;
+} aq_arrow_table;
+
+static aq_status aq_table_bad(const aq_arrow_table *table, const char *name, const char *what) {
+    return aq_fail_tensor(table->err, AQ_ERR_CORRUPT, name, 0, "%s: layer %s: %s; write the table "
+                          "again (docs/FORMATS.md)", table->path, name, what);
+}
+
+/* ---- one value of a row */
+
+static aq_status aq_table_text(aq_arrow_table *table, aq_arrow_column column, int64_t row,
+                               const char *otherwise, const char **out) {
+    const void *data = NULL;
+    uint64_t size = 0;
+    *out = otherwise;
+    if (!table->found[column]) return AQ_OK;
+    aq_status status = aq_arrow_bytes(&table->columns[column], row, &data, &size, table->err);
+    if (status != AQ_OK) return status;
+    char *copy = aq_arena_copy(&table->model->state->arena, (const char *)data, (size_t)size);
+    if (!copy) return aq_fail_memory(table->err, (size_t)size);
+    if (strlen(copy) != size) return aq_table_bad(table, copy, "a text holds a NUL");
+    *out = copy;
+    return AQ_OK;
+}
+
+/* F32 or int64 elements; *data NULL where the row is null. */
+static aq_status aq_table_list(aq_arrow_table *table, aq_arrow_column column, int64_t row,
+                               const void **data, uint64_t *count) {
+    char format;
+    *data = NULL;
+    *count = 0;
+    if (!table->found[column] || aq_arrow_is_null(&table->columns[column], row)) return AQ_OK;
+    return aq_arrow_list(&table->columns[column], row, column == AQ_COLUMN_SHAPE ? "l" : "f", data,
+                         count, &format, table->err);
+}
+
+static const void *aq_table_cell(const aq_arrow_table *table, aq_arrow_column column, int64_t row,
+                                 size_t width) {
+    const aq_arrow_view *view = &table->columns[column];
+    return (const unsigned char *)view->array->buffers[1] + (size_t)(view->offset + row) * width;
+}
+
+static double aq_table_double(const aq_arrow_table *table, aq_arrow_column column, int64_t row) {
+    double value = (double)NAN;
+    if (table->found[column] && !aq_arrow_is_null(&table->columns[column], row))
+        memcpy(&value, aq_table_cell(table, column, row, sizeof(value)), sizeof(value));
+    return value;
+}
+
+/* ---- a row */
+
+static aq_status aq_table_shape(aq_arrow_table *table, int64_t row, aq_tensor *out) {
+    const void *data;
+    uint64_t count, product = 1;
+    aq_status status = aq_table_list(table, AQ_COLUMN_SHAPE, row, &data, &count);
+    if (status != AQ_OK) return status;
+    if (!data || count > UINT32_MAX) return aq_table_bad(table, out->name, "it has no shape");
+    uint64_t *shape = (uint64_t *)aq_arena_alloc(&table->model->state->arena,
+                                                 (size_t)(count + 1) * sizeof(uint64_t));
+    if (!shape) return aq_fail_memory(table->err, (size_t)count * sizeof(uint64_t));
+    for (uint64_t i = 0; i < count; i++) {
+        int64_t extent;
+        memcpy(&extent, (const unsigned char *)data + 8 * (size_t)i, sizeof(extent));
+        if (extent < 0 || !aq_mul_u64(product, (uint64_t)extent, &product))
+            return aq_table_bad(table, out->name, "its shape is negative or overflows");
+        shape[i] = (uint64_t)extent;
+    }
+    out->rank = (uint32_t)count;
+    out->shape = shape;
+    out->rows = count > 1 ? shape[0] : 1;
+    out->cols = 1;
+    for (uint64_t i = count > 1 ? 1 : 0; i < count; i++)
+        if (!aq_mul_u64(out->cols, shape[i], &out->cols)) out->cols = 0; /* only an empty one */
+    return AQ_OK;
+}
+
+static bool aq_table_dtype(const char *name, aq_dtype *out) {
+    for (unsigned i = 0; i < AQ_DTYPE_COUNT; i++) {
+        if (strcmp(aq_dtype_name((aq_dtype)i), name) != 0) continue;
+        *out = (aq_dtype)i;
+        return true;
+    }
+    return false;
+}
+
+static void aq_put_float(unsigned char *out, const void *from) {
+    uint32_t bits;
+    memcpy(&bits, from, sizeof(bits));
+    for (unsigned i = 0; i < 4; i++) out[i] = (unsigned char)(bits >> (8 * i));
+}
+
+/* Whether all zeros are codes; *half: all are the middle one. */
+static bool aq_table_zeros(const void *zeros, uint64_t count, uint32_t bits, bool *half) {
+    float top = (float)((1u << bits) - 1u), zero;
+    *half = true;
+    for (uint64_t i = 0; i < count; i++) {
+        memcpy(&zero, (const unsigned char *)zeros + 4 * (size_t)i, sizeof(zero));
+        if (!(zero >= 0.0f && zero <= top) || zero != (float)(int32_t)zero) return false;
+        *half = *half && zero == (float)(1u << (bits - 1u));
+    }
+    return true;
+}
+
+/* Scales with mins, zero points or nothing, in the bytes that F32 parameters have. */
+static aq_status aq_table_parameters(aq_arrow_table *table, int64_t row, aq_tensor *out) {
+    const void *lists[3];
+    uint64_t counts[3], groups = out->rows * out->layout.groups;
+    static const aq_arrow_column columns[3] = { AQ_COLUMN_SCALES, AQ_COLUMN_MINS,
+                                                AQ_COLUMN_ZERO_POINTS };
+    bool half = true;
+    for (unsigned i = 0; i < 3; i++) {
+        aq_status status = aq_table_list(table, columns[i], row, &lists[i], &counts[i]);
+        if (status != AQ_OK) return status;
+        if (lists[i] && counts[i] != groups)
+            return aq_table_bad(table, out->name, "it has not one parameter for each group");
+    }
+    if (!lists[0] && groups) return aq_table_bad(table, out->name, "it has no scales");
+    if (!lists[1] && lists[2] && !aq_table_zeros(lists[2], groups, out->spec.bits, &half))
+        return aq_table_bad(table, out->name, "without mins its zero points must be codes");
+    out->spec.code = lists[1] ? AQ_CODE_AFFINE : half ? AQ_CODE_SYMMETRIC : AQ_CODE_ZERO_POINT;
+    out->code_name = lists[1] ? "affine" : half ? "symmetric" : "zero_point";
+    aq_status status =
+        aq_quantized_size(&out->spec, out->rows, out->cols, &out->layout, table->err);
+    if (status != AQ_OK) return status;
+    size_t bytes = (size_t)out->layout.param_bytes, each = groups ? bytes / (size_t)groups : 0;
+    unsigned char *params = (unsigned char *)aq_arena_alloc(&table->model->state->arena, bytes);
+    if (!params) return aq_fail_memory(table->err, bytes);
+    for (size_t i = 0; i < (size_t)groups; i++) {
+        float zero = 0.0f;
+        aq_put_float(params + i * each, (const unsigned char *)lists[0] + 4 * i);
+        if (lists[1]) aq_put_float(params + i * each + 4, (const unsigned char *)lists[1] + 4 * i);
+        if (out->spec.code != AQ_CODE_ZERO_POINT) continue;
+        memcpy(&zero, (const unsigned char *)lists[2] + 4 * i, sizeof(zero));
+        params[i * each + 4] = (unsigned char)zero;
+    }
+    out->params = params;
+    return AQ_OK;
+}
+
+static aq_status aq_table_quantized(aq_arrow_table *table, int64_t row, const void *data,
+                                    aq_tensor *out) {
+    out->quantized = true;
+    out->spec.params = AQ_PARAM_F32;
+    out->spec.code = AQ_CODE_SYMMETRIC;
+    if (aq_quantized_size(&out->spec, out->rows, out->cols, &out->layout, NULL) != AQ_OK)
+        return aq_table_bad(table, out->name, "bit_width, group_size or shape is out of range");
+    if (out->layout.code_bytes != out->bytes)
+        return aq_table_bad(table, out->name, "quantized_data does not fit shape and bit_width");
+    out->codes = data;
+    table->model->quantized = true;
+    aq_status status = aq_table_parameters(table, row, out);
+    if (status == AQ_OK)
+        status = aq_table_text(table, AQ_COLUMN_METHOD, row, "", &out->method);
+    out->bytes += out->layout.rows * out->layout.groups * sizeof(float) *
+                  (out->spec.code == AQ_CODE_SYMMETRIC ? 2 : out->code_name[0] == 'a' ? 3 : 2);
+    return status;
+}
+
+static aq_status aq_table_row(aq_arrow_table *table, int64_t row, aq_tensor *out) {
+    const void *data = NULL;
+    const char *dtype;
+    uint64_t bytes = 0;
+    uint8_t bits;
+    memset(out, 0, sizeof(*out));
+    aq_status status = aq_table_text(table, AQ_COLUMN_NAME, row, "", &out->name);
+    if (status == AQ_OK) status = aq_table_shape(table, row, out);
+    if (status == AQ_OK) status = aq_table_text(table, AQ_COLUMN_DTYPE, row, "F32", &dtype);
+    if (status == AQ_OK)
+        status = aq_arrow_bytes(&table->columns[AQ_COLUMN_DATA], row, &data, &out->bytes,
+                                table->err);
+    if (status != AQ_OK) return status;
+    if (!aq_table_dtype(dtype, &out->dtype))
+        return aq_table_bad(table, out->name, "its dtype is none that is known");
+    memcpy(&bits, aq_table_cell(table, AQ_COLUMN_BITS, row, 1), 1);
+    memcpy(&out->spec.group_size, aq_table_cell(table, AQ_COLUMN_GROUP_SIZE, row, 4), 4);
+    out->spec.bits = bits;
+    out->file = table->file;
+    out->cosine_similarity = aq_table_double(table, AQ_COLUMN_COSINE, row);
+    out->sqnr_db = aq_table_double(table, AQ_COLUMN_SQNR, row);
+    if (out->spec.group_size) return aq_table_quantized(table, row, data, out);
+    if (!aq_mul_u64(out->rows, out->cols, &bytes) ||
+        !aq_mul_u64(bytes, aq_dtype_size(out->dtype), &bytes) || bytes != out->bytes)
+        return aq_table_bad(table, out->name, "quantized_data does not fit shape and dtype");
+    out->data = data;
+    return AQ_OK;
+}
+
+/* ---- batches */
+
+static aq_status aq_table_columns(aq_arrow_table *table, const struct ArrowSchema *schema,
+                                  const struct ArrowArray *array) {
+    static const struct { const char *name, *format; } known[AQ_COLUMNS] = {
+        { "layer_name", NULL }, { "quantized_data", NULL }, { "scales", NULL },
+        { "zero_points", NULL }, { "shape", NULL }, { "bit_width", "C" }, { "group_size", "I" },
+        { "mins", NULL }, { "method", NULL }, { "dtype", NULL }, { "cosine", "g" },
+        { "sqnr_db", "g" }, { "time_groups", NULL },
+    };
+    for (unsigned i = 0; i < AQ_COLUMNS; i++) {
+        aq_arrow_view *view = &table->columns[i];
+        bool needed = i == AQ_COLUMN_NAME || i == AQ_COLUMN_DATA || i == AQ_COLUMN_SCALES ||
+                      i == AQ_COLUMN_SHAPE || i == AQ_COLUMN_BITS || i == AQ_COLUMN_GROUP_SIZE;
+        aq_status status =
+            aq_arrow_find(schema, array, known[i].name, &table->found[i], view, table->err);
+        if (status != AQ_OK) return status;
+        if (!table->found[i] && needed)
+            return aq_fail(table->err, AQ_ERR_ARROW, "%s: no column %s; expected a table of layers "
+                           "(docs/FORMATS.md)", table->path, known[i].name);
+        if (table->found[i] && known[i].format &&
+            (strcmp(view->schema->format, known[i].format) != 0 ||
+             (needed && view->array->null_count)))
+            return aq_fail(table->err, AQ_ERR_ARROW, "%s: column %s has the Arrow format \"%s\", or "
+                           "nulls; expected \"%s\" (docs/FORMATS.md)", table->path, known[i].name,
+                           view->schema->format, known[i].format);
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_table_batch(aq_arrow_table *table, const struct ArrowSchema *schema,
+                                const struct ArrowArray *array) {
+    aq_status status = aq_table_columns(table, schema, array);
+    for (int64_t row = 0; status == AQ_OK && row < array->length; row++) {
+        if (table->count == table->capacity) {
+            size_t capacity = table->capacity ? 2 * table->capacity : 64;
+            aq_tensor *grown = (aq_tensor *)aq_resize(
+                table->model->state->context, table->tensors,
+                table->capacity * sizeof(aq_tensor), capacity * sizeof(aq_tensor));
+            if (!grown) return aq_fail_memory(table->err, capacity * sizeof(aq_tensor));
+            table->tensors = grown;
+            table->capacity = capacity;
+        }
+        status = aq_table_row(table, row, &table->tensors[table->count]);
+        if (status == AQ_OK) table->count++;
+    }
+    return status;
+}
+
+static aq_status aq_table_read(aq_arrow_table *table, struct ArrowArrayStream *stream) {
+    struct ArrowSchema schema;
+    struct ArrowArray array;
+    int code = stream->get_schema(stream, &schema);
+    if (code) return aq_arrow_stream_fail(stream, code, table->err);
+    aq_status status;
+    while ((status = aq_arrow_next(stream, &array, table->err)) == AQ_OK && array.release) {
+        status = aq_table_batch(table, &schema, &array);
+        array.release(&array);
+        if (status != AQ_OK) break;
+    }
+    aq_modality modality = AQ_MODALITY_UNKNOWN;
+    size_t size = 0;
+    const char *found = aq_arrow_metadata(&schema, "arrowquant.modality", &size);
+    for (unsigned m = AQ_MODALITY_TEXT; found && m <= AQ_MODALITY_AUDIO; m++)
+        if (aq_text_equal(found, size, aq_modality_name((aq_modality)m))) modality = (aq_modality)m;
+    table->model->state->folder.modality = modality;
+    schema.release(&schema);
+    return status;
+}
+
+/* ---- the model */
+
+AQ_LIB aq_status aq_open_is_arrow(const char *path, bool *arrow, aq_error *err) {
+    unsigned char head[8];
+    uint64_t size = 0;
+    aq_file file = AQ_FILE_CLOSED;
+    *arrow = false;
+    if (aq_path_kind_of(path) != AQ_PATH_FILE || aq_ends_with(path, ".safetensors") ||
+        aq_ends_with(path, ".json"))
+        return AQ_OK;
+    aq_status status = aq_file_open(&file, path, &size, err);
+    if (status == AQ_OK && size >= sizeof(head))
+        status = aq_file_read(&file, 0, head, sizeof(head), err);
+    (void)aq_file_close(&file, NULL);
+    if (status == AQ_OK && size >= sizeof(head)) *arrow = aq_arrow_looks_like_ipc(head, sizeof(head));
+    if (aq_ends_with(path, ".arrow")) *arrow = true; /* so that a bad one is reported as what it is */
+    return status;
+}
+
+/* One file, no tensors of safetensors: what other parts of the library look at. */
+static aq_status aq_table_prepare(aq_arrow_table *table, aq_error *err) {
+    struct aq_model_state *state = table->model->state;
+    aq_component *component = (aq_component *)aq_arena_alloc(&state->arena, sizeof(*component));
+    aq_st_file *file = (aq_st_file *)aq_arena_alloc(&state->arena, sizeof(*file));
+    const char **shards = (const char **)aq_arena_alloc(&state->arena, sizeof(*shards));
+    state->shards = (aq_model_shard *)aq_arena_alloc(&state->arena, sizeof(aq_model_shard));
+    state->folder.root = aq_path_parent(&state->arena, table->path);
+    if (!component || !file || !shards || !state->shards || !state->folder.root)
+        return aq_fail_memory(err, sizeof(*component) + sizeof(*file));
+    shards[0] = "model.safetensors"; /* when it is written as such */
+    component->name = "";
+    component->shards = shards;
+    component->files = file;
+    component->shard_count = 1;
+    file->path = table->path;
+    state->folder.kind = AQ_FOLDER_FILE;
+    state->folder.components = component;
+    state->folder.component_count = 1;
+    state->shards[0].path = shards[0];
+    state->shards[0].component = component;
+    state->shards[0].file = file;
+    aq_status status = aq_map_file(&state->shards[0].map, table->path, err);
+    if (status != AQ_OK) return status;
+    state->shard_count = 1;
+    table->model->weight_bytes = file->file_size = state->shards[0].map.size;
+    return AQ_OK;
+}
+
+static int aq_table_by_name(const void *a, const void *b) {
+    return strcmp(((const aq_tensor *)a)->name, ((const aq_tensor *)b)->name);
+}
+
+/* In order of names, each once. */
+static aq_status aq_table_arrange(aq_arrow_table *table) {
+    struct aq_model_state *state = table->model->state;
+    size_t count = table->count;
+    aq_tensor *tensors = (aq_tensor *)aq_arena_alloc(&state->arena, (count + 1) * sizeof(*tensors));
+    const void **sorted = (const void **)aq_arena_alloc(&state->arena, (count + 1) * sizeof(void *));
+    state->tensor_shard = (size_t *)aq_arena_alloc(&state->arena, (count + 1) * sizeof(size_t));
+    state->tensor_own_name =
+        (const char **)aq_arena_alloc(&state->arena, (count + 1) * sizeof(char *));
+    if (!tensors || !sorted || !state->tensor_shard || !state->tensor_own_name)
+        return aq_fail_memory(table->err, count * sizeof(*tensors));
+    for (size_t i = 0; i < count; i++) sorted[i] = &table->tensors[i];
+    aq_sort_pointers(sorted, count, aq_table_by_name);
+    for (size_t i = 0; i < count; i++) {
+        tensors[i] = *(const aq_tensor *)sorted[i];
+        state->tensor_own_name[i] = tensors[i].name;
+        if (i && strcmp(tensors[i - 1].name, tensors[i].name) == 0)
+            return aq_table_bad(table, tensors[i].name, "it is there twice");
+    }
+    table->model->tensors = tensors;
+    table->model->tensor_count = count;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_open_arrow(aq_model *model, aq_error *err) {
+    struct ArrowArrayStream stream;
+    aq_arrow_owner nobody = { NULL, NULL };
+    aq_arrow_table table;
+    memset(&table, 0, sizeof(table));
+    table.model = model;
+    table.path = model->path;
+    table.file = aq_path_base(model->path);
+    table.err = err;
+    aq_status status = aq_table_prepare(&table, err);
+    if (status != AQ_OK) return status;
+    const aq_map *map = &model->state->shards[0].map;
+    status = aq_arrow_ipc_read(model->state->context, map->data, (size_t)map->size, model->path,
+                               nobody, &stream, err);
+    if (status == AQ_OK) {
+        status = aq_table_read(&table, &stream);
+        stream.release(&stream);
+    }
+    if (status == AQ_OK) status = aq_table_arrange(&table);
+    aq_free(model->state->context, table.tensors, table.capacity * sizeof(aq_tensor));
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/open_arrow.c ---- */
+
 /* ---- begin src/model/open.c ---- */
 
 /* Opens a model for reading: maps its weight files, puts quantized tensors together from their
@@ -29473,6 +30777,23 @@ static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error 
     return status;
 }
 
+/* *out stays NULL unless the component's config.json says compressed-tensors. */
+static aq_status aq_open_compressed_config(aq_model *model, const aq_component *component,
+                                           const aq_ct_config **out, aq_error *err) {
+    aq_ct_config *config =
+        (aq_ct_config *)aq_arena_alloc(&model->state->arena, sizeof(aq_ct_config));
+    if (!config) return aq_fail_memory(err, sizeof(aq_ct_config));
+    if (!component->config_json) return AQ_OK;
+    char *path = aq_path_join(&model->state->arena, model->state->folder.root, component->config);
+    if (!path) return aq_fail_memory(err, strlen(component->config));
+    aq_status status = aq_ct_read_config(component->config_json, path, config, err);
+    if (config->present) {
+        *out = config;
+        model->quantized = true;
+    }
+    return status;
+}
+
 static aq_status aq_open_shards(aq_model *model, aq_error *err) {
     struct aq_model_state *state = model->state;
     const aq_folder *folder = &state->folder;
@@ -29483,8 +30804,12 @@ static aq_status aq_open_shards(aq_model *model, aq_error *err) {
     if (!state->shards) return aq_fail_memory(err, count * sizeof(*state->shards));
     for (size_t c = 0; c < folder->component_count; c++) {
         const aq_component *component = &folder->components[c];
+        const aq_ct_config *compressed = NULL;
+        aq_status configured = aq_open_compressed_config(model, component, &compressed, err);
+        if (configured != AQ_OK) return configured;
         for (size_t s = 0; s < component->shard_count; s++) {
             aq_model_shard *shard = &state->shards[state->shard_count++];
+            shard->compressed = compressed;
             shard->path = component->shards[s];
             shard->component = component;
             shard->file = &component->files[s];
@@ -29558,6 +30883,23 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
         }
     }
     return AQ_OK;
+}
+
+static aq_status aq_open_compressed(aq_open_list *list, size_t number, bool *claimed) {
+    const aq_model_shard *shard = &list->model->state->shards[number];
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && shard->compressed && i < shard->file->tensor_count; i++) {
+        const aq_st_tensor *stored = &shard->file->tensors[i];
+        status = aq_ct_is_part(list->model, shard, stored->name, &claimed[i], list->err);
+        if (status != AQ_OK || !aq_ct_is_packed(stored->name)) continue;
+        aq_open_item *item = &list->items[list->count++];
+        item->shard = number;
+        status = aq_ct_open_layer(list->model, shard, stored, &item->own_name, &item->tensor,
+                                  list->err);
+        if (status == AQ_OK)
+            status = aq_open_name(list, shard, item->own_name, &item->tensor.name);
+    }
+    return status;
 }
 
 static bool aq_is_part_name(const char *name) {
@@ -29648,6 +30990,7 @@ static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
     for (size_t s = 0; status == AQ_OK && s < state->shard_count; s++) {
         memset(claimed, 0, widest * sizeof(*claimed));
         status = aq_open_quantized(&list, s, claimed);
+        if (status == AQ_OK) status = aq_open_compressed(&list, s, claimed);
         if (status == AQ_OK) status = aq_open_kept(&list, s, claimed);
     }
     if (status == AQ_OK) status = aq_open_arrange(&list, &scratch);
@@ -29669,9 +31012,15 @@ AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const
     aq_arena_init(&storage->state.arena, context);
     model->path = aq_arena_string(&storage->state.arena, path);
     aq_status status = model->path ? AQ_OK : aq_fail_memory(err, strlen(path));
-    if (status == AQ_OK) status = aq_open_folder(model, path, config, err);
-    if (status == AQ_OK) status = aq_open_shards(model, err);
-    if (status == AQ_OK) status = aq_open_tensors(model, err);
+    bool arrow = false;
+    if (status == AQ_OK) status = aq_open_is_arrow(path, &arrow, err);
+    if (status == AQ_OK && arrow) {
+        status = aq_open_arrow(model, err);
+    } else {
+        if (status == AQ_OK) status = aq_open_folder(model, path, config, err);
+        if (status == AQ_OK) status = aq_open_shards(model, err);
+        if (status == AQ_OK) status = aq_open_tensors(model, err);
+    }
     if (status != AQ_OK) {
         aq_model_close(model);
         return status;
@@ -30781,18 +32130,18 @@ static void aq_arrow_source_drop(void *user) {
 
 /* ---- one tensor as a layer; what must be made lives in the arena of the array */
 
-static aq_status aq_arrow_parameters(aq_arena *arena, const aq_context *context,
-                                     const aq_tensor *tensor, aq_arrow_layer *layer,
-                                     aq_error *err) {
+static aq_status aq_arrow_parameters(aq_arena *arena, const aq_tensor *tensor,
+                                     aq_arrow_layer *layer, aq_error *err) {
     uint64_t groups = tensor->layout.rows * tensor->layout.groups;
     size_t bytes = (size_t)groups * sizeof(float);
-    bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
+    bool affine = tensor->spec.code == AQ_CODE_AFFINE; /* else the zero points are exact */
     float *scales = (float *)aq_arena_alloc(arena, bytes);
     float *zeros = (float *)aq_arena_alloc(arena, bytes);
-    float *mins = symmetric ? NULL : (float *)aq_arena_alloc(arena, bytes);
-    if (!scales || !zeros || (!symmetric && !mins)) return aq_fail_memory(err, bytes);
-    aq_read_parameters(context, &tensor->spec, tensor->params, tensor->extra, tensor->rows,
-                       tensor->cols, scales, mins, zeros);
+    float *mins = affine ? (float *)aq_arena_alloc(arena, bytes) : NULL;
+    if (!scales || !zeros || (affine && !mins)) return aq_fail_memory(err, bytes);
+    aq_status status = aq_quant_parameters(NULL, &tensor->spec, tensor->params, tensor->extra,
+                                           tensor->rows, tensor->cols, scales, mins, zeros, err);
+    if (status != AQ_OK) return status;
     layer->scales = scales;
     layer->zero_points = zeros;
     layer->mins = mins;
@@ -30800,8 +32149,8 @@ static aq_status aq_arrow_parameters(aq_arena *arena, const aq_context *context,
     return AQ_OK;
 }
 
-static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_context *context,
-                                   const aq_tensor *tensor, aq_arrow_layer *layer, aq_error *err) {
+static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_arrow_layer *layer,
+                                   aq_error *err) {
     int64_t *shape =
         (int64_t *)aq_arena_alloc(arena, (tensor->rank + 1) * sizeof(int64_t));
     memset(layer, 0, sizeof(*layer));
@@ -30831,7 +32180,7 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_context *context,
     layer->data = tensor->codes;
     layer->data_bytes = tensor->layout.code_bytes;
     layer->method = tensor->method;
-    return aq_arrow_parameters(arena, context, tensor, layer, err);
+    return aq_arrow_parameters(arena, tensor, layer, err);
 }
 
 static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray *out,
@@ -30842,8 +32191,8 @@ static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray
     if (source->next >= source->model->tensor_count) return AQ_OK;
     aq_arrow_shared *shared = aq_arrow_share(&source->context);
     if (!shared) return aq_fail_memory(err, sizeof(*shared));
-    aq_status status = aq_arrow_layer_of(&shared->arena, &source->context,
-                                         &source->model->tensors[source->next], &layer, err);
+    aq_status status = aq_arrow_layer_of(&shared->arena, &source->model->tensors[source->next],
+                                         &layer, err);
     if (status == AQ_OK) status = aq_arrow_layer_array(shared, &layer, 1, &array, err);
     if (status != AQ_OK) {
         aq_arrow_discard(shared);
@@ -30960,6 +32309,11 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_CODES_SUFFIX
 #  undef AQ_PARAMS_SUFFIX
 #  undef AQ_EXTRA_SUFFIX
+#  undef AQ_CT_PACKED
+#  undef AQ_CT_SCALE
+#  undef AQ_CT_SHAPE
+#  undef AQ_CT_ZERO_POINT
+#  undef AQ_CT_G_INDEX
 #  undef AQ_FB_FIELDS
 #  undef AQ_ARROW_DEPTH
 #  undef AQ_ARROW_MAGIC

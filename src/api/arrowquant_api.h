@@ -161,15 +161,17 @@ ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype);      /* bytes an element; 0
 
 /* How a group of weights is coded. The files name it, so that later codes can be added. */
 typedef enum aq_code {
-    AQ_CODE_AFFINE,   /* w = scale·q + min,          q in 0 … 2^bits − 1 */
-    AQ_CODE_SYMMETRIC /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
+    AQ_CODE_AFFINE,    /* w = scale·q + min,          q in 0 … 2^bits − 1 */
+    AQ_CODE_SYMMETRIC, /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
+    AQ_CODE_ZERO_POINT /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
 } aq_code;
 
 /* How the parameters of a group are stored. */
 typedef enum aq_param_type {
     AQ_PARAM_F16, /* scale and min as F16; |scale| < 2^-14 and |min| > 65504 do not fit */
     AQ_PARAM_F32, /* scale and min as F32 */
-    AQ_PARAM_Q8   /* 8-bit scale and min against an F16 pair per row; see aq_quantize */
+    AQ_PARAM_Q8,  /* 8-bit scale and min against an F16 pair per row; see aq_quantize */
+    AQ_PARAM_BF16 /* the scale as BF16; symmetric and zero-point codes only */
 } aq_param_type;
 
 /* How a group's parameters are found. What is stored, and so reading it back, is the same. */
@@ -196,7 +198,8 @@ typedef struct aq_quant_layout {
     uint64_t rows, cols;
     uint64_t groups;           /* a row: ceil(cols / group_size) */
     uint64_t row_code_bytes;   /* codes LSB first, padded to whole 32-bit words */
-    uint64_t row_param_bytes;  /* [groups, 2] (scale, min), or [groups, 1] when symmetric */
+    uint64_t row_param_bytes;  /* [groups, 2] (scale, min), [groups, 1] when symmetric, or of each
+                                  group the scale and one byte, the zero point */
     uint64_t row_extra_bytes;  /* Q8 only: F16 [2] (scale, min), or [1] when symmetric */
     uint64_t code_bytes, param_bytes, extra_bytes; /* the whole tensor: rows × the above */
 } aq_quant_layout;
@@ -931,7 +934,7 @@ typedef struct aq_tensor {
 
 typedef struct aq_model {
     const char *path;
-    bool quantized;            /* written by this library */
+    bool quantized;            /* has layers that are coded, by this library or another */
     aq_modality modality;
     const aq_tensor *tensors;  /* sorted by name */
     size_t tensor_count;
@@ -939,7 +942,8 @@ typedef struct aq_model {
     struct aq_model_state *state; /* private */
 } aq_model;
 
-/* Opens a folder or file written by this library, or a plain model; the files are mapped. In a
+/* Opens a folder or file written by this library, a plain model, a folder with compressed-tensors
+ * ("pack-quantized"), or a table of layers in an Arrow IPC file; the files are mapped. In a
  * diffusers pipeline the tensors of the quantized components (or of the denoiser) are shown; with
  * more than one component their names start with "component/". */
 ARROWQUANT_API aq_status aq_model_open(aq_context *context, const char *path, aq_model **out,

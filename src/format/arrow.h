@@ -63,6 +63,9 @@ AQ_LIB bool aq_arrow_make_schema(aq_arrow_shared *shared, struct ArrowSchema *sc
 /* Keys and values by turns as the C interface packs them, in the arena. */
 AQ_LIB const char *aq_arrow_pack_metadata(aq_arena *arena, const char *const *items, size_t count,
                                           const size_t *sizes);
+/* A key's value in a schema's packed metadata: *size bytes, not 0-terminated; NULL: not there. */
+AQ_LIB const char *aq_arrow_metadata(const struct ArrowSchema *schema, const char *key,
+                                     size_t *size);
 /* A deep copy, so that a stream can give its schema often. */
 AQ_LIB bool aq_arrow_copy_schema(const aq_context *context, const struct ArrowSchema *from,
                                  struct ArrowSchema *to);

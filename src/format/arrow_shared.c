@@ -121,6 +121,23 @@ static size_t aq_arrow_metadata_size(const char *packed) {
     return at;
 }
 
+AQ_LIB const char *aq_arrow_metadata(const struct ArrowSchema *schema, const char *key,
+                                     size_t *size) {
+    const char *at = schema->metadata;
+    int32_t count = 0, sizes[2];
+    if (at) memcpy(&count, at, sizeof(count));
+    at += at ? sizeof(count) : 0;
+    for (int32_t i = 0; i < count; i++) {
+        memcpy(&sizes[0], at, sizeof(int32_t));
+        memcpy(&sizes[1], at + sizeof(int32_t) + sizes[0], sizeof(int32_t));
+        const char *value = at + 2 * sizeof(int32_t) + sizes[0];
+        *size = (size_t)sizes[1];
+        if (aq_text_equal(at + sizeof(int32_t), (size_t)sizes[0], key)) return value;
+        at = value + sizes[1];
+    }
+    return NULL;
+}
+
 static bool aq_arrow_copy_into(aq_arrow_shared *shared, const struct ArrowSchema *from,
                                struct ArrowSchema *to) {
     if (!aq_arrow_make_schema(shared, to, from->format, from->name ? from->name : "", false,

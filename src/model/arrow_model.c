@@ -28,18 +28,18 @@ static void aq_arrow_source_drop(void *user) {
 
 /* ---- one tensor as a layer; what must be made lives in the arena of the array */
 
-static aq_status aq_arrow_parameters(aq_arena *arena, const aq_context *context,
-                                     const aq_tensor *tensor, aq_arrow_layer *layer,
-                                     aq_error *err) {
+static aq_status aq_arrow_parameters(aq_arena *arena, const aq_tensor *tensor,
+                                     aq_arrow_layer *layer, aq_error *err) {
     uint64_t groups = tensor->layout.rows * tensor->layout.groups;
     size_t bytes = (size_t)groups * sizeof(float);
-    bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
+    bool affine = tensor->spec.code == AQ_CODE_AFFINE; /* else the zero points are exact */
     float *scales = (float *)aq_arena_alloc(arena, bytes);
     float *zeros = (float *)aq_arena_alloc(arena, bytes);
-    float *mins = symmetric ? NULL : (float *)aq_arena_alloc(arena, bytes);
-    if (!scales || !zeros || (!symmetric && !mins)) return aq_fail_memory(err, bytes);
-    aq_read_parameters(context, &tensor->spec, tensor->params, tensor->extra, tensor->rows,
-                       tensor->cols, scales, mins, zeros);
+    float *mins = affine ? (float *)aq_arena_alloc(arena, bytes) : NULL;
+    if (!scales || !zeros || (affine && !mins)) return aq_fail_memory(err, bytes);
+    aq_status status = aq_quant_parameters(NULL, &tensor->spec, tensor->params, tensor->extra,
+                                           tensor->rows, tensor->cols, scales, mins, zeros, err);
+    if (status != AQ_OK) return status;
     layer->scales = scales;
     layer->zero_points = zeros;
     layer->mins = mins;
@@ -47,8 +47,8 @@ static aq_status aq_arrow_parameters(aq_arena *arena, const aq_context *context,
     return AQ_OK;
 }
 
-static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_context *context,
-                                   const aq_tensor *tensor, aq_arrow_layer *layer, aq_error *err) {
+static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_arrow_layer *layer,
+                                   aq_error *err) {
     int64_t *shape =
         (int64_t *)aq_arena_alloc(arena, (tensor->rank + 1) * sizeof(int64_t));
     memset(layer, 0, sizeof(*layer));
@@ -78,7 +78,7 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_context *context,
     layer->data = tensor->codes;
     layer->data_bytes = tensor->layout.code_bytes;
     layer->method = tensor->method;
-    return aq_arrow_parameters(arena, context, tensor, layer, err);
+    return aq_arrow_parameters(arena, tensor, layer, err);
 }
 
 static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray *out,
@@ -89,8 +89,8 @@ static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray
     if (source->next >= source->model->tensor_count) return AQ_OK;
     aq_arrow_shared *shared = aq_arrow_share(&source->context);
     if (!shared) return aq_fail_memory(err, sizeof(*shared));
-    aq_status status = aq_arrow_layer_of(&shared->arena, &source->context,
-                                         &source->model->tensors[source->next], &layer, err);
+    aq_status status = aq_arrow_layer_of(&shared->arena, &source->model->tensors[source->next],
+                                         &layer, err);
     if (status == AQ_OK) status = aq_arrow_layer_array(shared, &layer, 1, &array, err);
     if (status != AQ_OK) {
         aq_arrow_discard(shared);

@@ -10,8 +10,8 @@
 AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
     switch (format) {
     case AQ_OUTPUT_NATIVE: return aq_container_native();
+    case AQ_OUTPUT_COMPRESSED_TENSORS: return aq_container_compressed();
     case AQ_OUTPUT_GGUF:
-    case AQ_OUTPUT_COMPRESSED_TENSORS:
     case AQ_OUTPUT_ARROW: break;
     }
     return NULL;

@@ -166,7 +166,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                        &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
         !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
-        !aq_journal_number(&node, AQ_PARAM_Q8, &params) ||
+        !aq_journal_number(&node, AQ_PARAM_BF16, &params) ||
         !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
         !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||

@@ -146,6 +146,23 @@ static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error 
     return status;
 }
 
+/* *out stays NULL unless the component's config.json says compressed-tensors. */
+static aq_status aq_open_compressed_config(aq_model *model, const aq_component *component,
+                                           const aq_ct_config **out, aq_error *err) {
+    aq_ct_config *config =
+        (aq_ct_config *)aq_arena_alloc(&model->state->arena, sizeof(aq_ct_config));
+    if (!config) return aq_fail_memory(err, sizeof(aq_ct_config));
+    if (!component->config_json) return AQ_OK;
+    char *path = aq_path_join(&model->state->arena, model->state->folder.root, component->config);
+    if (!path) return aq_fail_memory(err, strlen(component->config));
+    aq_status status = aq_ct_read_config(component->config_json, path, config, err);
+    if (config->present) {
+        *out = config;
+        model->quantized = true;
+    }
+    return status;
+}
+
 static aq_status aq_open_shards(aq_model *model, aq_error *err) {
     struct aq_model_state *state = model->state;
     const aq_folder *folder = &state->folder;
@@ -156,8 +173,12 @@ static aq_status aq_open_shards(aq_model *model, aq_error *err) {
     if (!state->shards) return aq_fail_memory(err, count * sizeof(*state->shards));
     for (size_t c = 0; c < folder->component_count; c++) {
         const aq_component *component = &folder->components[c];
+        const aq_ct_config *compressed = NULL;
+        aq_status configured = aq_open_compressed_config(model, component, &compressed, err);
+        if (configured != AQ_OK) return configured;
         for (size_t s = 0; s < component->shard_count; s++) {
             aq_model_shard *shard = &state->shards[state->shard_count++];
+            shard->compressed = compressed;
             shard->path = component->shards[s];
             shard->component = component;
             shard->file = &component->files[s];
@@ -231,6 +252,23 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
         }
     }
     return AQ_OK;
+}
+
+static aq_status aq_open_compressed(aq_open_list *list, size_t number, bool *claimed) {
+    const aq_model_shard *shard = &list->model->state->shards[number];
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && shard->compressed && i < shard->file->tensor_count; i++) {
+        const aq_st_tensor *stored = &shard->file->tensors[i];
+        status = aq_ct_is_part(list->model, shard, stored->name, &claimed[i], list->err);
+        if (status != AQ_OK || !aq_ct_is_packed(stored->name)) continue;
+        aq_open_item *item = &list->items[list->count++];
+        item->shard = number;
+        status = aq_ct_open_layer(list->model, shard, stored, &item->own_name, &item->tensor,
+                                  list->err);
+        if (status == AQ_OK)
+            status = aq_open_name(list, shard, item->own_name, &item->tensor.name);
+    }
+    return status;
 }
 
 static bool aq_is_part_name(const char *name) {
@@ -321,6 +359,7 @@ static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
     for (size_t s = 0; status == AQ_OK && s < state->shard_count; s++) {
         memset(claimed, 0, widest * sizeof(*claimed));
         status = aq_open_quantized(&list, s, claimed);
+        if (status == AQ_OK) status = aq_open_compressed(&list, s, claimed);
         if (status == AQ_OK) status = aq_open_kept(&list, s, claimed);
     }
     if (status == AQ_OK) status = aq_open_arrange(&list, &scratch);
@@ -342,9 +381,15 @@ AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const
     aq_arena_init(&storage->state.arena, context);
     model->path = aq_arena_string(&storage->state.arena, path);
     aq_status status = model->path ? AQ_OK : aq_fail_memory(err, strlen(path));
-    if (status == AQ_OK) status = aq_open_folder(model, path, config, err);
-    if (status == AQ_OK) status = aq_open_shards(model, err);
-    if (status == AQ_OK) status = aq_open_tensors(model, err);
+    bool arrow = false;
+    if (status == AQ_OK) status = aq_open_is_arrow(path, &arrow, err);
+    if (status == AQ_OK && arrow) {
+        status = aq_open_arrow(model, err);
+    } else {
+        if (status == AQ_OK) status = aq_open_folder(model, path, config, err);
+        if (status == AQ_OK) status = aq_open_shards(model, err);
+        if (status == AQ_OK) status = aq_open_tensors(model, err);
+    }
     if (status != AQ_OK) {
         aq_model_close(model);
         return status;

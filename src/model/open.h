@@ -2,6 +2,7 @@
 #ifndef AQ_OPEN_H
 #define AQ_OPEN_H
 
+#include "../format/compressed_tensors.h"
 #include "../format/native.h"
 #include "folder.h"
 #include "fp8.h"
@@ -20,6 +21,7 @@ typedef struct aq_model_shard {
     aq_map map;
     bool native_present;
     aq_native native;
+    const aq_ct_config *compressed; /* of its component; NULL: not compressed-tensors */
 } aq_model_shard;
 
 struct aq_model_state {
@@ -45,6 +47,19 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
 /* Elements of a kept float tensor as F32; the file's bytes need no alignment. */
 AQ_LIB void aq_stored_f32(const aq_context *context, aq_dtype dtype, const void *data, float *out,
                           size_t count);
+
+/* model/open_compressed.c: the layer whose packed tensor is in this file; *own_name is the weight's */
+AQ_LIB bool aq_ct_is_packed(const char *name);
+AQ_LIB aq_status aq_ct_open_layer(aq_model *model, const aq_model_shard *shard,
+                                  const aq_st_tensor *packed, const char **own_name,
+                                  aq_tensor *out, aq_error *err);
+/* Whether a tensor of this name belongs to such a layer. */
+AQ_LIB aq_status aq_ct_is_part(const aq_model *model, const aq_model_shard *shard,
+                               const char *name, bool *part, aq_error *err);
+
+/* model/open_arrow.c: whether `path` is an Arrow IPC file, by name or content; opens model->path */
+AQ_LIB aq_status aq_open_is_arrow(const char *path, bool *arrow, aq_error *err);
+AQ_LIB aq_status aq_open_arrow(aq_model *model, aq_error *err);
 
 /* The tensor that scales a kept FP8 weight, or NULL (model/open_fp8.c). */
 AQ_LIB const aq_tensor *aq_model_fp8_scale(const aq_model *model, const aq_tensor *weight);

@@ -280,8 +280,10 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
-/* Whether other parameter types can hold what this one cannot. */
-static bool aq_code_widens(const aq_quant_spec *spec) {
+/* Whether other parameter types can hold what this one cannot, and the format has them. */
+static bool aq_job_widens(const aq_tensor_job *job) {
+    const aq_quant_spec *spec = &job->spec;
+    if (job->run->plan->state->container->format == AQ_OUTPUT_COMPRESSED_TENSORS) return false;
     return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC) &&
            spec->params != AQ_PARAM_F32;
 }
@@ -300,7 +302,7 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
             if (status != AQ_OK && err) *err = failure;
             break;
         }
-        if (!aq_code_widens(&job->spec)) return AQ_TRY_WIDER;
+        if (!aq_job_widens(job)) return AQ_TRY_WIDER;
         job->spec.params = job->spec.params == AQ_PARAM_Q8 ? AQ_PARAM_F16 : AQ_PARAM_F32;
     }
     memset(quality, 0, sizeof(*quality));
@@ -429,7 +431,7 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
             tensor->quality = quality;
             aq_job_output_error(job, tensor);
             tensor->wide_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F16;
-            tensor->f32_params = job->spec.params == AQ_PARAM_F32;
+            tensor->f32_params = job->spec.params != asked && job->spec.params == AQ_PARAM_F32;
             tensor->output_bytes = 0;
             for (size_t i = 0; i < job->part_count; i++)
                 tensor->output_bytes += job->parts[i].bytes;

@@ -36,6 +36,27 @@ static void aq_dequantize_put(const aq_dequantize_run *run, const float *decoded
     }
 }
 
+/* An F32 scale of others may have all of its 24 bits: scale·q + min would round thrice, where
+ * scale·(q − zero), which their readers compute, rounds once. */
+static void aq_dequantize_zero_point(const aq_dequantize_run *run, const uint8_t *codes,
+                                     const uint8_t *params, size_t count, float *out) {
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    size_t i, g, group = run->spec.group_size, groups = (count + group - 1) / group;
+    aq_grids_read(run->kernels, &run->spec, params, NULL, groups, grids);
+    for (g = 0; g < groups; g++) {
+        size_t end = (g + 1) * group < count ? (g + 1) * group : count;
+        float scale = grids[g].scale;
+        aq_simd_grid steps;
+        steps.scale = 1.0f;
+        steps.min = 0.0f - (float)params[g * 5 + 4];
+        run->kernels->decode(codes + g * group * run->spec.bits / 8, end - g * group, group,
+                             run->spec.bits, false, &steps, out + g * group);
+        for (i = g * group; i < end; i++) {
+            out[i] *= scale;
+        }
+    }
+}
+
 static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
     const aq_quant_layout *layout = &run->layout;
     const uint8_t *codes = run->codes + (size_t)(row * layout->row_code_bytes);
@@ -51,12 +72,17 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
-        aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
-                      (count + group - 1) / group, grids);
-        (past ? run->kernels->decode_past : run->kernels->decode)(
-            codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-            run->spec.code == AQ_CODE_SYMMETRIC, grids,
-            past || run->direct ? (float *)(void *)to : decoded);
+        float *target = past || run->direct ? (float *)(void *)to : decoded;
+        if (run->spec.code == AQ_CODE_ZERO_POINT && run->spec.params == AQ_PARAM_F32) {
+            aq_dequantize_zero_point(run, codes + begin * run->spec.bits / 8,
+                                     params + begin / group * param_bytes, count, target);
+        } else {
+            aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
+                          (count + group - 1) / group, grids);
+            (past ? run->kernels->decode_past : run->kernels->decode)(
+                codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+                run->spec.code == AQ_CODE_SYMMETRIC, grids, target);
+        }
         if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
         }
@@ -101,44 +127,6 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
         aq_dequantize_run_init(&run, context, spec, codes, params, extra, AQ_DTYPE_F32, out);
         aq_dequantize_rows(&run, 0, rows);
     }
-}
-
-AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
-                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
-                               float *scales, float *mins, float *zeros) {
-    const struct aq_kernels *kernels = aq_kernels_of(context);
-    aq_quant_layout layout;
-    aq_simd_grid grids[AQ_TILE_GROUPS];
-    aq_simd_mode mode;
-    uint64_t row, group;
-    size_t i, at = 0, bytes;
-    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !layout.groups) {
-        return;
-    }
-    bytes = (size_t)(layout.row_param_bytes / layout.groups);
-    mode = aq_simd_mode_enter();
-    for (row = 0; row < rows; row++) {
-        const uint8_t *from = (const uint8_t *)params + (size_t)(row * layout.row_param_bytes);
-        const uint8_t *pair =
-            extra ? (const uint8_t *)extra + (size_t)(row * layout.row_extra_bytes) : NULL;
-        for (group = 0; group < layout.groups; group += AQ_TILE_GROUPS) {
-            size_t count = layout.groups - group < AQ_TILE_GROUPS ? (size_t)(layout.groups - group)
-                                                                  : AQ_TILE_GROUPS;
-            aq_grids_read(kernels, spec, from + (size_t)group * bytes, pair, count, grids);
-            for (i = 0; i < count; i++, at++) {
-                scales[at] = grids[i].scale;
-                if (mins) {
-                    mins[at] = grids[i].min;
-                }
-                if (zeros) {
-                    zeros[at] = spec->code == AQ_CODE_SYMMETRIC
-                                    ? (float)(1u << (spec->bits - 1u))
-                                    : (0.0f - grids[i].min) / grids[i].scale;
-                }
-            }
-        }
-    }
-    aq_simd_mode_leave(mode);
 }
 
 static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {

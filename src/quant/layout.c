@@ -30,6 +30,7 @@ AQ_LIB const char *aq_code_name(aq_code code) {
     switch (code) {
     case AQ_CODE_AFFINE: return "affine";
     case AQ_CODE_SYMMETRIC: return "symmetric";
+    case AQ_CODE_ZERO_POINT: return "zero_point";
     }
     return "unknown";
 }
@@ -39,6 +40,7 @@ AQ_LIB const char *aq_param_type_name(aq_param_type type) {
     case AQ_PARAM_F16: return "F16";
     case AQ_PARAM_F32: return "F32";
     case AQ_PARAM_Q8: return "Q8";
+    case AQ_PARAM_BF16: return "BF16";
     }
     return "unknown";
 }
@@ -56,16 +58,23 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
         return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
                        (unsigned)spec->group_size);
     }
-    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC) {
+    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC &&
+        spec->code != AQ_CODE_ZERO_POINT) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
-                       "code %d is not known; use AQ_CODE_AFFINE or AQ_CODE_SYMMETRIC",
-                       (int)spec->code);
+                       "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC or "
+                       "AQ_CODE_ZERO_POINT", (int)spec->code);
     }
     if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
-        spec->params != AQ_PARAM_Q8) {
+        spec->params != AQ_PARAM_Q8 && spec->params != AQ_PARAM_BF16) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
-                       "parameter type %d is not known; use AQ_PARAM_F16, AQ_PARAM_F32 or "
-                       "AQ_PARAM_Q8", (int)spec->params);
+                       "parameter type %d is not known; use AQ_PARAM_F16, AQ_PARAM_BF16, "
+                       "AQ_PARAM_F32 or AQ_PARAM_Q8", (int)spec->params);
+    }
+    if ((spec->code == AQ_CODE_AFFINE && spec->params == AQ_PARAM_BF16) ||
+        (spec->code == AQ_CODE_ZERO_POINT && spec->params == AQ_PARAM_Q8)) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "the code %s has no %s parameters; use AQ_PARAM_F16 "
+                       "or AQ_PARAM_F32", aq_code_name(spec->code),
+                       aq_param_type_name(spec->params));
     }
     return AQ_OK;
 }
@@ -73,7 +82,7 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err) {
     aq_quant_layout layout;
-    uint64_t per_word, values, param, weights;
+    uint64_t per_word, values, param, zero, weights;
     aq_status status = aq_spec_check(spec, err);
     if (status != AQ_OK) {
         return status;
@@ -82,12 +91,13 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantized_size: out is NULL");
     }
     per_word = 32u / spec->bits;
-    values = spec->code == AQ_CODE_SYMMETRIC ? 1u : 2u;
-    param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_F16 ? 2u : 1u;
+    values = spec->code == AQ_CODE_AFFINE ? 2u : 1u;
+    param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_Q8 ? 1u : 2u;
+    zero = spec->code == AQ_CODE_ZERO_POINT ? 1u : 0u;
     layout.rows = rows;
     layout.cols = cols;
     layout.groups = cols / spec->group_size + (cols % spec->group_size != 0);
-    layout.row_param_bytes = layout.groups * values * param; /* at most cols / 4 + 8: no overflow */
+    layout.row_param_bytes = layout.groups * (values * param + zero); /* at most cols / 4 + 8: no overflow */
     layout.row_extra_bytes = spec->params == AQ_PARAM_Q8 ? 2u * values : 0u;
     layout.row_code_bytes = cols / per_word + (cols % per_word != 0);
     if (!aq_mul_u64(layout.row_code_bytes, 4u, &layout.row_code_bytes) ||

@@ -3,6 +3,7 @@
 #include "tile.h"
 
 #define AQ_F16_LEAST 6.103515625e-05f  /* 2^-14, the least normal F16 */
+#define AQ_BF16_LEAST 1.17549435e-38f  /* 2^-126, the least normal BF16 */
 #define AQ_F32_LEAST 1.401298464e-45f  /* 2^-149 */
 #define AQ_F32_SAFE 3.4028e38f         /* no decoded weight may round to infinity */
 
@@ -53,16 +54,22 @@ static float aq_solved_min(const aq_row_job *job, const aq_tile_group *group, fl
                        0 - group->exponent);
 }
 
-/* Rounds to F16 and back. */
+/* Rounds to F16, or BF16, and back. */
 static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halves, size_t count) {
-    job->kernels->f32_to_f16(values, halves, count);
-    job->kernels->f16_to_f32(halves, values, count);
+    if (job->spec.params == AQ_PARAM_BF16) {
+        job->kernels->f32_to_bf16(values, halves, count);
+        job->kernels->bf16_to_f32(halves, values, count);
+    } else {
+        job->kernels->f32_to_f16(values, halves, count);
+        job->kernels->f16_to_f32(halves, values, count);
+    }
 }
 
 AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                          aq_fit_kind *kinds, uint8_t *out) {
     float scales[AQ_TILE_GROUPS] = {0}, exact[AQ_TILE_GROUPS], mins[AQ_TILE_GROUPS] = {0};
     uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
+    float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
     size_t i, count = tile->group_count;
     for (i = 0; i < count; i++) {
         const aq_tile_group *group = &tile->group[i];
@@ -72,7 +79,7 @@ AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
     aq_through_f16(job, scales, scale_bits, count);
     for (i = 0; i < count; i++) {
         const aq_tile_group *group = &tile->group[i];
-        bool fits = aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        bool fits = aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= least;
         exact[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).min
                    : fits          ? aq_solved_min(job, group, scales[i]) : 0.0f;
         mins[i] = exact[i];
@@ -253,6 +260,19 @@ static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_
     }
 }
 
+/* A scale and a byte each. */
+static void aq_grids_read_zero_point(const aq_quant_spec *spec, const uint8_t *params, size_t count,
+                                     aq_simd_grid *grids) {
+    size_t i, size = spec->params == AQ_PARAM_F32 ? 4u : 2u;
+    for (i = 0; i < count; i++, params += size + 1) {
+        grids[i].scale = spec->params == AQ_PARAM_F32 ? aq_get_f32(params)
+                         : spec->params == AQ_PARAM_BF16
+                             ? aq_simd_float((uint32_t)aq_get_u16(params) << 16)
+                             : aq_simd_from_f16(aq_get_u16(params));
+        grids[i].min = 0.0f - grids[i].scale * (float)params[size];
+    }
+}
+
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids) {
@@ -264,19 +284,25 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
         aq_grids_read_q8(symmetric, params, extra, count, grids);
         return;
     }
-    if (spec->params == AQ_PARAM_F16) {
-        for (i = 0; i < many; i++) {
-            halves[i] = aq_get_u16(params + 2 * i);
-        }
-        kernels->f16_to_f32(halves, values, many);
-    } else {
+    if (spec->code == AQ_CODE_ZERO_POINT) {
+        aq_grids_read_zero_point(spec, params, count, grids);
+        return;
+    }
+    if (spec->params == AQ_PARAM_F32) {
         for (i = 0; i < many; i++) {
             values[i] = aq_get_f32(params + 4 * i);
         }
+    } else {
+        for (i = 0; i < many; i++) {
+            halves[i] = aq_get_u16(params + 2 * i);
+        }
+        (spec->params == AQ_PARAM_BF16 ? kernels->bf16_to_f32 : kernels->f16_to_f32)(halves, values,
+                                                                                     many);
     }
     aq_grids_spread(values, symmetric, count, grids);
 }
 
 #undef AQ_F16_LEAST
+#undef AQ_BF16_LEAST
 #undef AQ_F32_LEAST
 #undef AQ_F32_SAFE

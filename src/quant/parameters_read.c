@@ -17,18 +17,22 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
     float middle = (float)(1u << (spec->bits - 1));
     bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    bool stored = spec->code == AQ_CODE_ZERO_POINT; /* behind the scale */
     for (uint64_t row = 0; row < rows; row++) {
         for (size_t g = 0; g < groups; g += AQ_TILE_GROUPS) {
             aq_simd_grid grids[AQ_TILE_GROUPS];
             size_t count = groups - g < AQ_TILE_GROUPS ? groups - g : AQ_TILE_GROUPS;
             aq_grids_read(kernels, spec, from, row_extra, count, grids);
-            from += count * bytes;
             for (size_t i = 0; i < count; i++, at++) {
                 float min = symmetric ? -middle * grids[i].scale : grids[i].min;
                 if (scales) scales[at] = grids[i].scale;
                 if (mins) mins[at] = min;
-                if (zero_points) zero_points[at] = symmetric ? middle : -min / grids[i].scale;
+                if (zero_points)
+                    zero_points[at] = symmetric ? middle
+                                      : stored  ? (float)from[(i + 1) * bytes - 1]
+                                                : -min / grids[i].scale;
             }
+            from += count * bytes;
         }
         if (row_extra) row_extra += layout.row_extra_bytes;
     }

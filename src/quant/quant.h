@@ -37,11 +37,6 @@ AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,
                                 uint64_t rows, uint64_t cols, float *out);
-/* The parameters of every group, row by row: mins may be NULL; zeros, which may be NULL too, are
- * −min/scale, or the code that stands for 0 when symmetric. */
-AQ_LIB void aq_read_parameters(const aq_context *context, const aq_quant_spec *spec,
-                               const void *params, const void *extra, uint64_t rows, uint64_t cols,
-                               float *scales, float *mins, float *zeros);
 /* Adds the sums of rows × cols pairs to *quality, row by row; `second` stands for the quantized. */
 AQ_LIB void aq_compare_block(const aq_context *context, const float *first, const float *second,
                              uint64_t rows, uint64_t cols, aq_quality *quality);

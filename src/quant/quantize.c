@@ -71,8 +71,9 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
             return;
         }
         aq_tile_fit(job, &tile);
-        (job->spec.params == AQ_PARAM_F16 ? aq_grids_f16 : aq_grids_f32)(job, &tile, grids, kinds,
-                                                                         params);
+        (job->spec.code == AQ_CODE_ZERO_POINT ? aq_grids_zero_point
+         : job->spec.params == AQ_PARAM_F32   ? aq_grids_f32 : aq_grids_f16)(job, &tile, grids,
+                                                                             kinds, params);
         for (i = 0; i < tile.group_count; i++, params += parts->param_bytes) {
             aq_outcome_note(outcome, kinds[i], row_begin + begin + i * job->spec.group_size);
         }

@@ -69,6 +69,10 @@ AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
 AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                          aq_fit_kind *kinds, uint8_t *out);
 
+/* Of each group the scale and a byte, the zero point (zero_point.c). */
+AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                                aq_fit_kind *kinds, uint8_t *out);
+
 /* Q8: the row's pair, grown group by group: first every scale, then aq_q8_close_scale, then every
  * min, then aq_q8_close_min. */
 typedef struct aq_q8_row {

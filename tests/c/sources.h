@@ -19,6 +19,7 @@
 #include "../../src/calib/calib.h"
 #include "../../src/format/calibration.h"
 #include "../../src/format/arrow.h"
+#include "../../src/format/compressed_tensors.h"
 #include "../../src/format/native.h"
 #include "../../src/format/safetensors.h"
 #include "../../src/model/folder.h"

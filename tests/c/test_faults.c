@@ -492,6 +492,14 @@ static aq_status call_quantize_gates(aq_error *err) { /* every layer is raised, 
                                    NULL, err));
 }
 
+static aq_status call_quantize_compressed(aq_error *err) {
+    aq_config config = config_of();
+    config.output_format = AQ_OUTPUT_COMPRESSED_TENSORS;
+    arm();
+    return armed(aq_quantize_model(context, at(now->model), at(now->output), &config, NULL, NULL,
+                                   NULL, err));
+}
+
 static aq_config config_again(void) { /* notes at the end; see keep_interrupted */
     aq_config config = config_of();
     config.bit_width = 2;
@@ -630,6 +638,7 @@ TEST(writing) {
         { "aq_quantize_model, pipeline", call_quantize, "pipe", "out", 0 },
         { "aq_quantize_model, file", call_quantize, "one.safetensors", "out.safetensors", 3 },
         { "aq_quantize_model, gates", call_quantize_gates, "sharded", "out", 0 },
+        { "aq_quantize_model, compressed-tensors", call_quantize_compressed, "sharded", "out", 0 },
         { "aq_result_to_json", call_result_to_json, "one.safetensors", "out.safetensors", 0 },
     };
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) every_fault(&runs[i]);
@@ -732,6 +741,8 @@ TEST(reading) {
         { "aq_model_open, plain", call_open, "sharded", NULL, 0 },
         { "aq_model_open, shards", call_open, "q-sharded", NULL, 0 },
         { "aq_model_open, pipeline", call_open, "q-pipe", NULL, 0 },
+        { "aq_model_open, compressed-tensors", call_open, "q-ct", NULL, 0 },
+        { "aq_model_open, Arrow", call_open, "q-table.arrow", NULL, 0 },
         { "aq_model_verify", call_verify, "q-sharded", NULL, 0 },
         { "Arrow: export, write, read", call_arrow, "q-pipe", "out.arrow", 2 },
         { "aq_validate_quality, shards", call_validate, "sharded", NULL, 0 },
@@ -750,6 +761,15 @@ TEST(reading) {
         CHECK_STATUS(aq_quantize_model(NULL, at(models[i]), at(name), &config, NULL, NULL, NULL,
                                        NULL), AQ_OK);
     }
+    config.output_format = AQ_OUTPUT_COMPRESSED_TENSORS;
+    CHECK_STATUS(aq_quantize_model(NULL, at("sharded"), at("q-ct"), &config, NULL, NULL, NULL, NULL),
+                 AQ_OK);
+    aq_model *model = NULL;
+    struct ArrowArrayStream stream;
+    CHECK_STATUS(aq_model_open(NULL, at("q-ct"), &model, NULL), AQ_OK);
+    CHECK_STATUS(aq_arrow_export_model(NULL, model, &stream, NULL), AQ_OK);
+    CHECK_STATUS(aq_arrow_ipc_write(NULL, &stream, at("q-table.arrow"), AQ_ARROW_FILE, NULL), AQ_OK);
+    stream.release(&stream);
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) every_fault(&runs[i]);
 }
 

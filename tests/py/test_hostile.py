@@ -8,6 +8,7 @@ import resource
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError, safe_open
 
@@ -142,6 +143,95 @@ def _(folder):
     for number in (1, 2):
         write_safetensors(folder / f"m/model-0000{number}-of-00002.safetensors",
                           {"x": gaussian(1, 4, 64), f"y{number}": gaussian(2, 4)})
+
+
+# ---------------------------------------------------------------- compressed-tensors
+
+CT_GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": False,
+                                               "strategy": "group", "group_size": 32}}
+CT_CONFIG = {"quant_method": "compressed-tensors", "format": "pack-quantized",
+             "config_groups": {"group_0": CT_GROUP}}
+CT_LAYER = {"a.weight_packed": np.zeros((3, 8), "<i4"), "a.weight_scale": np.ones((3, 2), "<f2"),
+            "a.weight_shape": np.array([3, 64], "<i8"), "a.weight_zero_point": np.zeros((1, 2), "<i4")}
+
+
+def compressed(folder, change):
+    """The layer and the config with some of it changed; None takes a tensor or member away."""
+    (folder / "m").mkdir()
+    config, layer = ({**base, **{key: value for key, value in change.items()
+                                 if (key in CT_CONFIG) == (base is CT_CONFIG)}}
+                     for base in (CT_CONFIG, CT_LAYER))
+    write_json(folder / "m/config.json", {"quantization_config": {
+        key: value for key, value in config.items() if value is not None}})
+    write_safetensors(folder / "m/model.safetensors",
+                      {key: value for key, value in layer.items() if value is not None})
+
+
+def group(**weights):
+    more = weights.pop("more", {})
+    return {"config_groups": {"g": {**CT_GROUP, **more,
+                                    "weights": {**CT_GROUP["weights"], **weights}}}}
+
+
+cases("compressed-tensors", {
+    "another format": {"format": "int-quantized"}, "no format": {"format": None},
+    "no groups": {"config_groups": {}}, "groups are a list": {"config_groups": [CT_GROUP]},
+    "a group without weights": {"config_groups": {"g": {"targets": ["Linear"]}}},
+    "3 bits": group(num_bits=3), "bits as text": group(num_bits="4"), "floats": group(type="float"),
+    "a scale for each channel": group(strategy="channel"),
+    "activations": group(more={"input_activations": {"num_bits": 8}}),
+    "symmetric with zero points": group(symmetric=True),
+    "affine without zero points": {"a.weight_zero_point": None},
+    "no scale": {"a.weight_scale": None}, "no shape": {"a.weight_shape": None},
+    "an order of columns": {"a.weight_g_idx": np.zeros(64, "<i4")},
+    "a shape of floats": {"a.weight_shape": np.array([3, 64], "<f8")},
+    "a shape of 3": {"a.weight_shape": np.array([3, 8, 8], "<i8")},
+    "a negative shape": {"a.weight_shape": np.array([-3, 64], "<i8")},
+    "a shape of 2^62": {"a.weight_shape": np.array([3, 2**62], "<i8")},
+    "a shape that does not fit": {"a.weight_shape": np.array([3, 128], "<i8")},
+    "codes of another width": group(num_bits=8),
+    "codes of floats": {"a.weight_packed": np.zeros((3, 8), "<f4")},
+    "scales of integers": {"a.weight_scale": np.ones((3, 2), "<i4")},
+    "scales for other rows": {"a.weight_scale": np.ones((4, 2), "<f2")},
+    "scales for groups of 16": {"a.weight_scale": np.ones((3, 4), "<f2")},
+    "scales for groups of 64/3": {"a.weight_scale": np.ones((3, 3), "<f2")},
+    "zero points as bytes": {"a.weight_zero_point": np.zeros((3, 2), "u1")},
+    "zero points for other rows": {"a.weight_zero_point": np.zeros((3, 2), "<i4")},
+    "a layer twice": {"a.weight": np.ones((3, 64), "<f4")},
+}, compressed, "inspect", "m")
+
+
+# ---------------------------------------------------------------- Arrow
+
+ARROW_SEEDS = pathlib.Path(__file__).resolve().parents[1] / "fuzz/seeds/arrow"
+ARROW_FILE, ARROW_STREAM = ((ARROW_SEEDS / name).read_bytes() for name in ("ints", "text"))
+
+
+def patched(at, new, image=None):
+    image = bytearray(ARROW_FILE if image is None else image)
+    image[at:at + len(new) if at + len(new) else None] = new
+    return bytes(image)
+
+
+ARROW_FOOTER = len(ARROW_FILE) - 10 - int.from_bytes(ARROW_FILE[-10:-6], "little")
+ARROW_BATCH = ARROW_FILE.index(b"\xff" * 4, 12)
+ARROW_BLOCK = ARROW_FILE.index(ARROW_BATCH.to_bytes(8, "little"), ARROW_FOOTER)
+cases("Arrow", {
+    "nothing in it": b"", "the magic alone": b"ARROW1\0\0", "cut short": ARROW_FILE[:-20],
+    "no magic at the end": patched(-1, b"2"), "a footer of 2^31 bytes": patched(-10, b"\0\0\0\x80"),
+    "a footer larger than the file": patched(-10, b"\xff\xff\0\0"),
+    "a footer of 0 bytes": patched(-10, b"\0\0\0\0"),
+    "a root outside": patched(ARROW_FOOTER, b"\xff\xff\xff\x7f"),
+    "a batch outside": patched(ARROW_BLOCK, (1 << 40).to_bytes(8, "little")),
+    "a batch of another size": patched(ARROW_BLOCK + 16, b"\0\1"),
+    "a batch without its marker": patched(ARROW_BATCH, b"\0\0\0\0"),
+    "a stream cut in its schema": ARROW_STREAM[:60], "a stream cut in its batch": ARROW_STREAM[:-40],
+    "a stream that begins with its batch": ARROW_STREAM[ARROW_STREAM.index(b"\xff" * 4, 4):],
+    "a message of 2^31 bytes": patched(4, b"\0\0\0\x80", ARROW_STREAM),
+    "a message of 12 bytes": patched(4, b"\x0c\0\0\0", ARROW_STREAM),
+    "another table": ARROW_FILE, "a GGUF file": b"GGUF\3\0\0\0" + b"\0" * 60,
+    "parquet": b"PAR1" + b"\0" * 60 + b"PAR1",
+}, lambda folder, one: (folder / "m.arrow").write_bytes(one), "inspect", "m.arrow")
 
 
 # ---------------------------------------------------------------- configurations of a model

@@ -1,6 +1,7 @@
 # make demo    build the tool, quantize the bundled diffusion model (needs only a C compiler)
 # make test    set up what the tests need and run all of them
 # make bench   build and run the benchmarks
+# make bench-kernels   the kernels beside ggml, NumPy, PyTorch and memset; Markdown (docs/PERFORMANCE.md)
 # make aq      build/aq, the command-line tool
 # make headers src/ -> arrowquant.h, arrowquant_simd.h
 # make check   fail when those two are stale
@@ -16,9 +17,9 @@ CFLAGS ?= -O2
 LDLIBS ?= -lpthread -lm
 PYTHON ?= python3
 
-benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/*.c))
+benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/bench_*.c))
 
-.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-scale aq headers check clean install
+.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-kernels bench-scale aq headers check clean install
 
 all: aq
 
@@ -66,6 +67,10 @@ install: aq
 	$(fill) packaging/arrowquant.pc.in > $(installed)/lib/pkgconfig/arrowquant.pc
 	for file in Config ConfigVersion; do $(fill) packaging/arrowquant$$file.cmake.in \
 	    > $(installed)/lib/cmake/arrowquant/arrowquant$$file.cmake || exit 1; done
+
+bench-kernels: aq build/venv
+	build/venv/bin/pip install --quiet --no-deps -r bench/requirements.txt
+	build/venv/bin/python bench/kernels.py
 
 bench-scale: aq build/venv
 	build/venv/bin/python bench/scale.py

@@ -5175,26 +5175,54 @@ AQ_AVX512_INLINE static inline float aq_avx512_fold(__m512 a) {
     return aq_avx2_fold(sum);
 }
 
+/* x − centre of one group, to y unless that is NULL; their (weighted) sum. */
+AQ_AVX512_INLINE static inline __m512 aq_avx512_less(const aq_x86_batch *batch, size_t index,
+                                                     size_t length, const float *centre, float *y,
+                                                     bool weighted) {
+    AQ_SIMD_EXACT_BODY
+    const size_t begin = index * length;
+    __m512 sum = _mm512_setzero_ps(), middle;
+    size_t i;
+    if (index >= batch->groups) {
+        return sum;
+    }
+    middle = _mm512_set1_ps(centre[index]);
+    for (i = begin; i < begin + length; i += 16) {
+        __m512 value = _mm512_sub_ps(_mm512_loadu_ps(batch->x + i), middle);
+        if (y) {
+            _mm512_storeu_ps(y + i, value);
+        }
+        if (weighted) {
+            value = _mm512_mul_ps(_mm512_loadu_ps(batch->weights + i), value);
+        }
+        sum = _mm512_add_ps(sum, value);
+    }
+    return sum;
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_centre_groups(const aq_x86_batch *batch,
+                                                            size_t length, const float *centre,
+                                                            float *y, bool weighted, float *sums) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m512 a = aq_avx512_less(batch, quad, length, centre, y, weighted);
+        __m512 b = aq_avx512_less(batch, quad + 1, length, centre, y, weighted);
+        __m512 c = aq_avx512_less(batch, quad + 2, length, centre, y, weighted);
+        __m512 d = aq_avx512_less(batch, quad + 3, length, centre, y, weighted);
+        _mm_storeu_ps(sums + quad, aq_avx512_fold4(a, b, c, d));
+    }
+}
+
 AQ_AVX512 static void aq_avx512_centre(const aq_x86_batch *batch, const float *centre, float *y,
                                        float *sums) {
-    AQ_SIMD_EXACT_BODY
-    size_t index, i, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length;
-        const float *weights = batch->weights ? batch->weights + index * length : NULL;
-        const __m512 middle = _mm512_set1_ps(centre[index]);
-        __m512 sum = _mm512_setzero_ps();
-        for (i = 0; i < length; i += 16) {
-            __m512 value = _mm512_sub_ps(_mm512_loadu_ps(x + i), middle);
-            if (y) {
-                _mm512_storeu_ps(y + index * length + i, value);
-            }
-            if (weights) {
-                value = _mm512_mul_ps(_mm512_loadu_ps(weights + i), value);
-            }
-            sum = _mm512_add_ps(sum, value);
-        }
-        sums[index] = aq_avx512_fold(sum);
+    if (batch->weights) {
+        aq_avx512_centre_groups(batch, batch->length, centre, y, true, sums);
+    } else if (batch->length == 64 && y) {
+        aq_avx512_centre_groups(batch, 64, centre, y, false, sums);
+    } else if (batch->length == 64) {
+        aq_avx512_centre_groups(batch, 64, centre, NULL, false, sums);
+    } else {
+        aq_avx512_centre_groups(batch, batch->length, centre, y, false, sums);
     }
 }
 
@@ -12774,6 +12802,7 @@ typedef struct aq_tile_group {
 typedef struct aq_tile {
     size_t begin, count, group_count; /* columns begin … begin + count − 1 */
     bool own_codes;                   /* some group has an exponent */
+    bool plain;                       /* none has, and none is constant */
     aq_simd_range range[AQ_TILE_GROUPS];
     aq_tile_group group[AQ_TILE_GROUPS];
     float x[AQ_TILE_WEIGHTS];
@@ -13352,6 +13381,7 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
                 (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
+    tile->plain = true;
     aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * size, tile->x,
              tile->count);
     job->kernels->range(tile->x, tile->count, group, tile->range);
@@ -13367,6 +13397,7 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
         own->exponent = aq_tile_exponent(range->absmax);
         own->constant = !(range->high > range->low);
         tile->own_codes = tile->own_codes || own->exponent != 0;
+        tile->plain = tile->plain && own->exponent == 0 && !own->constant;
     }
     return true;
 }
@@ -13546,12 +13577,50 @@ static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halve
     }
 }
 
+/* What aq_grids_f16 does where every group is a usual one; false when a parameter does not fit. */
+static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                               uint8_t *out) {
+    float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
+    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS] = {0};
+    size_t i, count = tile->group_count;
+    bool fits = true;
+    for (i = 0; i < count; i++) {
+        scales[i] = tile->group[i].fit.scale;
+    }
+    aq_through_f16(job, scales, scale_bits, count);
+    for (i = 0; i < count; i++) {
+        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        mins[i] = job->symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
+    }
+    if (!job->symmetric) {
+        aq_through_f16(job, mins, min_bits, count);
+    }
+    for (i = 0; i < count; i++) {
+        fits = fits && aq_is_finite(mins[i]);
+        grids[i].scale = scales[i];
+        grids[i].min = mins[i];
+        aq_put_u16(out, scale_bits[i]);
+        out += 2;
+        if (!job->symmetric) {
+            aq_put_u16(out, min_bits[i]);
+            out += 2;
+        }
+    }
+    return fits;
+}
+
 AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                          aq_fit_kind *kinds, uint8_t *out) {
     float scales[AQ_TILE_GROUPS] = {0}, exact[AQ_TILE_GROUPS], mins[AQ_TILE_GROUPS] = {0};
     uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
     float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
     size_t i, count = tile->group_count;
+    for (i = 0; i < count; i++) {
+        kinds[i] = AQ_FIT_GOOD;
+    }
+    if (tile->plain && aq_grids_f16_plain(job, tile, grids, out)) {
+        return;
+    }
     for (i = 0; i < count; i++) {
         const aq_tile_group *group = &tile->group[i];
         scales[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).scale

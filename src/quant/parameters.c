@@ -65,12 +65,50 @@ static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halve
     }
 }
 
+/* What aq_grids_f16 does where every group is a usual one; false when a parameter does not fit. */
+static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                               uint8_t *out) {
+    float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
+    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS] = {0};
+    size_t i, count = tile->group_count;
+    bool fits = true;
+    for (i = 0; i < count; i++) {
+        scales[i] = tile->group[i].fit.scale;
+    }
+    aq_through_f16(job, scales, scale_bits, count);
+    for (i = 0; i < count; i++) {
+        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        mins[i] = job->symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
+    }
+    if (!job->symmetric) {
+        aq_through_f16(job, mins, min_bits, count);
+    }
+    for (i = 0; i < count; i++) {
+        fits = fits && aq_is_finite(mins[i]);
+        grids[i].scale = scales[i];
+        grids[i].min = mins[i];
+        aq_put_u16(out, scale_bits[i]);
+        out += 2;
+        if (!job->symmetric) {
+            aq_put_u16(out, min_bits[i]);
+            out += 2;
+        }
+    }
+    return fits;
+}
+
 AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                          aq_fit_kind *kinds, uint8_t *out) {
     float scales[AQ_TILE_GROUPS] = {0}, exact[AQ_TILE_GROUPS], mins[AQ_TILE_GROUPS] = {0};
     uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
     float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
     size_t i, count = tile->group_count;
+    for (i = 0; i < count; i++) {
+        kinds[i] = AQ_FIT_GOOD;
+    }
+    if (tile->plain && aq_grids_f16_plain(job, tile, grids, out)) {
+        return;
+    }
     for (i = 0; i < count; i++) {
         const aq_tile_group *group = &tile->group[i];
         scales[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).scale

@@ -61,6 +61,7 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
                 (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
+    tile->plain = true;
     aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * size, tile->x,
              tile->count);
     job->kernels->range(tile->x, tile->count, group, tile->range);
@@ -76,6 +77,7 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
         own->exponent = aq_tile_exponent(range->absmax);
         own->constant = !(range->high > range->low);
         tile->own_codes = tile->own_codes || own->exponent != 0;
+        tile->plain = tile->plain && own->exponent == 0 && !own->constant;
     }
     return true;
 }

@@ -42,6 +42,7 @@ typedef struct aq_tile_group {
 typedef struct aq_tile {
     size_t begin, count, group_count; /* columns begin … begin + count − 1 */
     bool own_codes;                   /* some group has an exponent */
+    bool plain;                       /* none has, and none is constant */
     aq_simd_range range[AQ_TILE_GROUPS];
     aq_tile_group group[AQ_TILE_GROUPS];
     float x[AQ_TILE_WEIGHTS];

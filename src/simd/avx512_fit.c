@@ -121,26 +121,54 @@ AQ_AVX512_INLINE static inline float aq_avx512_fold(__m512 a) {
     return aq_avx2_fold(sum);
 }
 
+/* x − centre of one group, to y unless that is NULL; their (weighted) sum. */
+AQ_AVX512_INLINE static inline __m512 aq_avx512_less(const aq_x86_batch *batch, size_t index,
+                                                     size_t length, const float *centre, float *y,
+                                                     bool weighted) {
+    AQ_SIMD_EXACT_BODY
+    const size_t begin = index * length;
+    __m512 sum = _mm512_setzero_ps(), middle;
+    size_t i;
+    if (index >= batch->groups) {
+        return sum;
+    }
+    middle = _mm512_set1_ps(centre[index]);
+    for (i = begin; i < begin + length; i += 16) {
+        __m512 value = _mm512_sub_ps(_mm512_loadu_ps(batch->x + i), middle);
+        if (y) {
+            _mm512_storeu_ps(y + i, value);
+        }
+        if (weighted) {
+            value = _mm512_mul_ps(_mm512_loadu_ps(batch->weights + i), value);
+        }
+        sum = _mm512_add_ps(sum, value);
+    }
+    return sum;
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_centre_groups(const aq_x86_batch *batch,
+                                                            size_t length, const float *centre,
+                                                            float *y, bool weighted, float *sums) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m512 a = aq_avx512_less(batch, quad, length, centre, y, weighted);
+        __m512 b = aq_avx512_less(batch, quad + 1, length, centre, y, weighted);
+        __m512 c = aq_avx512_less(batch, quad + 2, length, centre, y, weighted);
+        __m512 d = aq_avx512_less(batch, quad + 3, length, centre, y, weighted);
+        _mm_storeu_ps(sums + quad, aq_avx512_fold4(a, b, c, d));
+    }
+}
+
 AQ_AVX512 static void aq_avx512_centre(const aq_x86_batch *batch, const float *centre, float *y,
                                        float *sums) {
-    AQ_SIMD_EXACT_BODY
-    size_t index, i, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const float *x = batch->x + index * length;
-        const float *weights = batch->weights ? batch->weights + index * length : NULL;
-        const __m512 middle = _mm512_set1_ps(centre[index]);
-        __m512 sum = _mm512_setzero_ps();
-        for (i = 0; i < length; i += 16) {
-            __m512 value = _mm512_sub_ps(_mm512_loadu_ps(x + i), middle);
-            if (y) {
-                _mm512_storeu_ps(y + index * length + i, value);
-            }
-            if (weights) {
-                value = _mm512_mul_ps(_mm512_loadu_ps(weights + i), value);
-            }
-            sum = _mm512_add_ps(sum, value);
-        }
-        sums[index] = aq_avx512_fold(sum);
+    if (batch->weights) {
+        aq_avx512_centre_groups(batch, batch->length, centre, y, true, sums);
+    } else if (batch->length == 64 && y) {
+        aq_avx512_centre_groups(batch, 64, centre, y, false, sums);
+    } else if (batch->length == 64) {
+        aq_avx512_centre_groups(batch, 64, centre, NULL, false, sums);
+    } else {
+        aq_avx512_centre_groups(batch, batch->length, centre, y, false, sums);
     }
 }
 

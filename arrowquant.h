@@ -866,7 +866,8 @@ typedef enum aq_reason {
     AQ_REASON_RAISED,           /* more bits than asked: below min_accuracy or min_sqnr_db */
     AQ_REASON_KEPT_BY_GATE,     /* kept: below the gates even at 8 bits */
     AQ_REASON_SCALE_TENSOR,     /* consumed: the scale of an FP8 weight, folded into it */
-    AQ_REASON_FORMAT            /* kept: the output format has no code that fits its shape */
+    AQ_REASON_FORMAT,           /* kept: the output format has no code that fits its shape */
+    AQ_REASON_BUDGET            /* bits chosen under target_bits or target_model_size_mb */
 } aq_reason;
 
 ARROWQUANT_API const char *aq_reason_text(aq_reason reason);
@@ -963,7 +964,11 @@ typedef struct aq_result {
 
 /* Opens the model at `model_path` (a Hugging Face folder, a diffusers pipeline folder, a
  * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
- * headers only. `config` NULL: the local profile. */
+ * headers only, but with target_bits or target_model_size_mb: then every layer that is to be quantized
+ * as usual is quantized in memory with 2, 4 and 8 bits, and each gets the bits (or is kept) that make
+ * the sum of their relative errors least: errors of their outputs where second moments are known, else
+ * of their weights. target_bits bounds the mean of stored bits a weight over these layers, parameters
+ * counted; target_model_size_mb the output of the components. `config` NULL: the local profile. */
 ARROWQUANT_API aq_status aq_plan_create(aq_context *context, const char *model_path,
                                         const aq_config *config, aq_plan **out, aq_error *err);
 /* The plan as one JSON object. Free with aq_text_free. */
@@ -12734,6 +12739,7 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
 AQ_LIB void aq_compare_block(const aq_context *context, const float *first, const float *second,
                              uint64_t rows, uint64_t cols, aq_quality *quality);
 
+AQ_LIB double aq_log10(double value); /* > 0; the same on every machine */
 AQ_LIB bool aq_dtype_is_float(aq_dtype dtype);
 /* Any float dtype, this machine's byte order. F64 is rounded to F32 (beyond its range: infinity). */
 AQ_LIB void aq_to_f32(const aq_context *context, aq_dtype dtype, const void *in, float *out,
@@ -13208,7 +13214,7 @@ ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality) {
 
 /* Of a value > 0; one that is not finite is returned as it is. The figure is stored in files, and
  * the C libraries' log10 differ in the last place. */
-AQ_SIMD_EXACT static double aq_log10(double value) {
+AQ_SIMD_EXACT AQ_LIB double aq_log10(double value) {
     AQ_SIMD_EXACT_BODY
     const uint64_t exponent_bits = UINT64_C(0x7FF) << 52;
     double exponent = 0.0, ratio, square, sum = 0.0, term;
@@ -15769,6 +15775,353 @@ ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_s
 }
 
 /* ---- end src/quant/gptq_tensor.c ---- */
+
+/* ---- begin src/quant/knapsack.h ---- */
+
+/* One option for each item, the least error in all within a budget of bytes. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_OPTIONS 4u
+#define AQ_NO_OPTION UINT64_MAX /* bytes of an option that there is not */
+
+typedef struct aq_option {
+    uint64_t bytes;
+    double error; /* finite, ≥ 0 */
+} aq_option;
+
+/* options [items][AQ_OPTIONS] → picked [items]. *error is the sum of what was picked, *bound a lower
+ * bound of what any choice within the budget has: equal when the choice is proven to be the best, as
+ * it nearly always is. Deterministic. AQ_ERR_CONFIGURATION when even the smallest options are too
+ * large, and when an item has none. */
+AQ_LIB aq_status aq_knapsack(const aq_context *context, const aq_option *options, size_t items,
+                             uint64_t budget, uint8_t *picked, double *error, double *bound,
+                             aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/knapsack.h ---- */
+
+/* ---- begin src/quant/knapsack.c ---- */
+
+/* The multiple-choice knapsack: bits by layer under a budget (Kellerer, Pferschy and Pisinger, "Knapsack
+ * Problems", chapter 11).
+ *
+ * A Lagrange multiplier, a price of a byte, is found by bisection; it gives a feasible choice and, for
+ * any partial choice, a lower bound of what it can still become. Then items are added one by one to a
+ * list of partial choices, of which those that are larger and worse than another fall out, and those
+ * whose bound is no better than the best choice known. That leaves few. Should there be more than fit
+ * the list, those of the best bounds stay, and the best bound that left is what remains unproven. */
+
+#define AQ_STATES_MAX 8192u
+#define AQ_PRICE_STEPS 200u
+
+/* A partial choice, and the one it was made from. */
+typedef struct aq_state {
+    uint64_t bytes;
+    double error, bound;
+    uint32_t parent;
+    uint8_t option;
+} aq_state;
+
+typedef struct aq_trace {
+    uint32_t parent;
+    uint8_t option;
+} aq_trace;
+
+typedef struct aq_sack {
+    const aq_option *options;
+    size_t items;
+    uint64_t budget;
+    uint64_t *least;  /* [items + 1] bytes that items i … need at least */
+    double *rest;     /* [items + 1] Σ over items i … of the least error + price·bytes */
+    double price;
+    double best;      /* error of the choice in `picked` */
+    uint8_t *picked;
+    double lost;      /* the least bound that fell out of a full list */
+} aq_sack;
+
+/* ---- prices */
+
+/* The option of least error + price·bytes; of equals the smaller one. */
+AQ_SIMD_EXACT static uint8_t aq_sack_option(const aq_option *options, double price,
+                                            double *value) {
+    AQ_SIMD_EXACT_BODY
+    uint8_t best = 0;
+    unsigned i;
+    *value = -1.0;
+    for (i = 0; i < AQ_OPTIONS; i++) {
+        double cost;
+        if (options[i].bytes == AQ_NO_OPTION) continue;
+        cost = price * (double)options[i].bytes;
+        cost = cost + options[i].error;
+        if (*value < 0.0 || cost < *value ||
+            (!(cost > *value) && options[i].bytes < options[best].bytes)) {
+            *value = cost;
+            best = (uint8_t)i;
+        }
+    }
+    return best;
+}
+
+/* What all items take at this price: bytes, error, and the options if wanted. */
+static uint64_t aq_sack_at(const aq_sack *sack, double price, uint8_t *picked, double *error) {
+    uint64_t bytes = 0;
+    size_t i;
+    *error = 0.0;
+    for (i = 0; i < sack->items; i++) {
+        const aq_option *options = sack->options + i * AQ_OPTIONS;
+        double value;
+        uint8_t option = aq_sack_option(options, price, &value);
+        bytes += options[option].bytes;
+        *error += options[option].error;
+        if (picked) picked[i] = option;
+    }
+    return bytes;
+}
+
+/* The lowest price at which everything fits, nearly; its choice is the first that is known. */
+AQ_SIMD_EXACT static void aq_sack_price(aq_sack *sack) {
+    AQ_SIMD_EXACT_BODY
+    double low = 0.0, high = 1.0, error;
+    unsigned step;
+    if (aq_sack_at(sack, 0.0, sack->picked, &sack->best) <= sack->budget) {
+        sack->price = 0.0;
+        return;
+    }
+    for (step = 0; step < 1100u && aq_sack_at(sack, high, NULL, &error) > sack->budget; step++) {
+        low = high;
+        high *= 2.0;
+    }
+    for (step = 0; step < AQ_PRICE_STEPS; step++) {
+        double middle = low + 0.5 * (high - low);
+        if (aq_sack_at(sack, middle, NULL, &error) <= sack->budget) high = middle;
+        else low = middle;
+    }
+    sack->price = high;
+    (void)aq_sack_at(sack, high, sack->picked, &sack->best);
+}
+
+/* Spends what is left on the option that gains most, again and again. */
+static void aq_sack_fill(aq_sack *sack) {
+    uint64_t used = 0;
+    size_t i;
+    for (i = 0; i < sack->items; i++) used += sack->options[i * AQ_OPTIONS + sack->picked[i]].bytes;
+    for (;;) {
+        double gain = 0.0;
+        size_t item = 0;
+        uint8_t option = 0;
+        for (i = 0; i < sack->items; i++) {
+            const aq_option *options = sack->options + i * AQ_OPTIONS, *now;
+            unsigned o;
+            now = &options[sack->picked[i]];
+            for (o = 0; o < AQ_OPTIONS; o++) {
+                if (options[o].bytes == AQ_NO_OPTION || options[o].bytes > now->bytes +
+                    (sack->budget - used) || !(now->error - options[o].error > gain))
+                    continue;
+                gain = now->error - options[o].error;
+                item = i;
+                option = (uint8_t)o;
+            }
+        }
+        if (!(gain > 0.0)) break;
+        used -= sack->options[item * AQ_OPTIONS + sack->picked[item]].bytes;
+        sack->picked[item] = option;
+        used += sack->options[item * AQ_OPTIONS + option].bytes;
+    }
+    sack->best = 0.0;
+    for (i = 0; i < sack->items; i++)
+        sack->best += sack->options[i * AQ_OPTIONS + sack->picked[i]].error;
+}
+
+/* ---- partial choices */
+
+static int aq_state_order(const aq_state *a, const aq_state *b) {
+    if (a->bytes != b->bytes) return a->bytes < b->bytes ? -1 : 1;
+    return a->error < b->error ? -1 : a->error > b->error;
+}
+
+/* Two sorted runs into one. */
+static void aq_state_merge(const aq_state *a, size_t a_count, const aq_state *b, size_t b_count,
+                           aq_state *out) {
+    size_t i = 0, j = 0;
+    while (i < a_count || j < b_count) {
+        if (j == b_count || (i < a_count && aq_state_order(&a[i], &b[j]) <= 0)) *out++ = a[i++];
+        else *out++ = b[j++];
+    }
+}
+
+/* Each partial choice with one more option, as far as it may lead to something better. */
+AQ_SIMD_EXACT static size_t aq_state_extend(const aq_sack *sack, const aq_state *from,
+                                            size_t count, size_t item, uint8_t option,
+                                            aq_state *out) {
+    AQ_SIMD_EXACT_BODY
+    const aq_option *with = sack->options + item * AQ_OPTIONS + option;
+    size_t i, made = 0;
+    if (with->bytes == AQ_NO_OPTION) return 0;
+    for (i = 0; i < count; i++) {
+        aq_state *to = &out[made];
+        double left, paid;
+        to->bytes = from[i].bytes + with->bytes;
+        if (to->bytes > sack->budget || sack->budget - to->bytes < sack->least[item + 1]) continue;
+        to->error = from[i].error + with->error;
+        left = (double)(sack->budget - to->bytes);
+        paid = sack->price * left;
+        to->bound = (to->error + sack->rest[item + 1]) - paid;
+        to->bound = to->bound > to->error ? to->bound : to->error;
+        to->parent = (uint32_t)i;
+        to->option = option;
+        made += to->bound < sack->best;
+    }
+    return made;
+}
+
+/* Drops what is no smaller and no better than one before it. */
+static size_t aq_state_thin(aq_state *states, size_t count) {
+    size_t i, kept = 0;
+    for (i = 0; i < count; i++) {
+        if (!kept || states[i].error < states[kept - 1].error) states[kept++] = states[i];
+    }
+    return kept;
+}
+
+/* Of too many, those of the best bounds; the bound below which they lie is found by bisection. */
+AQ_SIMD_EXACT static size_t aq_state_cut(aq_sack *sack, aq_state *states, size_t count) {
+    AQ_SIMD_EXACT_BODY
+    double low = 0.0, high = sack->best;
+    size_t i, kept = 0;
+    unsigned step;
+    if (count <= AQ_STATES_MAX) return count;
+    for (step = 0; step < 100u; step++) {
+        double middle = low + 0.5 * (high - low);
+        size_t below = 0;
+        for (i = 0; i < count; i++) below += states[i].bound < middle;
+        if (below <= AQ_STATES_MAX) low = middle;
+        else high = middle;
+    }
+    for (i = 0; i < count; i++) {
+        if (states[i].bound < low) states[kept++] = states[i];
+        else if (states[i].bound < sack->lost) sack->lost = states[i].bound;
+    }
+    return kept;
+}
+
+/* Room for the lists: the one at work, and those of four options before they are one. */
+typedef struct aq_state_room {
+    aq_state *now, *spare, *half, *options;
+} aq_state_room;
+
+static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, size_t item) {
+    aq_state *parts[AQ_OPTIONS];
+    size_t counts[AQ_OPTIONS], all;
+    uint8_t option;
+    for (option = 0; option < AQ_OPTIONS; option++) {
+        parts[option] = room->options + option * (size_t)AQ_STATES_MAX;
+        counts[option] = aq_state_extend(sack, room->now, count, item, option, parts[option]);
+    }
+    aq_state_merge(parts[0], counts[0], parts[1], counts[1], room->half);
+    aq_state_merge(parts[2], counts[2], parts[3], counts[3], room->half + 2 * AQ_STATES_MAX);
+    aq_state_merge(room->half, counts[0] + counts[1], room->half + 2 * AQ_STATES_MAX,
+                   counts[2] + counts[3], room->spare);
+    all = aq_state_thin(room->spare, counts[0] + counts[1] + counts[2] + counts[3]);
+    all = aq_state_cut(sack, room->spare, all);
+    memcpy(room->now, room->spare, all * sizeof(aq_state));
+    return all;
+}
+
+/* All items, then the best way back. */
+static aq_status aq_sack_search(aq_sack *sack, aq_arena *arena, aq_error *err) {
+    size_t bytes = (sack->items + 1) * sizeof(aq_trace *), count = 1, item, i, best = 0;
+    aq_trace **traces = (aq_trace **)aq_arena_alloc(arena, bytes);
+    aq_state *states = (aq_state *)aq_arena_alloc(arena, 13 * (size_t)AQ_STATES_MAX *
+                                                             sizeof(aq_state));
+    aq_state_room room;
+    if (!traces || !states) return aq_fail_memory(err, 13 * AQ_STATES_MAX * sizeof(aq_state));
+    room.now = states;
+    room.spare = states + AQ_STATES_MAX;
+    room.half = room.spare + 4 * AQ_STATES_MAX;
+    room.options = room.half + 4 * AQ_STATES_MAX;
+    for (item = 0; item < sack->items && count; item++) {
+        count = aq_state_step(sack, &room, count, item);
+        traces[item] = (aq_trace *)aq_arena_alloc(arena, (count + 1) * sizeof(aq_trace));
+        if (!traces[item]) return aq_fail_memory(err, count * sizeof(aq_trace));
+        for (i = 0; i < count; i++) {
+            traces[item][i].parent = room.now[i].parent;
+            traces[item][i].option = room.now[i].option;
+        }
+    }
+    if (!count) return AQ_OK; /* nothing beats what is known */
+    for (i = 1; i < count; i++) best = room.now[i].error < room.now[best].error ? i : best;
+    sack->best = room.now[best].error;
+    for (item = sack->items; item-- > 0;) {
+        sack->picked[item] = traces[item][best].option;
+        best = traces[item][best].parent;
+    }
+    return AQ_OK;
+}
+
+/* ---- the whole */
+
+static aq_status aq_sack_open(aq_sack *sack, aq_arena *arena, aq_error *err) {
+    size_t i, bytes = (sack->items + 1) * sizeof(uint64_t);
+    unsigned o;
+    sack->least = (uint64_t *)aq_arena_alloc(arena, bytes);
+    sack->rest = (double *)aq_arena_alloc(arena, bytes);
+    if (!sack->least || !sack->rest) return aq_fail_memory(err, 2 * bytes);
+    for (i = sack->items; i-- > 0;) {
+        uint64_t least = AQ_NO_OPTION;
+        for (o = 0; o < AQ_OPTIONS; o++) {
+            uint64_t size = sack->options[i * AQ_OPTIONS + o].bytes;
+            least = size < least ? size : least;
+        }
+        if (least == AQ_NO_OPTION || !aq_add_u64(sack->least[i + 1], least, &sack->least[i]))
+            return aq_fail(err, AQ_ERR_CONFIGURATION, "item %zu of the budget has no option", i);
+    }
+    if (sack->least[0] <= sack->budget) return AQ_OK;
+    return aq_fail(err, AQ_ERR_CONFIGURATION, "the budget is %llu bytes, the smallest choice takes "
+                   "%llu", (unsigned long long)sack->budget, (unsigned long long)sack->least[0]);
+}
+
+AQ_LIB aq_status aq_knapsack(const aq_context *context, const aq_option *options, size_t items,
+                             uint64_t budget, uint8_t *picked, double *error, double *bound,
+                             aq_error *err) {
+    aq_arena arena;
+    aq_sack sack;
+    size_t i;
+    memset(&sack, 0, sizeof sack);
+    sack.options = options;
+    sack.items = items;
+    sack.budget = budget;
+    sack.picked = picked;
+    aq_arena_init(&arena, context);
+    aq_status status = aq_sack_open(&sack, &arena, err);
+    if (status == AQ_OK && items) {
+        aq_sack_price(&sack);
+        aq_sack_fill(&sack);
+        for (i = items; i-- > 0;) {
+            double value;
+            (void)aq_sack_option(options + i * AQ_OPTIONS, sack.price, &value);
+            sack.rest[i] = sack.rest[i + 1] + value;
+        }
+        sack.lost = sack.best;
+        status = aq_sack_search(&sack, &arena, err);
+    }
+    if (status == AQ_OK) {
+        *error = sack.best;
+        *bound = sack.lost < sack.best ? sack.lost : sack.best;
+    }
+    aq_arena_free(&arena);
+    return status;
+}
+
+#undef AQ_STATES_MAX
+#undef AQ_PRICE_STEPS
+
+/* ---- end src/quant/knapsack.c ---- */
 
 /* ---- begin src/calib/calib.h ---- */
 
@@ -25028,6 +25381,13 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err);
 /* Sets tensor->method and method_detail by config, spec, modality and statistics. */
 AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor);
 
+/* Second moments are known and fit into memory, and the code is one of ours. */
+AQ_LIB bool aq_gptq_is_possible(const aq_plan *plan, const aq_plan_tensor *tensor);
+/* model/allocate.c: whether the config has a budget; chooses the bits under it, when all tensors are
+ * decided and laid out once. Reads the weights. */
+AQ_LIB bool aq_plan_has_budget(const aq_config *config);
+AQ_LIB aq_status aq_plan_allocate(aq_plan *plan, aq_error *err);
+
 #ifdef __cplusplus
 }
 #endif
@@ -25086,6 +25446,7 @@ typedef struct aq_run {
     uint64_t memory_limit;   /* bytes for all workers' buffers together */
     bool hard_limit;         /* the user set it */
     size_t chunk_blocks;     /* blocks a task takes at once */
+    bool measuring;          /* nothing is written */
     unsigned char *buffer;   /* workers × buffer_size, grows */
     size_t buffer_size, buffer_bytes;
     aq_file input;
@@ -25099,6 +25460,10 @@ typedef struct aq_run {
     size_t first_line;       /* bytes of the line that names plan and input */
 } aq_run;
 
+/* model/execute.c: threads, limits, meter; aq_run_free also of a run that failed */
+AQ_LIB void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_progress_fn progress,
+                        void *user);
+AQ_LIB void aq_run_free(aq_run *run);
 /* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
 AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
                                 uint32_t *workers, aq_error *err);
@@ -25117,9 +25482,14 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
 AQ_LIB void aq_run_factor_free(aq_run *run);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
+/* Quantizes it with tensor->spec and writes nothing: fills quality, output sums and output_bytes.
+ * *usable is false when no parameters fit, or a gate is missed. */
+AQ_LIB aq_status aq_run_measure(aq_run *run, aq_plan_tensor *tensor, bool *usable, aq_error *err);
 /* model/run_output.c: "folder/relative" of the input or the output, in the plan's arena */
 AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, char **path,
                              aq_error *err);
+/* Opens the input file that a tensor is read from; the one before it is closed. */
+AQ_LIB aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err);
 /* One output file, and what lies beside the weights. */
 AQ_LIB aq_status aq_run_output(aq_run *run, size_t output, aq_error *err);
 /* model/container_native.c: the header over what was stored in this file, in the room before
@@ -26761,6 +27131,10 @@ static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *t
     return NULL;
 }
 
+AQ_LIB bool aq_gptq_is_possible(const aq_plan *plan, const aq_plan_tensor *tensor) {
+    return !aq_gptq_obstacle(plan, tensor);
+}
+
 static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
     bool weighted = tensor->statistics && tensor->statistics->pooled_sqmean;
     tensor->method = AQ_METHOD_PTQ;
@@ -27350,11 +27724,6 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
                          "does not build yet", err);
     if (config->method == AQ_METHOD_R2Q)
         return aq_refuse("method: r2q", "this version does not have it yet", err);
-    if (config->target_bits == config->target_bits)
-        return aq_refuse("target_bits", "this version does not choose bits by size yet", err);
-    if (config->target_model_size_mb)
-        return aq_refuse("target_model_size_mb", "this version does not choose bits by size yet; "
-                         "use bit_width, group_size and layer_bits", err);
     if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",
@@ -27547,6 +27916,11 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK && aq_plan_has_budget(&plan->config)) {
+        status = aq_plan_lay_out(plan, err);
+        if (status == AQ_OK) status = aq_plan_allocate(plan, err);
+        plan->predicted_output_bytes = 0;
+    }
     if (status == AQ_OK) status = aq_plan_check_methods(plan, err);
     return status == AQ_OK ? aq_plan_lay_out(plan, err) : status;
 }
@@ -28201,7 +28575,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                        &read.quality.error, &read.quality.max_error, &read.output_signal,
                        &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
-        !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
+        !aq_journal_number(&node, AQ_REASON_BUDGET, &reason) ||
         !aq_journal_number(&node, AQ_PARAM_BF16, &params) ||
         !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
         !aq_journal_number(&node, 3, &flags) ||
@@ -28854,8 +29228,11 @@ typedef struct aq_tensor_job {
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
     const float *column_weights;            /* NULL: all columns alike */
     const aq_factor *factor;                /* NULL: not by GPTQ */
+    const aq_factor *judge;                 /* not by GPTQ, but its output is to be measured */
     size_t space_offset;                    /* GPTQ's work space in a worker's buffer */
     double *energies;                       /* GPTQ: [2][rows], signal and error of the output */
+    float *scales;                          /* of job->scale */
+    size_t scale_count;
 } aq_tensor_job;
 
 /* ---- quantizing */
@@ -28905,6 +29282,24 @@ static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
     return view;
 }
 
+/* What rounding these rows did to the output. */
+static void aq_judge_rows(aq_tensor_job *job, unsigned char *buffer, const aq_row_view *view,
+                          uint64_t row, uint64_t rows) {
+    const aq_quant_layout *layout = &job->layout;
+    for (uint64_t done = 0; done < rows; done += AQ_GPTQ_ROWS) {
+        uint64_t count = rows - done < AQ_GPTQ_ROWS ? rows - done : AQ_GPTQ_ROWS;
+        aq_output_sums sums;
+        sums.signal = job->energies + (size_t)(row + done);
+        sums.error = job->energies + (size_t)(job->tensor->rows + row + done);
+        aq_output_block(job->run->context, job->judge, &job->spec,
+                        view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
+                        view->dtype, count, view->codes + (size_t)(done * layout->row_code_bytes),
+                        view->params + (size_t)(done * layout->row_param_bytes),
+                        view->extra + (size_t)(done * layout->row_extra_bytes),
+                        buffer + job->space_offset, &sums);
+    }
+}
+
 /* One block of rows, already read, into the worker's buffers. */
 static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                              uint64_t row, uint64_t rows, aq_error *err) {
@@ -28913,7 +29308,9 @@ static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t
     memset(outcome, 0, sizeof(*outcome));
     aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows, job->tensor->cols,
                       job->column_weights, view.codes, view.params, view.extra, outcome);
-    return aq_outcome_status(job, outcome, row, err);
+    aq_status status = aq_outcome_status(job, outcome, row, err);
+    if (status == AQ_OK && job->judge) aq_judge_rows(job, buffer, &view, row, rows);
+    return status;
 }
 
 /* Adds the quality of rows to that of the blocks they are in. */
@@ -28991,6 +29388,7 @@ static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *
                                uint64_t first, uint64_t count, aq_error *err) {
     aq_part_rows rows;
     aq_status status = AQ_OK;
+    if (job->run->measuring) return AQ_OK;
     rows.tensor = job->tensor;
     rows.spec = &job->spec;
     rows.layout = &job->layout;
@@ -29097,8 +29495,9 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     uint64_t bytes = (uint64_t)job->in_bytes + job->f32_bytes + job->code_bytes +
                      job->param_bytes + job->extra_bytes + made_bytes;
     job->space_offset = (size_t)bytes;
-    if (job->factor)
-        bytes += aq_gptq_bytes(&job->spec, job->factor, rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
+    if (job->factor || job->judge)
+        bytes += aq_gptq_bytes(&job->spec, job->factor ? job->factor : job->judge,
+                               rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
     return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
@@ -29137,19 +29536,20 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
 static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error *err) {
     aq_run *run = job->run;
     size_t bytes = (size_t)tensor->rows * 2 * sizeof(double);
-    bool usable = true;
-    job->factor = NULL;
+    bool usable = true, gptq = tensor->method == AQ_METHOD_GPTQ;
+    job->factor = job->judge = NULL;
     job->column_weights = tensor->statistics ? tensor->statistics->pooled_sqmean : NULL;
     tensor->output_signal = tensor->output_error = 0.0;
-    if (tensor->method != AQ_METHOD_GPTQ) return AQ_OK;
+    if (!gptq && !(run->measuring && aq_gptq_is_possible(run->plan, tensor))) return AQ_OK;
     aq_status status = aq_run_factor(run, tensor, &usable, err);
     if (status != AQ_OK) return status;
-    if (!usable) {
+    if (!usable && gptq) {
         tensor->method = AQ_METHOD_PTQ;
         tensor->method_detail = "second moments are not positive definite";
-        return AQ_OK;
     }
-    job->factor = &run->factor;
+    if (!usable) return AQ_OK;
+    job->factor = gptq ? &run->factor : NULL;
+    job->judge = gptq ? NULL : &run->factor;
     if (!job->energies) job->energies = (double *)aq_alloc(run->context, bytes);
     return job->energies ? AQ_OK : aq_fail_memory(err, bytes);
 }
@@ -29157,7 +29557,7 @@ static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_er
 /* Rows in order, so that the sums are the same however they were shared out. */
 static void aq_job_output_error(const aq_tensor_job *job, aq_plan_tensor *tensor) {
     size_t rows = (size_t)tensor->rows;
-    for (size_t i = 0; job->factor && i < rows; i++) {
+    for (size_t i = 0; (job->factor || job->judge) && i < rows; i++) {
         tensor->output_signal += job->energies[i];
         tensor->output_error += job->energies[rows + i];
     }
@@ -29302,35 +29702,68 @@ static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_
     return status;
 }
 
+/* What a job has besides its attempts. */
+static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *tensor,
+                             aq_error *err) {
+    aq_status status = AQ_OK;
+    memset(job, 0, sizeof(*job));
+    job->run = run;
+    job->tensor = tensor;
+    job->block_rows = aq_block_rows(tensor->cols);
+    job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
+    job->chunk_rows = job->block_rows * run->chunk_blocks;
+    if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
+    job->chunk_count = (size_t)((tensor->rows - 1) / job->chunk_rows + 1);
+    if (tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &job->scale, &job->scales, &job->scale_count, err);
+    size_t outcome_bytes = job->block_count * sizeof(aq_block_outcome);
+    job->outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
+    job->crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context,
+                                                     job->chunk_count * sizeof(*job->crcs));
+    if (status == AQ_OK && (!job->outcomes || !job->crcs))
+        status = aq_fail_memory(err, outcome_bytes);
+    return status;
+}
+
+static void aq_job_close(aq_tensor_job *job) {
+    const aq_context *context = job->run->context;
+    aq_job_free_sides(job);
+    if (job->energies)
+        aq_free(context, job->energies, (size_t)job->tensor->rows * 2 * sizeof(double));
+    aq_free(context, job->crcs, job->chunk_count * sizeof(*job->crcs));
+    aq_free(context, job->outcomes, job->block_count * sizeof(aq_block_outcome));
+    aq_free(context, job->scales, job->scale_count * sizeof(float));
+}
+
 static aq_status aq_quantize_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
     aq_tensor_job job;
-    float *scales = NULL;
-    size_t scale_count = 0;
-    aq_status status = AQ_OK;
-    memset(&job, 0, sizeof(job));
-    job.run = run;
-    job.tensor = tensor;
-    job.block_rows = aq_block_rows(tensor->cols);
-    job.block_count = (size_t)((tensor->rows - 1) / job.block_rows + 1);
-    job.chunk_rows = job.block_rows * run->chunk_blocks;
-    if (job.chunk_rows > tensor->rows) job.chunk_rows = tensor->rows;
-    job.chunk_count = (size_t)((tensor->rows - 1) / job.chunk_rows + 1);
-    if (tensor->scale != AQ_NO_TENSOR) 
-        status = aq_run_scale(run, tensor, &job.scale, &scales, &scale_count, err);
-    size_t outcome_bytes = job.block_count * sizeof(aq_block_outcome);
-    size_t crc_bytes = job.chunk_count * sizeof(*job.crcs);
-    job.outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
-    job.crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context, crc_bytes);
-    if (status == AQ_OK && (!job.outcomes || !job.crcs)) status = aq_fail_memory(err, outcome_bytes);
+    aq_status status = aq_job_open(&job, run, tensor, err);
     if (status == AQ_OK) status = aq_job_run(&job, tensor, err);
-    aq_job_free_sides(&job);
     if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
         status = aq_convert_tensor(run, tensor, &job.scale, err);
-    if (job.energies)
-        aq_free(run->context, job.energies, (size_t)tensor->rows * 2 * sizeof(double));
-    aq_free(run->context, job.crcs, crc_bytes);
-    aq_free(run->context, job.outcomes, outcome_bytes);
-    aq_free(run->context, scales, scale_count * sizeof(float));
+    aq_job_close(&job);
+    return status;
+}
+
+AQ_LIB aq_status aq_run_measure(aq_run *run, aq_plan_tensor *tensor, bool *usable, aq_error *err) {
+    aq_tensor_job job;
+    aq_status status = aq_job_open(&job, run, tensor, err);
+    *usable = true;
+    run->measuring = true;
+    job.spec = tensor->spec;
+    if (status == AQ_OK) status = aq_job_method(&job, tensor, err);
+    if (status == AQ_OK) status = aq_job_attempt(&job, &tensor->quality, err);
+    run->measuring = false;
+    if (status == AQ_TRY_WIDER) {
+        *usable = false;
+        status = AQ_OK;
+    } else if (status == AQ_OK) {
+        aq_job_output_error(&job, tensor);
+        *usable = !*aq_missed_gate(&run->plan->config, &tensor->quality);
+        tensor->output_bytes = 0;
+        for (size_t i = 0; i < job.part_count; i++) tensor->output_bytes += job.parts[i].bytes;
+    }
+    aq_job_close(&job);
     return status;
 }
 
@@ -29394,6 +29827,264 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
 
 /* ---- end src/model/run_tensor.c ---- */
 
+/* ---- begin src/model/allocate.c ---- */
+
+/* Mixed precision: bits by layer, so that the sum of the layers' errors is least under a budget of
+ * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, by the method that it will have, and
+ * its error measured: that of its output where second moments are known, else that of its weights,
+ * each relative to what it is an error of. Entropy is told and decides nothing. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_ENTROPY_BINS 256u
+#define AQ_ENTROPY_WEIGHTS 65536u
+
+/* A layer whose bits are to be chosen; option i has 2 << i bits. */
+typedef struct aq_candidate {
+    aq_plan_tensor *tensor;
+    bool by_output;
+    double entropy; /* of 256 equal cells between least and greatest weight, 0 … 1 */
+} aq_candidate;
+
+typedef struct aq_allocation {
+    aq_plan *plan;
+    aq_run run;
+    aq_candidate *candidates;
+    aq_option *options; /* [count][AQ_OPTIONS] */
+    uint8_t *picked;
+    size_t count;
+    uint64_t weights;
+} aq_allocation;
+
+AQ_LIB bool aq_plan_has_budget(const aq_config *config) {
+    return config->target_model_size_mb != 0 || config->target_bits == config->target_bits;
+}
+
+/* ---- measuring */
+
+/* Least and greatest weight, or how many fall into each cell between them. */
+static aq_status aq_entropy_pass(aq_run *run, const aq_plan_tensor *tensor, float *buffer,
+                                 aq_simd_range *range, uint64_t *cells, aq_error *err) {
+    const struct aq_kernels *kernels = aq_kernels_of(run->context);
+    size_t size = aq_dtype_size(tensor->dtype);
+    uint64_t total = tensor->bytes / size;
+    float *wide = buffer + AQ_ENTROPY_WEIGHTS * 2;
+    for (uint64_t at = 0; at < total; at += AQ_ENTROPY_WEIGHTS) {
+        uint64_t left = total - at;
+        size_t count = left < AQ_ENTROPY_WEIGHTS ? (size_t)left : AQ_ENTROPY_WEIGHTS;
+        aq_simd_range part;
+        aq_status status =
+            aq_file_read(&run->input, tensor->offset + at * size, buffer, count * size, err);
+        if (status != AQ_OK) return status;
+        aq_little_endian(buffer, count, size);
+        aq_to_f32(run->context, tensor->dtype, buffer, wide, count);
+        for (size_t i = 0; cells && i < count; i++) {
+            double part_of = ((double)wide[i] - (double)range->low) /
+                             ((double)range->high - (double)range->low);
+            double cell = part_of * AQ_ENTROPY_BINS;
+            cells[cell < AQ_ENTROPY_BINS - 1 ? (size_t)(cell > 0.0 ? cell : 0.0)
+                                             : AQ_ENTROPY_BINS - 1]++;
+        }
+        if (cells) continue;
+        kernels->range(wide, count, count, &part);
+        if (part.absmax >= 0x7F800000u) return AQ_OK; /* the run will say so */
+        if (at == 0 || part.low < range->low) range->low = part.low;
+        if (at == 0 || part.high > range->high) range->high = part.high;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_entropy(aq_run *run, const aq_plan_tensor *tensor, double *entropy,
+                            aq_error *err) {
+    uint64_t cells[AQ_ENTROPY_BINS] = { 0 }, total = tensor->rows * tensor->cols;
+    size_t bytes = 3 * AQ_ENTROPY_WEIGHTS * sizeof(float);
+    float *buffer = (float *)aq_alloc(run->context, bytes);
+    aq_simd_range range;
+    if (!buffer) return aq_fail_memory(err, bytes);
+    memset(&range, 0, sizeof(range));
+    *entropy = 0.0;
+    aq_status status = aq_entropy_pass(run, tensor, buffer, &range, NULL, err);
+    if (status == AQ_OK && range.high > range.low) {
+        status = aq_entropy_pass(run, tensor, buffer, &range, cells, err);
+        for (size_t i = 0; i < AQ_ENTROPY_BINS; i++) {
+            double part = (double)cells[i] / (double)total;
+            if (cells[i]) *entropy -= part * aq_log10(part) / (8.0 * aq_log10(2.0));
+        }
+    }
+    aq_free(run->context, buffer, bytes);
+    return status;
+}
+
+/* What the layer is at these bits: stored bytes and error; no option when no code fits, when it would
+ * not be smaller than the layer as it is, and when it misses a gate. */
+static aq_status aq_measure_option(aq_allocation *work, aq_candidate *candidate, uint32_t bits,
+                                   uint64_t kept_bytes, aq_option *option, aq_error *err) {
+    aq_plan_tensor tensor = *candidate->tensor;
+    bool usable = true;
+    tensor.bits = bits;
+    option->bytes = AQ_NO_OPTION;
+    aq_status status = aq_plan_store(work->plan, &tensor, err);
+    if (status != AQ_OK || tensor.bits != bits) return status;
+    status = aq_run_measure(&work->run, &tensor, &usable, err);
+    if (status != AQ_OK || !usable || tensor.output_bytes >= kept_bytes) return status;
+    bool output = tensor.output_signal > 0.0;
+    double error = output ? tensor.output_error / tensor.output_signal
+                   : tensor.quality.original > 0.0
+                       ? tensor.quality.error / tensor.quality.original : 0.0;
+    if (!(error >= 0.0 && error < HUGE_VAL)) error = 1e300;
+    candidate->by_output = output;
+    option->bytes = tensor.output_bytes;
+    option->error = error;
+    return AQ_OK;
+}
+
+static aq_status aq_measure_candidate(aq_allocation *work, size_t index, aq_error *err) {
+    aq_candidate *candidate = &work->candidates[index];
+    aq_option *options = work->options + index * AQ_OPTIONS;
+    aq_plan_tensor kept = *candidate->tensor;
+    aq_status status = aq_plan_keep(work->plan, &kept, err);
+    if (status == AQ_OK) status = aq_run_input(&work->run, kept.shard, err);
+    if (status == AQ_OK) status = aq_entropy(&work->run, &kept, &candidate->entropy, err);
+    for (uint32_t i = 0; status == AQ_OK && i < 3; i++)
+        status = aq_measure_option(work, candidate, 2u << i, kept.output_bytes, &options[i], err);
+    options[3].bytes = kept.scale == AQ_NO_TENSOR ? kept.output_bytes : AQ_NO_OPTION;
+    options[3].error = 0.0;
+    return status;
+}
+
+/* ---- budget */
+
+/* Bytes for the candidates: what the config allows less all that is not theirs. */
+static aq_status aq_budget_bytes(const aq_allocation *work, uint64_t *budget, aq_error *err) {
+    const aq_plan *plan = work->plan;
+    const aq_config *config = &plan->config;
+    uint64_t fixed = plan->predicted_output_bytes, limit = UINT64_MAX;
+    for (size_t i = 0; i < work->count; i++) fixed -= work->candidates[i].tensor->output_bytes;
+    *budget = UINT64_MAX - 1;
+    if (config->target_bits == config->target_bits)
+        *budget = (uint64_t)(config->target_bits * (double)work->weights / 8.0);
+    if (!config->target_model_size_mb) return AQ_OK;
+    if (config->target_model_size_mb <= UINT64_MAX / 1000000)
+        limit = config->target_model_size_mb * 1000000;
+    if (limit < fixed)
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "target_model_size_mb: %llu MB are less than the "
+                       "%llu MB of what is not quantized",
+                       (unsigned long long)config->target_model_size_mb,
+                       (unsigned long long)(fixed / 1000000 + 1));
+    if (limit - fixed < *budget) *budget = limit - fixed;
+    return AQ_OK;
+}
+
+static aq_status aq_budget_fail(const aq_allocation *work, const aq_error *failure,
+                                aq_error *err) {
+    const aq_config *config = &work->plan->config;
+    return aq_fail(err, AQ_ERR_CONFIGURATION, "%s: %s; allow more, lower the gates, or use a larger "
+                   "group_size", config->target_model_size_mb ? "target_model_size_mb" : "target_bits",
+                   failure->message);
+}
+
+/* ---- the choice */
+
+static aq_status aq_candidate_detail(aq_allocation *work, size_t index, aq_error *err) {
+    aq_candidate *candidate = &work->candidates[index];
+    const aq_option *options = work->options + index * AQ_OPTIONS;
+    char number[4][AQ_DOUBLE_TEXT], text[320];
+    for (size_t i = 0; i < 3; i++) {
+        double error = options[i].error, places = 1.0;
+        while (error > 0.0 && error * places < 100.0) places *= 10.0; /* three digits */
+        aq_format_double(floor(error * places + 0.5) / places, number[i]);
+        if (options[i].bytes == AQ_NO_OPTION) aq_format(number[i], sizeof(number[i]), "-");
+    }
+    aq_format_double(floor(candidate->entropy * 1000.0 + 0.5) / 1000.0, number[3]);
+    aq_format(text, sizeof(text), "%s error at 2, 4, 8 bits: %s, %s, %s; entropy %s",
+              candidate->by_output ? "output" : "weight", number[0], number[1], number[2], number[3]);
+    candidate->tensor->detail = aq_arena_string(&work->plan->state->arena, text);
+    return candidate->tensor->detail ? AQ_OK : aq_fail_memory(err, sizeof(text));
+}
+
+static aq_status aq_candidate_settle(aq_allocation *work, size_t index, aq_error *err) {
+    aq_plan_tensor *tensor = work->candidates[index].tensor;
+    aq_status status;
+    tensor->bits = 2u << work->picked[index];
+    status = tensor->bits == 16 ? aq_plan_keep(work->plan, tensor, err)
+                                : aq_plan_store(work->plan, tensor, err);
+    if (status != AQ_OK) return status;
+    tensor->reason = AQ_REASON_BUDGET;
+    tensor->output_bytes = work->options[index * AQ_OPTIONS + work->picked[index]].bytes;
+    return aq_candidate_detail(work, index, err);
+}
+
+static aq_status aq_allocate_choose(aq_allocation *work, aq_error *err) {
+    aq_plan *plan = work->plan;
+    uint64_t budget, used = 0;
+    double error, bound;
+    char numbers[3][AQ_DOUBLE_TEXT];
+    aq_error failure;
+    aq_status status = aq_budget_bytes(work, &budget, err);
+    if (status != AQ_OK) return status;
+    memset(&failure, 0, sizeof(failure));
+    status = aq_knapsack(plan->state->context, work->options, work->count, budget, work->picked,
+                         &error, &bound, &failure);
+    if (status == AQ_ERR_CONFIGURATION) return aq_budget_fail(work, &failure, err);
+    if (status != AQ_OK) {
+        if (err) *err = failure;
+        return status;
+    }
+    for (size_t i = 0; status == AQ_OK && i < work->count; i++) {
+        used += work->options[i * AQ_OPTIONS + work->picked[i]].bytes;
+        status = aq_candidate_settle(work, i, err);
+    }
+    aq_format_double(floor(8e3 * (double)used / (double)work->weights + 0.5) / 1e3, numbers[0]);
+    aq_format_double(floor(error * 1e6 + 0.5) / 1e6, numbers[1]);
+    aq_format_double(floor(bound * 1e6 + 0.5) / 1e6, numbers[2]);
+    if (status == AQ_OK)
+        status = aq_note(&plan->state->arena, &plan->state->notes, err,
+                         "bits chosen by measured errors: %s stored bits a weight over %zu layers, sum "
+                         "of errors %s, no choice of this size has less than %s", numbers[0],
+                         work->count, numbers[1], numbers[2]);
+    return status;
+}
+
+/* ---- all of it */
+
+static aq_status aq_allocate_open(aq_allocation *work, aq_error *err) {
+    aq_plan *plan = work->plan;
+    aq_arena *arena = &plan->state->arena;
+    size_t most = plan->tensor_count + 1;
+    work->candidates = (aq_candidate *)aq_arena_alloc(arena, most * sizeof(aq_candidate));
+    work->options = (aq_option *)aq_arena_alloc(arena, most * AQ_OPTIONS * sizeof(aq_option));
+    work->picked = (uint8_t *)aq_arena_alloc(arena, most);
+    if (!work->candidates || !work->options || !work->picked)
+        return aq_fail_memory(err, most * AQ_OPTIONS * sizeof(aq_option));
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->bits == 16 || tensor->reason != AQ_REASON_QUANTIZED) continue;
+        work->candidates[work->count++].tensor = tensor;
+        work->weights += tensor->rows * tensor->cols;
+    }
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_plan_allocate(aq_plan *plan, aq_error *err) {
+    aq_allocation work;
+    memset(&work, 0, sizeof(work));
+    work.plan = plan;
+    aq_status status = aq_allocate_open(&work, err);
+    if (status != AQ_OK || !work.count) return status;
+    aq_run_init(&work.run, plan->state->context, plan, NULL, NULL);
+    for (size_t i = 0; status == AQ_OK && i < work.count; i++)
+        status = aq_measure_candidate(&work, i, err);
+    (void)aq_file_close(&work.run.input, NULL);
+    aq_run_free(&work.run);
+    return status == AQ_OK ? aq_allocate_choose(&work, err) : status;
+}
+
+#undef AQ_ENTROPY_BINS
+#undef AQ_ENTROPY_WEIGHTS
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/allocate.c ---- */
+
 /* ---- begin src/model/run_output.c ---- */
 
 /* One output file of a run: space for the header, the tensors, at last what the container writes. And
@@ -29410,8 +30101,7 @@ AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, cha
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
-/* The input file that a tensor is read from; the one before it is closed. */
-static aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err) {
+AQ_LIB aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err) {
     char *path;
     uint64_t size = 0;
     if (run->input.handle != -1 && run->input_shard == shard) return AQ_OK;
@@ -29555,7 +30245,7 @@ static const char *aq_plan_input(const aq_plan *plan) {
     return plan->state->folder.kind == AQ_FOLDER_FILE ? plan->model_path : plan->state->folder.root;
 }
 
-static void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_progress_fn progress,
+AQ_LIB void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_progress_fn progress,
                         void *user) {
     const aq_config *config = &plan->config;
     uint64_t limit = config->max_memory_limit_mb;
@@ -29632,7 +30322,7 @@ static aq_status aq_run_output_again(aq_run *run, size_t output, aq_error *err) 
     return status == AQ_OK ? aq_run_output(run, output, err) : status;
 }
 
-static void aq_run_free(aq_run *run) {
+AQ_LIB void aq_run_free(aq_run *run) {
     aq_free(run->context, run->buffer, run->buffer_bytes);
     aq_run_factor_free(run);
     aq_builder_free(&run->journal);
@@ -29821,6 +30511,7 @@ ARROWQUANT_API const char *aq_reason_text(aq_reason reason) {
     case AQ_REASON_KEPT_BY_GATE: return "kept: below a gate at 8 bits";
     case AQ_REASON_SCALE_TENSOR: return "folded into its weight";
     case AQ_REASON_FORMAT: return "kept: by the rules of the output format";
+    case AQ_REASON_BUDGET: return "bits chosen for the size";
     }
     return "unknown";
 }
@@ -32363,6 +33054,8 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_DAMPING_STEPS
 #  undef AQ_FEEDBACK_PANELS
 #  undef AQ_GPTQ_ROWS
+#  undef AQ_OPTIONS
+#  undef AQ_NO_OPTION
 #  undef AQ_SKETCH_SIDE
 #  undef AQ_SKETCH_SHIFT
 #  undef AQ_HAS_ABSMAX

@@ -773,7 +773,8 @@ typedef enum aq_reason {
     AQ_REASON_RAISED,           /* more bits than asked: below min_accuracy or min_sqnr_db */
     AQ_REASON_KEPT_BY_GATE,     /* kept: below the gates even at 8 bits */
     AQ_REASON_SCALE_TENSOR,     /* consumed: the scale of an FP8 weight, folded into it */
-    AQ_REASON_FORMAT            /* kept: the output format has no code that fits its shape */
+    AQ_REASON_FORMAT,           /* kept: the output format has no code that fits its shape */
+    AQ_REASON_BUDGET            /* bits chosen under target_bits or target_model_size_mb */
 } aq_reason;
 
 ARROWQUANT_API const char *aq_reason_text(aq_reason reason);
@@ -870,7 +871,11 @@ typedef struct aq_result {
 
 /* Opens the model at `model_path` (a Hugging Face folder, a diffusers pipeline folder, a
  * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
- * headers only. `config` NULL: the local profile. */
+ * headers only, but with target_bits or target_model_size_mb: then every layer that is to be quantized
+ * as usual is quantized in memory with 2, 4 and 8 bits, and each gets the bits (or is kept) that make
+ * the sum of their relative errors least: errors of their outputs where second moments are known, else
+ * of their weights. target_bits bounds the mean of stored bits a weight over these layers, parameters
+ * counted; target_model_size_mb the output of the components. `config` NULL: the local profile. */
 ARROWQUANT_API aq_status aq_plan_create(aq_context *context, const char *model_path,
                                         const aq_config *config, aq_plan **out, aq_error *err);
 /* The plan as one JSON object. Free with aq_text_free. */

@@ -27,7 +27,7 @@ static const char *aq_plan_input(const aq_plan *plan) {
     return plan->state->folder.kind == AQ_FOLDER_FILE ? plan->model_path : plan->state->folder.root;
 }
 
-static void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_progress_fn progress,
+AQ_LIB void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_progress_fn progress,
                         void *user) {
     const aq_config *config = &plan->config;
     uint64_t limit = config->max_memory_limit_mb;
@@ -104,7 +104,7 @@ static aq_status aq_run_output_again(aq_run *run, size_t output, aq_error *err) 
     return status == AQ_OK ? aq_run_output(run, output, err) : status;
 }
 
-static void aq_run_free(aq_run *run) {
+AQ_LIB void aq_run_free(aq_run *run) {
     aq_free(run->context, run->buffer, run->buffer_bytes);
     aq_run_factor_free(run);
     aq_builder_free(&run->journal);

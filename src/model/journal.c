@@ -165,7 +165,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                        &read.quality.error, &read.quality.max_error, &read.output_signal,
                        &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
-        !aq_journal_number(&node, AQ_REASON_FORMAT, &reason) ||
+        !aq_journal_number(&node, AQ_REASON_BUDGET, &reason) ||
         !aq_journal_number(&node, AQ_PARAM_BF16, &params) ||
         !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
         !aq_journal_number(&node, 3, &flags) ||

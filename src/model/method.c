@@ -33,6 +33,10 @@ static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *t
     return NULL;
 }
 
+AQ_LIB bool aq_gptq_is_possible(const aq_plan *plan, const aq_plan_tensor *tensor) {
+    return !aq_gptq_obstacle(plan, tensor);
+}
+
 static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
     bool weighted = tensor->statistics && tensor->statistics->pooled_sqmean;
     tensor->method = AQ_METHOD_PTQ;

@@ -14,6 +14,13 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err);
 /* Sets tensor->method and method_detail by config, spec, modality and statistics. */
 AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor);
 
+/* Second moments are known and fit into memory, and the code is one of ours. */
+AQ_LIB bool aq_gptq_is_possible(const aq_plan *plan, const aq_plan_tensor *tensor);
+/* model/allocate.c: whether the config has a budget; chooses the bits under it, when all tensors are
+ * decided and laid out once. Reads the weights. */
+AQ_LIB bool aq_plan_has_budget(const aq_config *config);
+AQ_LIB aq_status aq_plan_allocate(aq_plan *plan, aq_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -139,6 +139,11 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK && aq_plan_has_budget(&plan->config)) {
+        status = aq_plan_lay_out(plan, err);
+        if (status == AQ_OK) status = aq_plan_allocate(plan, err);
+        plan->predicted_output_bytes = 0;
+    }
     if (status == AQ_OK) status = aq_plan_check_methods(plan, err);
     return status == AQ_OK ? aq_plan_lay_out(plan, err) : status;
 }

@@ -32,11 +32,6 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
                          "does not build yet", err);
     if (config->method == AQ_METHOD_R2Q)
         return aq_refuse("method: r2q", "this version does not have it yet", err);
-    if (config->target_bits == config->target_bits)
-        return aq_refuse("target_bits", "this version does not choose bits by size yet", err);
-    if (config->target_model_size_mb)
-        return aq_refuse("target_model_size_mb", "this version does not choose bits by size yet; "
-                         "use bit_width, group_size and layer_bits", err);
     if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",

@@ -19,6 +19,7 @@ ARROWQUANT_API const char *aq_reason_text(aq_reason reason) {
     case AQ_REASON_KEPT_BY_GATE: return "kept: below a gate at 8 bits";
     case AQ_REASON_SCALE_TENSOR: return "folded into its weight";
     case AQ_REASON_FORMAT: return "kept: by the rules of the output format";
+    case AQ_REASON_BUDGET: return "bits chosen for the size";
     }
     return "unknown";
 }

@@ -56,6 +56,7 @@ typedef struct aq_run {
     uint64_t memory_limit;   /* bytes for all workers' buffers together */
     bool hard_limit;         /* the user set it */
     size_t chunk_blocks;     /* blocks a task takes at once */
+    bool measuring;          /* nothing is written */
     unsigned char *buffer;   /* workers × buffer_size, grows */
     size_t buffer_size, buffer_bytes;
     aq_file input;
@@ -69,6 +70,10 @@ typedef struct aq_run {
     size_t first_line;       /* bytes of the line that names plan and input */
 } aq_run;
 
+/* model/execute.c: threads, limits, meter; aq_run_free also of a run that failed */
+AQ_LIB void aq_run_init(aq_run *run, aq_context *context, aq_plan *plan, aq_progress_fn progress,
+                        void *user);
+AQ_LIB void aq_run_free(aq_run *run);
 /* Buffers of `size` bytes for at most run->threads workers; *workers says how many fit. */
 AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
                                 uint32_t *workers, aq_error *err);
@@ -87,9 +92,14 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
 AQ_LIB void aq_run_factor_free(aq_run *run);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
+/* Quantizes it with tensor->spec and writes nothing: fills quality, output sums and output_bytes.
+ * *usable is false when no parameters fit, or a gate is missed. */
+AQ_LIB aq_status aq_run_measure(aq_run *run, aq_plan_tensor *tensor, bool *usable, aq_error *err);
 /* model/run_output.c: "folder/relative" of the input or the output, in the plan's arena */
 AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, char **path,
                              aq_error *err);
+/* Opens the input file that a tensor is read from; the one before it is closed. */
+AQ_LIB aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err);
 /* One output file, and what lies beside the weights. */
 AQ_LIB aq_status aq_run_output(aq_run *run, size_t output, aq_error *err);
 /* model/container_native.c: the header over what was stored in this file, in the room before

@@ -13,8 +13,7 @@ AQ_LIB aq_status aq_run_path(aq_run *run, bool output, const char *relative, cha
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
-/* The input file that a tensor is read from; the one before it is closed. */
-static aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err) {
+AQ_LIB aq_status aq_run_input(aq_run *run, uint32_t shard, aq_error *err) {
     char *path;
     uint64_t size = 0;
     if (run->input.handle != -1 && run->input_shard == shard) return AQ_OK;

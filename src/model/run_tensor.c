@@ -4,6 +4,7 @@
  * Every task reads, quantizes and writes its own rows, so reading, computing and writing overlap
  * without queues. A task that meets parameters which do not fit ends the attempt, and the tensor
  * starts again at the same place of the output. */
+#include "method.h"
 #include "run.h"
 
 #include <math.h>
@@ -32,8 +33,11 @@ typedef struct aq_tensor_job {
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
     const float *column_weights;            /* NULL: all columns alike */
     const aq_factor *factor;                /* NULL: not by GPTQ */
+    const aq_factor *judge;                 /* not by GPTQ, but its output is to be measured */
     size_t space_offset;                    /* GPTQ's work space in a worker's buffer */
     double *energies;                       /* GPTQ: [2][rows], signal and error of the output */
+    float *scales;                          /* of job->scale */
+    size_t scale_count;
 } aq_tensor_job;
 
 /* ---- quantizing */
@@ -83,6 +87,24 @@ static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
     return view;
 }
 
+/* What rounding these rows did to the output. */
+static void aq_judge_rows(aq_tensor_job *job, unsigned char *buffer, const aq_row_view *view,
+                          uint64_t row, uint64_t rows) {
+    const aq_quant_layout *layout = &job->layout;
+    for (uint64_t done = 0; done < rows; done += AQ_GPTQ_ROWS) {
+        uint64_t count = rows - done < AQ_GPTQ_ROWS ? rows - done : AQ_GPTQ_ROWS;
+        aq_output_sums sums;
+        sums.signal = job->energies + (size_t)(row + done);
+        sums.error = job->energies + (size_t)(job->tensor->rows + row + done);
+        aq_output_block(job->run->context, job->judge, &job->spec,
+                        view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
+                        view->dtype, count, view->codes + (size_t)(done * layout->row_code_bytes),
+                        view->params + (size_t)(done * layout->row_param_bytes),
+                        view->extra + (size_t)(done * layout->row_extra_bytes),
+                        buffer + job->space_offset, &sums);
+    }
+}
+
 /* One block of rows, already read, into the worker's buffers. */
 static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                              uint64_t row, uint64_t rows, aq_error *err) {
@@ -91,7 +113,9 @@ static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t
     memset(outcome, 0, sizeof(*outcome));
     aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows, job->tensor->cols,
                       job->column_weights, view.codes, view.params, view.extra, outcome);
-    return aq_outcome_status(job, outcome, row, err);
+    aq_status status = aq_outcome_status(job, outcome, row, err);
+    if (status == AQ_OK && job->judge) aq_judge_rows(job, buffer, &view, row, rows);
+    return status;
 }
 
 /* Adds the quality of rows to that of the blocks they are in. */
@@ -169,6 +193,7 @@ static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *
                                uint64_t first, uint64_t count, aq_error *err) {
     aq_part_rows rows;
     aq_status status = AQ_OK;
+    if (job->run->measuring) return AQ_OK;
     rows.tensor = job->tensor;
     rows.spec = &job->spec;
     rows.layout = &job->layout;
@@ -275,8 +300,9 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     uint64_t bytes = (uint64_t)job->in_bytes + job->f32_bytes + job->code_bytes +
                      job->param_bytes + job->extra_bytes + made_bytes;
     job->space_offset = (size_t)bytes;
-    if (job->factor)
-        bytes += aq_gptq_bytes(&job->spec, job->factor, rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
+    if (job->factor || job->judge)
+        bytes += aq_gptq_bytes(&job->spec, job->factor ? job->factor : job->judge,
+                               rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
     return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
@@ -315,19 +341,20 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
 static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error *err) {
     aq_run *run = job->run;
     size_t bytes = (size_t)tensor->rows * 2 * sizeof(double);
-    bool usable = true;
-    job->factor = NULL;
+    bool usable = true, gptq = tensor->method == AQ_METHOD_GPTQ;
+    job->factor = job->judge = NULL;
     job->column_weights = tensor->statistics ? tensor->statistics->pooled_sqmean : NULL;
     tensor->output_signal = tensor->output_error = 0.0;
-    if (tensor->method != AQ_METHOD_GPTQ) return AQ_OK;
+    if (!gptq && !(run->measuring && aq_gptq_is_possible(run->plan, tensor))) return AQ_OK;
     aq_status status = aq_run_factor(run, tensor, &usable, err);
     if (status != AQ_OK) return status;
-    if (!usable) {
+    if (!usable && gptq) {
         tensor->method = AQ_METHOD_PTQ;
         tensor->method_detail = "second moments are not positive definite";
-        return AQ_OK;
     }
-    job->factor = &run->factor;
+    if (!usable) return AQ_OK;
+    job->factor = gptq ? &run->factor : NULL;
+    job->judge = gptq ? NULL : &run->factor;
     if (!job->energies) job->energies = (double *)aq_alloc(run->context, bytes);
     return job->energies ? AQ_OK : aq_fail_memory(err, bytes);
 }
@@ -335,7 +362,7 @@ static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_er
 /* Rows in order, so that the sums are the same however they were shared out. */
 static void aq_job_output_error(const aq_tensor_job *job, aq_plan_tensor *tensor) {
     size_t rows = (size_t)tensor->rows;
-    for (size_t i = 0; job->factor && i < rows; i++) {
+    for (size_t i = 0; (job->factor || job->judge) && i < rows; i++) {
         tensor->output_signal += job->energies[i];
         tensor->output_error += job->energies[rows + i];
     }
@@ -480,35 +507,68 @@ static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_
     return status;
 }
 
+/* What a job has besides its attempts. */
+static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *tensor,
+                             aq_error *err) {
+    aq_status status = AQ_OK;
+    memset(job, 0, sizeof(*job));
+    job->run = run;
+    job->tensor = tensor;
+    job->block_rows = aq_block_rows(tensor->cols);
+    job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
+    job->chunk_rows = job->block_rows * run->chunk_blocks;
+    if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
+    job->chunk_count = (size_t)((tensor->rows - 1) / job->chunk_rows + 1);
+    if (tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &job->scale, &job->scales, &job->scale_count, err);
+    size_t outcome_bytes = job->block_count * sizeof(aq_block_outcome);
+    job->outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
+    job->crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context,
+                                                     job->chunk_count * sizeof(*job->crcs));
+    if (status == AQ_OK && (!job->outcomes || !job->crcs))
+        status = aq_fail_memory(err, outcome_bytes);
+    return status;
+}
+
+static void aq_job_close(aq_tensor_job *job) {
+    const aq_context *context = job->run->context;
+    aq_job_free_sides(job);
+    if (job->energies)
+        aq_free(context, job->energies, (size_t)job->tensor->rows * 2 * sizeof(double));
+    aq_free(context, job->crcs, job->chunk_count * sizeof(*job->crcs));
+    aq_free(context, job->outcomes, job->block_count * sizeof(aq_block_outcome));
+    aq_free(context, job->scales, job->scale_count * sizeof(float));
+}
+
 static aq_status aq_quantize_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err) {
     aq_tensor_job job;
-    float *scales = NULL;
-    size_t scale_count = 0;
-    aq_status status = AQ_OK;
-    memset(&job, 0, sizeof(job));
-    job.run = run;
-    job.tensor = tensor;
-    job.block_rows = aq_block_rows(tensor->cols);
-    job.block_count = (size_t)((tensor->rows - 1) / job.block_rows + 1);
-    job.chunk_rows = job.block_rows * run->chunk_blocks;
-    if (job.chunk_rows > tensor->rows) job.chunk_rows = tensor->rows;
-    job.chunk_count = (size_t)((tensor->rows - 1) / job.chunk_rows + 1);
-    if (tensor->scale != AQ_NO_TENSOR) 
-        status = aq_run_scale(run, tensor, &job.scale, &scales, &scale_count, err);
-    size_t outcome_bytes = job.block_count * sizeof(aq_block_outcome);
-    size_t crc_bytes = job.chunk_count * sizeof(*job.crcs);
-    job.outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
-    job.crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context, crc_bytes);
-    if (status == AQ_OK && (!job.outcomes || !job.crcs)) status = aq_fail_memory(err, outcome_bytes);
+    aq_status status = aq_job_open(&job, run, tensor, err);
     if (status == AQ_OK) status = aq_job_run(&job, tensor, err);
-    aq_job_free_sides(&job);
     if (status == AQ_OK && tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
         status = aq_convert_tensor(run, tensor, &job.scale, err);
-    if (job.energies)
-        aq_free(run->context, job.energies, (size_t)tensor->rows * 2 * sizeof(double));
-    aq_free(run->context, job.crcs, crc_bytes);
-    aq_free(run->context, job.outcomes, outcome_bytes);
-    aq_free(run->context, scales, scale_count * sizeof(float));
+    aq_job_close(&job);
+    return status;
+}
+
+AQ_LIB aq_status aq_run_measure(aq_run *run, aq_plan_tensor *tensor, bool *usable, aq_error *err) {
+    aq_tensor_job job;
+    aq_status status = aq_job_open(&job, run, tensor, err);
+    *usable = true;
+    run->measuring = true;
+    job.spec = tensor->spec;
+    if (status == AQ_OK) status = aq_job_method(&job, tensor, err);
+    if (status == AQ_OK) status = aq_job_attempt(&job, &tensor->quality, err);
+    run->measuring = false;
+    if (status == AQ_TRY_WIDER) {
+        *usable = false;
+        status = AQ_OK;
+    } else if (status == AQ_OK) {
+        aq_job_output_error(&job, tensor);
+        *usable = !*aq_missed_gate(&run->plan->config, &tensor->quality);
+        tensor->output_bytes = 0;
+        for (size_t i = 0; i < job.part_count; i++) tensor->output_bytes += job.parts[i].bytes;
+    }
+    aq_job_close(&job);
     return status;
 }
 

@@ -17,7 +17,7 @@ ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality) {
 
 /* Of a value > 0; one that is not finite is returned as it is. The figure is stored in files, and
  * the C libraries' log10 differ in the last place. */
-AQ_SIMD_EXACT static double aq_log10(double value) {
+AQ_SIMD_EXACT AQ_LIB double aq_log10(double value) {
     AQ_SIMD_EXACT_BODY
     const uint64_t exponent_bits = UINT64_C(0x7FF) << 52;
     double exponent = 0.0, ratio, square, sum = 0.0, term;

@@ -41,6 +41,7 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
 AQ_LIB void aq_compare_block(const aq_context *context, const float *first, const float *second,
                              uint64_t rows, uint64_t cols, aq_quality *quality);
 
+AQ_LIB double aq_log10(double value); /* > 0; the same on every machine */
 AQ_LIB bool aq_dtype_is_float(aq_dtype dtype);
 /* Any float dtype, this machine's byte order. F64 is rounded to F32 (beyond its range: infinity). */
 AQ_LIB void aq_to_f32(const aq_context *context, aq_dtype dtype, const void *in, float *out,

@@ -14,6 +14,7 @@
 #include "../../src/quant/quant.h"
 #include "../../src/quant/linear.h"
 #include "../../src/quant/gptq.h"
+#include "../../src/quant/knapsack.h"
 #include "../../src/infer/infer.h"
 #include "../../src/config/fields.h"
 #include "../../src/calib/calib.h"

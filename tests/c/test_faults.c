@@ -523,6 +523,14 @@ static aq_status call_quantize_again(aq_error *err) { /* overwrites and takes up
     return status;
 }
 
+static aq_status call_quantize_budget(aq_error *err) { /* bits by layer: everything is measured */
+    aq_config config = config_of();
+    config.target_bits = 7;
+    arm();
+    return armed(aq_quantize_model(context, at(now->model), at(now->output), &config, NULL, NULL,
+                                   NULL, err));
+}
+
 static aq_status call_result_to_json(aq_error *err) {
     aq_config config = config_of();
     aq_result result;
@@ -639,6 +647,7 @@ TEST(writing) {
         { "aq_quantize_model, file", call_quantize, "one.safetensors", "out.safetensors", 3 },
         { "aq_quantize_model, gates", call_quantize_gates, "sharded", "out", 0 },
         { "aq_quantize_model, compressed-tensors", call_quantize_compressed, "sharded", "out", 0 },
+        { "aq_quantize_model, budget", call_quantize_budget, "sharded", "out", 0 },
         { "aq_result_to_json", call_result_to_json, "one.safetensors", "out.safetensors", 0 },
     };
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) every_fault(&runs[i]);

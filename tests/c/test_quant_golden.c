@@ -64,6 +64,7 @@ static void describe(aq_context *context, const aq_crc32_tables *tables, kind wh
     aq_quality quality;
     aq_status status;
     double sums[5];
+    memset(&quality, 0, sizeof quality);
     make_weights(which, weights);
     make_column_weights(column_weights);
     aq_quantized_size(spec, ROWS, COLS, &layout, NULL);

@@ -37,6 +37,7 @@ TEST(same_as_the_library) {
                     aq_simd_figures figures;
                     aq_quant_spec spec;
                     aq_quality quality;
+                    memset(&quality, 0, sizeof quality);
                     spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
                     spec.params = AQ_PARAM_F32;
                     spec.bits = bits[b];

@@ -81,7 +81,7 @@ TEST(existing_output) {
     CHECK_STATUS(aq_staging_commit(&staging, &err), AQ_OK);
     aq_staging_end(&staging);
     aq_arena arena;
-    char *text;
+    char *text = NULL;
     size_t size;
     aq_arena_init(&arena, NULL);
     path_of(path, "out/config.json");

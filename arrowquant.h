@@ -256,7 +256,15 @@ ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype);      /* bytes an element; 0
 typedef enum aq_code {
     AQ_CODE_AFFINE,    /* w = scale·q + min,          q in 0 … 2^bits − 1 */
     AQ_CODE_SYMMETRIC, /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
-    AQ_CODE_ZERO_POINT /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
+    AQ_CODE_ZERO_POINT, /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
+    /* The blocks of GGUF files, docs/FORMATS.md: everything is in `codes`, F16 parameters among them;
+     * bits and group_size must be those given here, columns a multiple of group_size. */
+    AQ_CODE_Q8_0, /* 8 bits, blocks of 32:  w = d·q */
+    AQ_CODE_Q4_0, /* 4 bits, blocks of 32:  w = d·(q − 8) */
+    AQ_CODE_Q4_1, /* 4 bits, blocks of 32:  w = d·q + m */
+    AQ_CODE_Q4_K, /* 4 bits, blocks of 256: w = d·s·q − m·t, s and t of 6 bits for each 32 weights */
+    AQ_CODE_Q2_K, /* 2 bits, blocks of 256: the same, s and t of 4 bits for each 16 weights */
+    AQ_CODE_COUNT
 } aq_code;
 
 /* How the parameters of a group are stored. */
@@ -283,6 +291,10 @@ typedef struct aq_quant_spec {
     uint32_t group_size; /* 32, 64, 128 or 256 */
     aq_fit fit;          /* of aq_quantize; aq_dequantize does not look at it */
 } aq_quant_spec;
+
+/* The spec of a block code: its bits and group size, F16 parameters. Other codes: zeros. */
+ARROWQUANT_API aq_quant_spec aq_block_spec(aq_code code);
+ARROWQUANT_API const char *aq_code_name(aq_code code); /* "affine", "symmetric", "Q8_0", … */
 
 /* Sizes of the three buffers of one quantized tensor seen as [rows, cols]; groups run along cols,
  * the last one of a row may be short. All buffers hold the bytes of the file format (little
@@ -311,7 +323,8 @@ ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality);  /* two zero
 ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality); /* no error: +infinity */
 ARROWQUANT_API void aq_quality_add(aq_quality *total, const aq_quality *part);
 
-/* Fills `out`; AQ_ERR_BIT_WIDTH, AQ_ERR_GROUP_SIZE, or AQ_ERR_SHAPE when a size overflows. */
+/* Fills `out`; AQ_ERR_BIT_WIDTH, AQ_ERR_GROUP_SIZE, or AQ_ERR_SHAPE when a size overflows or the
+ * columns are not whole blocks. */
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err);
 
@@ -491,6 +504,19 @@ typedef enum aq_output_format {
     AQ_OUTPUT_ARROW
 } aq_output_format;
 
+/* The type of a GGUF file's quantized tensors. F32, F16 and BF16 quantize nothing. */
+typedef enum aq_gguf_type_choice {
+    AQ_GGUF_TYPE_AUTO, /* 2 bits: Q2_K; 4: Q4_K, with groups of 32 Q4_1 (symmetric: Q4_0); 8: Q8_0 */
+    AQ_GGUF_TYPE_F32,
+    AQ_GGUF_TYPE_F16,
+    AQ_GGUF_TYPE_BF16,
+    AQ_GGUF_TYPE_Q8_0,
+    AQ_GGUF_TYPE_Q4_0,
+    AQ_GGUF_TYPE_Q4_1,
+    AQ_GGUF_TYPE_Q4_K,
+    AQ_GGUF_TYPE_Q2_K
+} aq_gguf_type_choice;
+
 /* Bits of the layers whose name matches `pattern` (a whole tensor name, or a glob with * ? [ ]);
  * 16 keeps them. The first match wins. */
 typedef struct aq_layer_bits {
@@ -523,6 +549,7 @@ typedef struct aq_config {
     aq_output_format output_format; /* YAML: format */
     aq_method method;
     double target_bits;            /* mean stored bits a weight, see aq_plan_create; NaN: none */
+    aq_gguf_type_choice gguf_type;
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
 
@@ -539,6 +566,7 @@ typedef struct aq_config {
 
     const char *const *calibration;      /* files for aq_calibration_open; none: data-free */
     size_t calibration_count;
+    const char *gguf_architecture;       /* general.architecture; NULL: detect it */
     const char *variant;                 /* "fp16": read model.fp16.safetensors; NULL: none */
     const char *const *components;       /* pipeline folders to quantize; none: the denoiser */
     size_t component_count;
@@ -561,6 +589,7 @@ ARROWQUANT_API const char *aq_fit_name(aq_fit fit);                /* "least_squ
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
 ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", "r2q", "gptq" */
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
+ARROWQUANT_API const char *aq_gguf_type_choice_name(aq_gguf_type_choice type); /* "auto", "F32", … */
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
  * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
@@ -889,6 +918,11 @@ typedef struct aq_plan_tensor {
     const char *detail;         /* which rule or pattern decided, or "" */
     const char *output_name;    /* in the output file: its own, unless the format has other names */
     aq_dtype output_dtype;      /* of a kept tensor in the output: its own, unless the format says */
+    /* A format may stack tensors along their first dimension under one output_name: then this is the
+     * index of the first of them, and their bytes follow one another. Else the tensor's own index. */
+    size_t output_leader;
+    uint32_t output_slot;       /* its place in the stack, from 0 */
+    uint64_t turn;              /* the input is read from this byte on, and then from the start */
     uint64_t output_offset, output_bytes; /* in the output file's data, predicted before the run */
     aq_method method;           /* when bits < 16; never AUTO */
     const char *method_detail;  /* why this method */
@@ -1349,6 +1383,17 @@ typedef struct aq_simd_sums {
     float max_error; /* max |a − b| */
 } aq_simd_sums;
 
+/* 256 weights as 16 strips of 16, strip i in lane i of each array; `x` and `weights` are transposed,
+ * one step of all strips after the other. */
+typedef struct aq_simd_strips {
+    float x[256], weights[256];      /* weights: when weighted */
+    float low[16], high[16];         /* of x */
+    float weight[16], sum[16], square[16]; /* Σ w, Σ w·x, Σ w·x² */
+    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most) */
+    float code[16], code2[16], cross[16];  /* Σ w·c, Σ w·c², Σ w·c·x */
+    bool weighted;
+} aq_simd_strips;
+
 /* `count` values of one row are cut into groups of `group` (a multiple of 32, at most 256); the
  * last one may be short. Arrays of ranges, fits and grids hold one entry a group. Pointers to
  * floats are aligned as floats, others not at all. `bits` is 2, 4 or 8. */
@@ -1390,6 +1435,12 @@ struct aq_kernels {
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
     void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
                    size_t columns);
+    /* Of 256 weights: `weights` is NULL or as long as x. Everything down to `square`. */
+    void (*strips_load)(const float *x, const float *weights, aq_simd_strips *out);
+    /* The three sums over codes; `most` is the greatest code. */
+    void (*strips_sums)(aq_simd_strips *strips, float most);
+    /* The codes themselves, a byte each, in the order of x. */
+    void (*strips_codes)(const aq_simd_strips *strips, float most, const float *x, uint8_t *codes);
     const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
     /* Exact: Σ a·b. count ≤ 65536 */
     int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
@@ -1473,6 +1524,10 @@ AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
                                   size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights, aq_simd_strips *out);
+AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most);
+AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most, const float *x,
+                                        uint8_t *codes);
 AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                      uint32_t bits, const int8_t *x, size_t count, size_t group,
@@ -2324,6 +2379,85 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const 
 
 /* ---- end src/simd/scalar_linear.c ---- */
 
+/* ---- begin src/simd/scalar_strips.c ---- */
+
+/* Scalar kernels: sixteen strips of sixteen weights side by side, for formats that fit a superblock
+ * of 256 weights as a whole. Strip i is lane i: no sum crosses lanes. */
+
+#define AQ_STRIPS_MAGIC 12582912.0f /* 1.5·2^23: adding and taking it off rounds to an integer */
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights,
+                                                     aq_simd_strips *out) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, step;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        float low = x[16 * lane], high = low, weight = 0.0f, sum = 0.0f, square = 0.0f;
+        for (step = 0; step < 16; step++) {
+            float value = x[16 * lane + step], w = weights ? weights[16 * lane + step] : 1.0f;
+            float product = w * value;
+            low = value < low ? value : low;
+            high = value > high ? value : high;
+            weight += w;
+            sum += product;
+            square += product * value;
+            out->x[16 * step + lane] = value;
+            if (weights) {
+                out->weights[16 * step + lane] = w;
+            }
+        }
+        out->low[lane] = low;
+        out->high[lane] = high;
+        out->weight[lane] = weight;
+        out->sum[lane] = sum;
+        out->square[lane] = square;
+    }
+    out->weighted = weights != NULL;
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, step;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        float base = strips->base[lane], inverse = strips->inverse[lane];
+        float code = 0.0f, code2 = 0.0f, cross = 0.0f;
+        for (step = 0; step < 16; step++) {
+            float value = strips->x[16 * step + lane], c = (value - base) * inverse, product;
+            c = c < 0.0f ? 0.0f : c;
+            c = c > most ? most : c;
+            c = (c + AQ_STRIPS_MAGIC) - AQ_STRIPS_MAGIC;
+            product = strips->weighted ? strips->weights[16 * step + lane] * c : c;
+            code += product;
+            code2 += product * c;
+            cross += product * value;
+        }
+        strips->code[lane] = code;
+        strips->code2[lane] = code2;
+        strips->cross[lane] = cross;
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most,
+                                                      const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, step;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        float base = strips->base[lane], inverse = strips->inverse[lane];
+        for (step = 0; step < 16; step++) {
+            float c = (x[16 * lane + step] - base) * inverse;
+            uint32_t bits;
+            c = c < 0.0f ? 0.0f : c;
+            c = c > most ? most : c;
+            c += AQ_STRIPS_MAGIC;
+            memcpy(&bits, &c, sizeof bits);
+            codes[16 * lane + step] = (uint8_t)(bits & 0xFFu);
+        }
+    }
+}
+
+#undef AQ_STRIPS_MAGIC
+
+/* ---- end src/simd/scalar_strips.c ---- */
+
 /* ---- begin src/simd/scalar_dots.c ---- */
 
 /* Scalar kernels: exact dot products of 8-bit integers, and of packed codes with them. */
@@ -2473,6 +2607,11 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
+                                     aq_simd_strips *out);
+AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most);
+AQ_SIMD_LIB void aq_neon_strips_codes(const aq_simd_strips *strips, float most,
+                                      const float *x, uint8_t *codes);
 AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
                                    const int8_t *x, size_t count, size_t group, int32_t *out);
@@ -3267,6 +3406,116 @@ AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t
 
 /* ---- end src/simd/neon_linear.c ---- */
 
+/* ---- begin src/simd/neon_strips.c ---- */
+
+/* NEON kernels: sixteen strips of sixteen weights, four registers a step. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* Weights first … first + 3 of four strips from `x` on, to four lanes of `out`. */
+AQ_NEON_INLINE static inline void aq_neon_turn4(const float *x, float *out) {
+    float32x4x2_t ab = vtrnq_f32(vld1q_f32(x), vld1q_f32(x + 16));
+    float32x4x2_t cd = vtrnq_f32(vld1q_f32(x + 32), vld1q_f32(x + 48));
+    vst1q_f32(out, vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0])));
+    vst1q_f32(out + 16, vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1])));
+    vst1q_f32(out + 32, vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0])));
+    vst1q_f32(out + 48, vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1])));
+}
+
+static void aq_neon_turn16(const float *x, float *out) {
+    size_t strip, step;
+    for (strip = 0; strip < 16; strip += 4) {
+        for (step = 0; step < 16; step += 4) {
+            aq_neon_turn4(x + 16 * strip + step, out + 16 * step + strip);
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
+                                                   aq_simd_strips *out) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, i;
+    aq_neon_turn16(x, out->x);
+    out->weighted = weights != NULL;
+    if (weights) {
+        aq_neon_turn16(weights, out->weights);
+    }
+    for (lane = 0; lane < 16; lane += 4) {
+        float32x4_t low = vld1q_f32(out->x + lane), high = low;
+        float32x4_t total = vdupq_n_f32(0.0f), sum = total, square = total;
+        for (i = lane; i < 256; i += 16) {
+            float32x4_t value = vld1q_f32(out->x + i), product = value;
+            low = vminq_f32(value, low);
+            high = vmaxq_f32(value, high);
+            if (weights) {
+                float32x4_t weight = vld1q_f32(out->weights + i);
+                product = vmulq_f32(weight, value);
+                total = vaddq_f32(total, weight);
+            }
+            sum = vaddq_f32(sum, product);
+            square = vaddq_f32(square, vmulq_f32(product, value));
+        }
+        vst1q_f32(out->low + lane, low);
+        vst1q_f32(out->high + lane, high);
+        vst1q_f32(out->weight + lane, weights ? total : vdupq_n_f32(16.0f));
+        vst1q_f32(out->sum + lane, sum);
+        vst1q_f32(out->square + lane, square);
+    }
+}
+
+AQ_NEON_INLINE static inline float32x4_t aq_neon_strip_code(float32x4_t x, float32x4_t base,
+                                                            float32x4_t inverse,
+                                                            float32x4_t most) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t code = vmulq_f32(vsubq_f32(x, base), inverse);
+    return vrndnq_f32(vminq_f32(vmaxq_f32(code, vdupq_n_f32(0.0f)), most));
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most) {
+    AQ_SIMD_EXACT_BODY
+    const float32x4_t top = vdupq_n_f32(most);
+    size_t lane, i;
+    for (lane = 0; lane < 16; lane += 4) {
+        float32x4_t base = vld1q_f32(strips->base + lane);
+        float32x4_t inverse = vld1q_f32(strips->inverse + lane);
+        float32x4_t code = vdupq_n_f32(0.0f), code2 = code, cross = code;
+        for (i = lane; i < 256; i += 16) {
+            float32x4_t x = vld1q_f32(strips->x + i);
+            float32x4_t c = aq_neon_strip_code(x, base, inverse, top), product = c;
+            if (strips->weighted) {
+                product = vmulq_f32(vld1q_f32(strips->weights + i), c);
+            }
+            code = vaddq_f32(code, product);
+            code2 = vaddq_f32(code2, vmulq_f32(product, c));
+            cross = vaddq_f32(cross, vmulq_f32(product, x));
+        }
+        vst1q_f32(strips->code + lane, code);
+        vst1q_f32(strips->code2 + lane, code2);
+        vst1q_f32(strips->cross + lane, cross);
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_strips_codes(const aq_simd_strips *strips, float most,
+                                                    const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    const float32x4_t top = vdupq_n_f32(most);
+    size_t i, part;
+    for (i = 0; i < 16; i++) {
+        float32x4_t base = vdupq_n_f32(strips->base[i]), inverse = vdupq_n_f32(strips->inverse[i]);
+        uint16x4_t half[4];
+        for (part = 0; part < 4; part++) {
+            half[part] = vmovn_u32(vcvtq_u32_f32(
+                aq_neon_strip_code(vld1q_f32(x + 16 * i + 4 * part), base, inverse, top)));
+        }
+        vst1q_u8(codes + 16 * i, vcombine_u8(vmovn_u16(vcombine_u16(half[0], half[1])),
+                                             vmovn_u16(vcombine_u16(half[2], half[3]))));
+    }
+}
+
+#endif
+
+/* ---- end src/simd/neon_strips.c ---- */
+
 /* ---- begin src/simd/neon_dots.c ---- */
 
 /* NEON kernels: exact dot products of 8-bit integers, and of packed codes with them, 16 at a time.
@@ -3558,6 +3807,11 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_load(const float *x, const float *weights,
+                                             aq_simd_strips *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_sums(aq_simd_strips *strips, float most);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_codes(const aq_simd_strips *strips, float most,
+                                              const float *x, uint8_t *codes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, size_t group,
                                              uint32_t bits, bool symmetric,
@@ -3594,6 +3848,11 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_load(const float *x, const float *weights,
+                                                 aq_simd_strips *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_sums(aq_simd_strips *strips, float most);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_codes(const aq_simd_strips *strips, float most,
+                                                  const float *x, uint8_t *codes);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count, size_t group,
                                                  uint32_t bits, bool symmetric,
@@ -4703,6 +4962,155 @@ AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const floa
 
 /* ---- end src/simd/avx2_linear.c ---- */
 
+/* ---- begin src/simd/avx2_strips.c ---- */
+
+/* AVX2 kernels: sixteen strips of sixteen weights, two registers a step. */
+
+#if defined(AQ_HAVE_AVX2)
+AQ_X86_BEGIN
+
+/* Row i of `row` becomes lane i of every row. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn8(__m256 *row) {
+    __m256 part[8];
+    size_t i;
+    for (i = 0; i < 8; i += 4) {
+        __m256 a = _mm256_unpacklo_ps(row[i], row[i + 1]), b = _mm256_unpackhi_ps(row[i], row[i + 1]);
+        __m256 c = _mm256_unpacklo_ps(row[i + 2], row[i + 3]);
+        __m256 d = _mm256_unpackhi_ps(row[i + 2], row[i + 3]);
+        part[i] = _mm256_shuffle_ps(a, c, 0x44);
+        part[i + 1] = _mm256_shuffle_ps(a, c, 0xEE);
+        part[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        part[i + 3] = _mm256_shuffle_ps(b, d, 0xEE);
+    }
+    for (i = 0; i < 4; i++) {
+        row[i] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x20);
+        row[i + 4] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x31);
+    }
+}
+
+/* Weights first … first + 7 of eight strips from `x` on, to eight lanes of `out`. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn_strips(const float *x, float *out) {
+    __m256 row[8];
+    size_t i;
+    for (i = 0; i < 8; i++) {
+        row[i] = _mm256_loadu_ps(x + 16 * i);
+    }
+    aq_avx2_turn8(row);
+    for (i = 0; i < 8; i++) {
+        _mm256_storeu_ps(out + 16 * i, row[i]);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_turn16(const float *x, float *out) {
+    aq_avx2_turn_strips(x, out);                 /* strips 0 … 7, steps 0 … 7 */
+    aq_avx2_turn_strips(x + 8, out + 128);       /* … steps 8 … 15 */
+    aq_avx2_turn_strips(x + 128, out + 8);       /* strips 8 … 15 */
+    aq_avx2_turn_strips(x + 136, out + 136);
+}
+
+/* What strips_load finds of eight lanes. */
+AQ_AVX2_INLINE static inline void aq_avx2_strips_find(aq_simd_strips *out, size_t lane) {
+    AQ_SIMD_EXACT_BODY
+    __m256 low = _mm256_loadu_ps(out->x + lane), high = low;
+    __m256 total = _mm256_setzero_ps(), sum = total, square = total;
+    size_t i;
+    for (i = lane; i < 256; i += 16) {
+        __m256 x = _mm256_loadu_ps(out->x + i), product = x;
+        low = _mm256_min_ps(x, low);
+        high = _mm256_max_ps(x, high);
+        if (out->weighted) {
+            __m256 weight = _mm256_loadu_ps(out->weights + i);
+            product = _mm256_mul_ps(weight, x);
+            total = _mm256_add_ps(total, weight);
+        }
+        sum = _mm256_add_ps(sum, product);
+        square = _mm256_add_ps(square, _mm256_mul_ps(product, x));
+    }
+    _mm256_storeu_ps(out->low + lane, low);
+    _mm256_storeu_ps(out->high + lane, high);
+    _mm256_storeu_ps(out->weight + lane, out->weighted ? total : _mm256_set1_ps(16.0f));
+    _mm256_storeu_ps(out->sum + lane, sum);
+    _mm256_storeu_ps(out->square + lane, square);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_load(const float *x, const float *weights,
+                                             aq_simd_strips *out) {
+    aq_avx2_turn16(x, out->x);
+    out->weighted = weights != NULL;
+    if (weights) {
+        aq_avx2_turn16(weights, out->weights);
+    }
+    aq_avx2_strips_find(out, 0);
+    aq_avx2_strips_find(out, 8);
+}
+
+AQ_AVX2_INLINE static inline __m256 aq_avx2_strip_code(__m256 x, __m256 base, __m256 inverse,
+                                                       __m256 most) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 magic = _mm256_set1_ps(AQ_X86_MAGIC);
+    __m256 code = _mm256_mul_ps(_mm256_sub_ps(x, base), inverse);
+    code = _mm256_min_ps(_mm256_max_ps(code, _mm256_setzero_ps()), most);
+    return _mm256_sub_ps(_mm256_add_ps(code, magic), magic);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_strips_half(aq_simd_strips *strips, size_t lane,
+                                                      float most) {
+    AQ_SIMD_EXACT_BODY
+    __m256 base = _mm256_loadu_ps(strips->base + lane);
+    __m256 inverse = _mm256_loadu_ps(strips->inverse + lane), top = _mm256_set1_ps(most);
+    __m256 code = _mm256_setzero_ps(), code2 = code, cross = code;
+    size_t i;
+    if (strips->weighted) {
+        for (i = lane; i < 256; i += 16) {
+            __m256 x = _mm256_loadu_ps(strips->x + i);
+            __m256 c = aq_avx2_strip_code(x, base, inverse, top);
+            __m256 product = _mm256_mul_ps(_mm256_loadu_ps(strips->weights + i), c);
+            code = _mm256_add_ps(code, product);
+            code2 = _mm256_add_ps(code2, _mm256_mul_ps(product, c));
+            cross = _mm256_add_ps(cross, _mm256_mul_ps(product, x));
+        }
+    } else {
+        for (i = lane; i < 256; i += 16) {
+            __m256 x = _mm256_loadu_ps(strips->x + i);
+            __m256 c = aq_avx2_strip_code(x, base, inverse, top);
+            code = _mm256_add_ps(code, c);
+            code2 = _mm256_add_ps(code2, _mm256_mul_ps(c, c));
+            cross = _mm256_add_ps(cross, _mm256_mul_ps(c, x));
+        }
+    }
+    _mm256_storeu_ps(strips->code + lane, code);
+    _mm256_storeu_ps(strips->code2 + lane, code2);
+    _mm256_storeu_ps(strips->cross + lane, cross);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_sums(aq_simd_strips *strips, float most) {
+    aq_avx2_strips_half(strips, 0, most);
+    aq_avx2_strips_half(strips, 8, most);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_codes(const aq_simd_strips *strips, float most,
+                                              const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 top = _mm256_set1_ps(most);
+    size_t i;
+    for (i = 0; i < 16; i++) {
+        __m256 base = _mm256_set1_ps(strips->base[i]), inverse = _mm256_set1_ps(strips->inverse[i]);
+        __m256i low = _mm256_cvttps_epi32(
+            aq_avx2_strip_code(_mm256_loadu_ps(x + 16 * i), base, inverse, top));
+        __m256i high = _mm256_cvttps_epi32(
+            aq_avx2_strip_code(_mm256_loadu_ps(x + 16 * i + 8), base, inverse, top));
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
+        _mm_storeu_si128((__m128i *)(void *)(codes + 16 * i),
+                         _mm_packus_epi16(_mm256_castsi256_si128(words),
+                                          _mm256_extracti128_si256(words, 1)));
+    }
+}
+
+AQ_X86_END
+#endif
+
+/* ---- end src/simd/avx2_strips.c ---- */
+
 /* ---- begin src/simd/avx2_dots.c ---- */
 
 /* AVX2 kernels: exact dot products of 8-bit integers, and of packed codes with them, 32 at a time.
@@ -5525,6 +5933,139 @@ AQ_X86_END
 
 /* ---- end src/simd/avx512_linear.c ---- */
 
+/* ---- begin src/simd/avx512_strips.c ---- */
+
+/* AVX-512 kernels: sixteen strips of sixteen weights, a register a step. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* Row i of `row` becomes lane i of every row. */
+AQ_AVX512_INLINE static inline void aq_avx512_turn16(__m512 *row) {
+    __m512 part[16];
+    size_t i;
+    for (i = 0; i < 16; i += 4) { /* 4 × 4 inside each quarter of the registers */
+        __m512 a = _mm512_unpacklo_ps(row[i], row[i + 1]), b = _mm512_unpackhi_ps(row[i], row[i + 1]);
+        __m512 c = _mm512_unpacklo_ps(row[i + 2], row[i + 3]);
+        __m512 d = _mm512_unpackhi_ps(row[i + 2], row[i + 3]);
+        part[i] = _mm512_shuffle_ps(a, c, 0x44);
+        part[i + 1] = _mm512_shuffle_ps(a, c, 0xEE);
+        part[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+        part[i + 3] = _mm512_shuffle_ps(b, d, 0xEE);
+    }
+    for (i = 0; i < 4; i++) { /* the quarters themselves */
+        __m512 a = _mm512_shuffle_f32x4(part[i], part[i + 4], 0x88);
+        __m512 b = _mm512_shuffle_f32x4(part[i + 8], part[i + 12], 0x88);
+        __m512 c = _mm512_shuffle_f32x4(part[i], part[i + 4], 0xDD);
+        __m512 d = _mm512_shuffle_f32x4(part[i + 8], part[i + 12], 0xDD);
+        row[i] = _mm512_shuffle_f32x4(a, b, 0x88);
+        row[i + 8] = _mm512_shuffle_f32x4(a, b, 0xDD);
+        row[i + 4] = _mm512_shuffle_f32x4(c, d, 0x88);
+        row[i + 12] = _mm512_shuffle_f32x4(c, d, 0xDD);
+    }
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_take16(const float *x, __m512 *row) {
+    size_t i;
+    for (i = 0; i < 16; i++) {
+        row[i] = _mm512_loadu_ps(x + 16 * i);
+    }
+    aq_avx512_turn16(row);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_load(const float *x, const float *weights,
+                                                 aq_simd_strips *out) {
+    AQ_SIMD_EXACT_BODY
+    __m512 row[16], weight[16], low, high;
+    __m512 total = _mm512_setzero_ps(), sum = total, square = total;
+    size_t i;
+    aq_avx512_take16(x, row);
+    low = high = row[0];
+    for (i = 0; i < 16; i++) {
+        low = _mm512_min_ps(row[i], low);
+        high = _mm512_max_ps(row[i], high);
+        _mm512_storeu_ps(out->x + 16 * i, row[i]);
+    }
+    if (weights) {
+        aq_avx512_take16(weights, weight);
+        for (i = 0; i < 16; i++) {
+            __m512 product = _mm512_mul_ps(weight[i], row[i]);
+            total = _mm512_add_ps(total, weight[i]);
+            sum = _mm512_add_ps(sum, product);
+            square = _mm512_add_ps(square, _mm512_mul_ps(product, row[i]));
+            _mm512_storeu_ps(out->weights + 16 * i, weight[i]);
+        }
+    } else {
+        total = _mm512_set1_ps(16.0f);
+        for (i = 0; i < 16; i++) {
+            sum = _mm512_add_ps(sum, row[i]);
+            square = _mm512_add_ps(square, _mm512_mul_ps(row[i], row[i]));
+        }
+    }
+    _mm512_storeu_ps(out->low, low);
+    _mm512_storeu_ps(out->high, high);
+    _mm512_storeu_ps(out->weight, total);
+    _mm512_storeu_ps(out->sum, sum);
+    _mm512_storeu_ps(out->square, square);
+    out->weighted = weights != NULL;
+}
+
+AQ_AVX512_INLINE static inline __m512 aq_avx512_strip_code(__m512 x, __m512 base, __m512 inverse,
+                                                           __m512 most) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    __m512 code = _mm512_mul_ps(_mm512_sub_ps(x, base), inverse);
+    code = _mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), most);
+    return _mm512_sub_ps(_mm512_add_ps(code, magic), magic);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_sums(aq_simd_strips *strips, float most) {
+    AQ_SIMD_EXACT_BODY
+    __m512 base = _mm512_loadu_ps(strips->base), inverse = _mm512_loadu_ps(strips->inverse);
+    __m512 code = _mm512_setzero_ps(), code2 = code, cross = code, top = _mm512_set1_ps(most);
+    size_t i;
+    if (strips->weighted) {
+        for (i = 0; i < 256; i += 16) {
+            __m512 x = _mm512_loadu_ps(strips->x + i);
+            __m512 c = aq_avx512_strip_code(x, base, inverse, top);
+            __m512 product = _mm512_mul_ps(_mm512_loadu_ps(strips->weights + i), c);
+            code = _mm512_add_ps(code, product);
+            code2 = _mm512_add_ps(code2, _mm512_mul_ps(product, c));
+            cross = _mm512_add_ps(cross, _mm512_mul_ps(product, x));
+        }
+    } else {
+        for (i = 0; i < 256; i += 16) {
+            __m512 x = _mm512_loadu_ps(strips->x + i);
+            __m512 c = aq_avx512_strip_code(x, base, inverse, top);
+            code = _mm512_add_ps(code, c);
+            code2 = _mm512_add_ps(code2, _mm512_mul_ps(c, c));
+            cross = _mm512_add_ps(cross, _mm512_mul_ps(c, x));
+        }
+    }
+    _mm512_storeu_ps(strips->code, code);
+    _mm512_storeu_ps(strips->code2, code2);
+    _mm512_storeu_ps(strips->cross, cross);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_codes(const aq_simd_strips *strips, float most,
+                                                  const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 top = _mm512_set1_ps(most);
+    size_t i;
+    for (i = 0; i < 16; i++) {
+        __m512 code = aq_avx512_strip_code(_mm512_loadu_ps(x + 16 * i),
+                                           _mm512_set1_ps(strips->base[i]),
+                                           _mm512_set1_ps(strips->inverse[i]), top);
+        _mm_storeu_si128((__m128i *)(void *)(codes + 16 * i),
+                         _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(code)));
+    }
+}
+
+AQ_X86_END
+#endif
+
+/* ---- end src/simd/avx512_strips.c ---- */
+
 /* ---- begin src/simd/avx512_dots.c ---- */
 
 /* AVX-512 kernels: exact dot products of 8-bit integers, and of packed codes with them, by VNNI:
@@ -5686,6 +6227,9 @@ static const struct aq_kernels aq_scalar_kernels = {
     NULL,
     NULL,
     aq_scalar_update,
+    aq_scalar_strips_load,
+    aq_scalar_strips_sums,
+    aq_scalar_strips_codes,
     "scalar",
     aq_scalar_dot,
     aq_scalar_dot_codes,
@@ -5710,6 +6254,9 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_stream,
     aq_avx2_decode_past,
     aq_avx2_update,
+    aq_avx2_strips_load,
+    aq_avx2_strips_sums,
+    aq_avx2_strips_codes,
     "avx2",
     aq_avx2_dot,
     aq_avx2_dot_codes,
@@ -5725,7 +6272,8 @@ static const struct aq_kernels aq_avx2_kernels = {
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
               aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, dots, dot, dot_codes, unpack                                       \
+              aq_avx512_update, aq_avx512_strips_load, aq_avx512_strips_sums,                      \
+              aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -5744,7 +6292,8 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, NULL, aq_neon_update, dots, dot, dot_codes, aq_neon_unpack          \
+              aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_strips_load,                    \
+              aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
                                                                aq_neon_dot_codes);
@@ -11272,6 +11821,11 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
     X(output_format, OUTPUT_FORMAT, output_format, "format", 0, 3, AQ_OUTPUT_NATIVE,               \
       AQ_OUTPUT_NATIVE, AQ_OUTPUT_NATIVE, "", AQ_ERR_CONFIGURATION,                                \
       "what the output is: our own safetensors, or what other programs load")                      \
+    X(gguf_type, GGUF_TYPE, gguf_type, "gguf_type", 0, 8, AQ_GGUF_TYPE_AUTO, AQ_GGUF_TYPE_AUTO,    \
+      AQ_GGUF_TYPE_AUTO, "", AQ_ERR_CONFIGURATION,                                                 \
+      "type of quantized GGUF tensors; auto: by bits")                                              \
+    X(gguf_architecture, NAME, gguf_architecture, "gguf_architecture", 0, 0, 0, 0, 0, "",          \
+      AQ_ERR_CONFIGURATION, "general.architecture of a GGUF file; null: detect it")                 \
     X(num_threads, INT, num_threads, "num_threads", 0, 1024, 0, 0, 0, "ARROW_QUANT_NUM_THREADS",   \
       AQ_ERR_CONFIGURATION, "threads; 0: all cores")                                               \
     X(enable_streaming, BOOL, enable_streaming, "enable_streaming", 0, 1, 1, 0, 0,                 \
@@ -11331,6 +11885,7 @@ typedef enum aq_field_kind {
     AQ_KIND_METHOD,
     AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_FIT,
+    AQ_KIND_GGUF_TYPE,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */
@@ -11432,6 +11987,8 @@ static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
 static const char *const aq_fit_names[] = {"least_squares", "fast"};
+static const char *const aq_gguf_type_names[] = {"auto", "F32", "F16", "BF16", "Q8_0", "Q4_0",
+                                                 "Q4_1", "Q4_K", "Q2_K"};
 
 /* ------------------------------------------------------------------ names */
 
@@ -11442,6 +11999,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
+    if (kind == AQ_KIND_GGUF_TYPE && value < 9) return aq_gguf_type_names[value];
     return NULL;
 }
 
@@ -11467,6 +12025,11 @@ ARROWQUANT_API const char *aq_method_name(aq_method method) {
 
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format) {
     const char *name = aq_field_value_name(AQ_KIND_OUTPUT_FORMAT, (unsigned)format);
+    return name ? name : "unknown";
+}
+
+ARROWQUANT_API const char *aq_gguf_type_choice_name(aq_gguf_type_choice type) {
+    const char *name = aq_field_value_name(AQ_KIND_GGUF_TYPE, (unsigned)type);
     return name ? name : "unknown";
 }
 
@@ -11554,6 +12117,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_METHOD: return (double)*(const aq_method *)member;
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
+    case AQ_KIND_GGUF_TYPE: return (double)*(const aq_gguf_type_choice *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -11578,6 +12142,9 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
         *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;
     case AQ_KIND_FIT: *(aq_fit *)member = (aq_fit)(unsigned)number; break;
+    case AQ_KIND_GGUF_TYPE:
+        *(aq_gguf_type_choice *)member = (aq_gguf_type_choice)(unsigned)number;
+        break;
     default: break;
     }
 }
@@ -11606,7 +12173,7 @@ ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile) {
     for (i = 0; i < AQ_FIELD_COUNT; i++)
         if (!aq_field_is_text(aq_field_table[i].kind))
             aq_field_put_number(&config, (aq_field_id)i, aq_field_table[i].defaults[profile]);
-    config.variant = NULL; /* where NULL is not all zero bits */
+    config.variant = config.gguf_architecture = NULL; /* where NULL is not all zero bits */
     config.calibration = config.components = config.sensitive_layers = config.sensitive_patterns = NULL;
     config.layer_bits = NULL;
     config.owned = NULL;
@@ -11735,6 +12302,10 @@ AQ_LIB aq_status aq_config_copy(aq_arena *arena, const aq_config *from, aq_confi
     if (done && from->calibration_count != 0) {
         copy.calibration = aq_copy_texts(arena, from->calibration, from->calibration_count);
         done = copy.calibration != NULL;
+    }
+    if (done && from->gguf_architecture) {
+        copy.gguf_architecture = aq_arena_string(arena, from->gguf_architecture);
+        done = copy.gguf_architecture != NULL;
     }
     if (done && from->component_count != 0) {
         copy.components = aq_copy_texts(arena, from->components, from->component_count);
@@ -11974,8 +12545,10 @@ static aq_status aq_field_check(const aq_config *config, aq_field_id id, aq_erro
     aq_field_kind kind = aq_field_at(id)->kind;
     char found[AQ_FOUND_TEXT];
     double number;
-    if (kind == AQ_KIND_NAME)
-        return config->variant ? aq_field_check_item(id, config->variant, err) : AQ_OK;
+    if (kind == AQ_KIND_NAME) {
+        const char *name = *(const char *const *)aq_field_of_const(config, id);
+        return name ? aq_field_check_item(id, name, err) : AQ_OK;
+    }
     if (aq_field_is_text(kind)) return aq_field_check_list(config, id, err);
     number = aq_field_number(config, id);
     if (aq_field_fits(id, number)) return AQ_OK;
@@ -12503,8 +13076,8 @@ static void aq_append_value(aq_builder *out, const aq_config *config, aq_field_i
         aq_append_number(out, config, id);
     } else if (kind == AQ_KIND_NAME) {
         aq_append(out, " ", 1);
-        if (config->variant)
-            aq_append_yaml_text(out, config->variant);
+        if (*(const char *const *)member)
+            aq_append_yaml_text(out, *(const char *const *)member);
         else
             aq_append_string(out, "null");
     } else if (count == 0) {
@@ -12758,7 +13331,16 @@ AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 
-AQ_LIB const char *aq_code_name(aq_code code);         /* "affine", "symmetric" */
+AQ_LIB bool aq_code_is_block(aq_code code);
+/* Weights and bytes of a block of a block code. */
+AQ_LIB uint32_t aq_block_weights(aq_code code);
+AQ_LIB uint32_t aq_block_bytes(aq_code code);
+/* Between native codes and blocks that hold the same numbers: Q8_0 and Q4_0 with symmetric, Q4_1 with
+ * affine codes of groups of 32 and F16 parameters. `blocks` blocks; packed codes, parameters. */
+AQ_LIB void aq_blocks_from_native(aq_code code, const void *codes, const void *params,
+                                  size_t blocks, void *out);
+AQ_LIB void aq_blocks_to_native(aq_code code, const void *in, size_t blocks, void *codes,
+                                void *params);
 AQ_LIB const char *aq_param_type_name(aq_param_type type); /* "F16", "F32", "Q8" */
 AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err);
 
@@ -12856,6 +13438,11 @@ AQ_LIB aq_fit_kind aq_q8_close_min(const aq_row_job *job, aq_q8_row *row, uint8_
 AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_simd_fit *fit,
                        aq_simd_grid *grid, uint8_t *out);
 
+/* As aq_grids_f16, for blocks: there are no wider parameters to turn to, so denormal ones are taken,
+ * and a group without extent has scale 0. */
+AQ_LIB void aq_grids_block(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                           aq_fit_kind *kinds, uint8_t *out);
+
 /* The grids of `count` groups from their stored bytes; `extra` is the row's, Q8 only. */
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,
@@ -12876,6 +13463,52 @@ AQ_LIB void aq_widen(const struct aq_kernels *kernels, aq_dtype dtype, const voi
 #endif
 
 /* ---- end src/quant/tile.h ---- */
+
+/* ---- begin src/quant/blocks.h ---- */
+
+/* Codes whose codes and parameters lie together in blocks of fixed size: those of GGUF files. Inside
+ * quant/ only, but for the names. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_K_WEIGHTS 256u
+
+/* A superblock format, and how hard it is searched. */
+typedef struct aq_k_kind {
+    uint32_t subs, most_code, most_scale;
+    uint32_t starts, rounds, joint;
+    float divisor[8], shift[8]; /* start n: scale = range/divisor, base = low + range·shift */
+} aq_k_kind;
+
+typedef struct aq_k_fit {
+    float d, dmin; /* F16 values */
+    uint8_t scale[16], min[16];
+} aq_k_fit;
+
+/* Finite weights; `weights` NULL, or 256 that are finite and ≥ 0. d or dmin may come out infinite. */
+AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code); /* Q4_K, Q2_K */
+AQ_LIB void aq_k_search(const struct aq_kernels *kernels, const aq_k_kind *kind, const float *x,
+                        const float *weights, aq_k_fit *out, uint8_t *codes);
+
+/* k_blocks.c: a superblock of 256 weights, packed, and back */
+AQ_LIB void aq_k_pack(aq_code code, const aq_k_fit *fit, const uint8_t *codes, uint8_t *out);
+AQ_LIB void aq_k_decode(aq_code code, const uint8_t *in, float *out);
+
+/* blocks.c: one row of a block code, whole blocks. Stops at the first weight that is not finite, and
+ * at the first parameter that does not fit. */
+AQ_LIB void aq_row_blocks(const aq_row_job *job, const void *weights, uint64_t row_begin,
+                          uint8_t *out, aq_quality *quality, aq_block_outcome *outcome);
+/* `count` weights, whole blocks, at most AQ_TILE_WEIGHTS. */
+AQ_LIB void aq_blocks_decode(const struct aq_kernels *kernels, aq_code code, const uint8_t *in,
+                             size_t count, float *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/blocks.h ---- */
 
 /* ---- begin src/quant/context.c ---- */
 
@@ -13030,13 +13663,51 @@ AQ_LIB bool aq_dtype_is_float(aq_dtype dtype) {
            dtype == AQ_DTYPE_BF16 || dtype == AQ_DTYPE_F8_E4M3 || dtype == AQ_DTYPE_F8_E5M2;
 }
 
-AQ_LIB const char *aq_code_name(aq_code code) {
+/* The block codes, from AQ_CODE_Q8_0 on. */
+typedef struct aq_block_info {
+    const char *name;
+    uint32_t bits, weights, bytes;
+} aq_block_info;
+
+static const aq_block_info aq_block_infos[AQ_CODE_COUNT - AQ_CODE_Q8_0] = {
+    { "Q8_0", 8, 32, 34 },   { "Q4_0", 4, 32, 18 },  { "Q4_1", 4, 32, 20 },
+    { "Q4_K", 4, 256, 144 }, { "Q2_K", 2, 256, 84 },
+};
+
+AQ_LIB bool aq_code_is_block(aq_code code) {
+    return code >= AQ_CODE_Q8_0 && code < AQ_CODE_COUNT;
+}
+
+AQ_LIB uint32_t aq_block_weights(aq_code code) {
+    return aq_block_infos[code - AQ_CODE_Q8_0].weights;
+}
+
+AQ_LIB uint32_t aq_block_bytes(aq_code code) {
+    return aq_block_infos[code - AQ_CODE_Q8_0].bytes;
+}
+
+ARROWQUANT_API aq_quant_spec aq_block_spec(aq_code code) {
+    aq_quant_spec spec;
+    memset(&spec, 0, sizeof spec);
+    if (aq_code_is_block(code)) {
+        spec.code = code;
+        spec.params = AQ_PARAM_F16;
+        spec.bits = aq_block_infos[code - AQ_CODE_Q8_0].bits;
+        spec.group_size = aq_block_infos[code - AQ_CODE_Q8_0].weights;
+    }
+    return spec;
+}
+
+ARROWQUANT_API const char *aq_code_name(aq_code code) {
+    if (aq_code_is_block(code)) {
+        return aq_block_infos[code - AQ_CODE_Q8_0].name;
+    }
     switch (code) {
     case AQ_CODE_AFFINE: return "affine";
     case AQ_CODE_SYMMETRIC: return "symmetric";
     case AQ_CODE_ZERO_POINT: return "zero_point";
+    default: return "unknown";
     }
-    return "unknown";
 }
 
 AQ_LIB const char *aq_param_type_name(aq_param_type type) {
@@ -13049,9 +13720,31 @@ AQ_LIB const char *aq_param_type_name(aq_param_type type) {
     return "unknown";
 }
 
+/* A block code leaves nothing to choose. */
+static aq_status aq_block_spec_check(const aq_quant_spec *spec, aq_error *err) {
+    aq_quant_spec right = aq_block_spec(spec->code);
+    if (spec->bits != right.bits) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; %s has %u", (unsigned)spec->bits,
+                       aq_code_name(spec->code), (unsigned)right.bits);
+    }
+    if (spec->group_size != right.group_size) {
+        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; %s has %u",
+                       (unsigned)spec->group_size, aq_code_name(spec->code),
+                       (unsigned)right.group_size);
+    }
+    if (spec->params != AQ_PARAM_F16) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s has F16 parameters alone; use AQ_PARAM_F16",
+                       aq_code_name(spec->code));
+    }
+    return AQ_OK;
+}
+
 AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
     if (!spec) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "the quantization spec is NULL");
+    }
+    if (aq_code_is_block(spec->code)) {
+        return aq_block_spec_check(spec, err);
     }
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) {
         return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8",
@@ -13083,6 +13776,29 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
     return AQ_OK;
 }
 
+static aq_status aq_block_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
+                               aq_quant_layout *out, aq_error *err) {
+    aq_quant_layout layout;
+    uint64_t weights;
+    memset(&layout, 0, sizeof layout);
+    layout.rows = rows;
+    layout.cols = cols;
+    layout.groups = cols / spec->group_size;
+    if (cols % spec->group_size) {
+        return aq_fail(err, AQ_ERR_SHAPE, "%llu columns are no multiple of %u, the block of %s",
+                       (unsigned long long)cols, (unsigned)spec->group_size,
+                       aq_code_name(spec->code));
+    }
+    if (!aq_mul_u64(layout.groups, aq_block_bytes(spec->code), &layout.row_code_bytes) ||
+        !aq_mul_u64(layout.row_code_bytes, rows, &layout.code_bytes) ||
+        !aq_mul_u64(rows, cols, &weights)) {
+        return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] is too large: its size needs over 64 bits",
+                       (unsigned long long)rows, (unsigned long long)cols);
+    }
+    *out = layout;
+    return AQ_OK;
+}
+
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err) {
     aq_quant_layout layout;
@@ -13093,6 +13809,9 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
     }
     if (!out) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantized_size: out is NULL");
+    }
+    if (aq_code_is_block(spec->code)) {
+        return aq_block_size(spec, rows, cols, out, err);
     }
     per_word = 32u / spec->bits;
     values = spec->code == AQ_CODE_AFFINE ? 2u : 1u;
@@ -13659,6 +14378,41 @@ AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
     }
 }
 
+AQ_LIB void aq_grids_block(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                           aq_fit_kind *kinds, uint8_t *out) {
+    float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
+    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
+    size_t i, count = tile->group_count;
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        float low = tile->range[i].low;
+        scales[i] = !group->constant ? aq_scale_by(group->fit.scale, 0 - group->exponent)
+                    : job->symmetric ? aq_constant_grid(job, low == 0.0f ? 0.0f : low).scale : 0.0f;
+        if (group->constant && low == 0.0f) {
+            scales[i] = 0.0f;
+        }
+    }
+    aq_through_f16(job, scales, scale_bits, count);
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        mins[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).min
+                  : aq_is_finite(scales[i]) ? aq_solved_min(job, group, scales[i]) : 0.0f;
+    }
+    aq_through_f16(job, mins, min_bits, count);
+    for (i = 0; i < count; i++) {
+        bool fits = aq_is_finite(scales[i]) && aq_is_finite(mins[i]);
+        kinds[i] = fits ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
+        grids[i].scale = fits && scales[i] != 0.0f ? scales[i] : 1.0f;
+        grids[i].min = fits ? mins[i] : 0.0f;
+        aq_put_u16(out, scale_bits[i]);
+        out += 2;
+        if (!job->symmetric) {
+            aq_put_u16(out, min_bits[i]);
+            out += 2;
+        }
+    }
+}
+
 /* Keeps the scale off zero and every decoded weight finite. A denormal scale that has lost much in
  * rounding is rounded away from zero instead, so that the codes still reach the outer weights. */
 static void aq_tame(const aq_row_job *job, const aq_tile_group *group, float *scale) {
@@ -14090,6 +14844,647 @@ AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_s
 
 /* ---- end src/quant/zero_point.c ---- */
 
+/* ---- begin src/quant/k_fit.c ---- */
+
+/* The fit of a superblock of 256 weights whose sub-blocks share a scale of scales and a scale of
+ * mins: w ≈ d·s·q − m·t with s and t small integers, one of each a sub-block, and q the code.
+ *
+ * First each sub-block alone: least squares over codes, from several starting grids. Then all of
+ * them: the integers nearest to the sub-blocks' solutions, d and m by least squares over the whole
+ * superblock, codes again, as often as it pays. What is compared is the error of what a reader will
+ * compute: d and m are F16 before the codes are chosen. */
+
+#define AQ_K_SUBS 16u
+#define AQ_K_LEAST 1e-30f /* what is narrower is nothing to F16 parameters, and 1 over it no number */
+
+/* What a pass over the codes of a sub-block adds up, and what does not change. */
+typedef struct aq_k_sub {
+    double weight, inverse;     /* Σ w, 1 over it or 0 */
+    double sum;                 /* Σ w·x */
+    double code, code2, cross;  /* Σ w·c, Σ w·c², Σ w·c·x */
+    double scale, min, gain;    /* the best solution so far: w ≈ scale·c + min, by how much it lowers
+                                   the squared error */
+} aq_k_sub;
+
+typedef struct aq_k_state {
+    const struct aq_kernels *kernels;
+    const aq_k_kind *kind;
+    aq_simd_strips strips;
+    aq_k_sub sub[AQ_K_SUBS];
+    double square; /* Σ w·x² */
+    bool positive; /* the mins are added, not taken off: m is negative */
+} aq_k_state;
+
+/* The sums of all sub-blocks under grids [base, base + most/inverse]. */
+AQ_SIMD_EXACT static void aq_k_pass(aq_k_state *state, const float *base, const float *inverse) {
+    AQ_SIMD_EXACT_BODY
+    const aq_k_kind *kind = state->kind;
+    aq_simd_strips *strips = &state->strips;
+    size_t i, strip = 16u / kind->subs;
+    for (i = 0; i < AQ_SIMD_LANES; i++) {
+        strips->base[i] = base[i / strip];
+        strips->inverse[i] = inverse[i / strip];
+    }
+    state->kernels->strips_sums(strips, (float)kind->most_code);
+    for (i = 0; i < kind->subs; i++) {
+        aq_k_sub *sub = &state->sub[i];
+        size_t first = i * strip, last = first + strip - 1;
+        sub->code = (double)strips->code[first];
+        sub->code2 = (double)strips->code2[first];
+        sub->cross = (double)strips->cross[first];
+        if (last != first) {
+            sub->code += (double)strips->code[last];
+            sub->code2 += (double)strips->code2[last];
+            sub->cross += (double)strips->cross[last];
+        }
+    }
+}
+
+/* The least-squares scale and min for the codes of the last pass, with a min of the sign that the
+ * format has. */
+AQ_SIMD_EXACT static double aq_k_solve(const aq_k_state *state, const aq_k_sub *sub, double *scale,
+                                       double *min) {
+    AQ_SIMD_EXACT_BODY
+    double det = sub->weight * sub->code2 - sub->code * sub->code;
+    *scale = 0.0;
+    *min = 0.0;
+    if (det > 1e-9 * sub->weight * sub->code2) {
+        double inverse = 1.0 / det;
+        *scale = (sub->weight * sub->cross - sub->sum * sub->code) * inverse;
+        *min = (sub->code2 * sub->sum - sub->code * sub->cross) * inverse;
+        if (*scale >= 0.0 && (state->positive ? *min >= 0.0 : *min <= 0.0)) {
+            return *scale * sub->cross + *min * sub->sum;
+        }
+    }
+    *min = 0.0;
+    *scale = sub->code2 > 0.0 && sub->cross > 0.0 ? sub->cross / sub->code2 : 0.0;
+    if (*scale * sub->cross > 0.0) {
+        return *scale * sub->cross;
+    }
+    *scale = 0.0;
+    if (state->positive ? sub->sum > 0.0 : sub->sum < 0.0) {
+        *min = sub->sum * sub->inverse;
+    }
+    return *min * sub->sum;
+}
+
+/* ---- each sub-block alone */
+
+static void aq_k_begin(aq_k_state *state, float *low, float *range) {
+    const aq_simd_strips *strips = &state->strips;
+    size_t i, strip = 16u / state->kind->subs;
+    double lows = 0.0;
+    state->square = 0.0;
+    for (i = 0; i < AQ_SIMD_LANES; i++) {
+        lows += (double)strips->low[i];
+        state->square += (double)strips->square[i];
+    }
+    state->positive = lows > 0.0;
+    for (i = 0; i < state->kind->subs; i++) {
+        aq_k_sub *sub = &state->sub[i];
+        size_t first = i * strip, last = first + strip - 1;
+        float least = strips->low[first], most = strips->high[first];
+        sub->weight = (double)strips->weight[first];
+        sub->sum = (double)strips->sum[first];
+        if (last != first) {
+            least = strips->low[last] < least ? strips->low[last] : least;
+            most = strips->high[last] > most ? strips->high[last] : most;
+            sub->weight += (double)strips->weight[last];
+            sub->sum += (double)strips->sum[last];
+        }
+        least = (least < 0.0f) != state->positive ? least : 0.0f;
+        low[i] = least;
+        range[i] = most > least ? most - least : 0.0f;
+        sub->inverse = sub->weight > 0.0 ? 1.0 / sub->weight : 0.0;
+        sub->scale = sub->min = 0.0;
+        sub->gain = -1.0;
+    }
+}
+
+/* `next` or what is there, without a branch that nobody can predict. */
+static void aq_k_pick(double *value, double next, uint64_t mask) {
+    uint64_t old, bits;
+    memcpy(&old, value, sizeof old);
+    memcpy(&bits, &next, sizeof bits);
+    bits = (bits & mask) | (old & ~mask);
+    memcpy(value, &bits, sizeof bits);
+}
+
+AQ_SIMD_EXACT static void aq_k_take(aq_k_state *state) {
+    AQ_SIMD_EXACT_BODY
+    size_t i;
+    for (i = 0; i < state->kind->subs; i++) {
+        aq_k_sub *sub = &state->sub[i];
+        double scale, min, gain = aq_k_solve(state, sub, &scale, &min);
+        uint64_t mask = 0u - (uint64_t)(gain > sub->gain);
+        aq_k_pick(&sub->gain, gain, mask);
+        aq_k_pick(&sub->scale, scale, mask);
+        aq_k_pick(&sub->min, min, mask);
+    }
+}
+
+AQ_SIMD_EXACT static void aq_k_alone(aq_k_state *state) {
+    AQ_SIMD_EXACT_BODY
+    const aq_k_kind *kind = state->kind;
+    float low[AQ_K_SUBS], range[AQ_K_SUBS], base[AQ_K_SUBS], inverse[AQ_K_SUBS];
+    size_t i, n;
+    aq_k_begin(state, low, range);
+    for (n = 0; n < kind->starts; n++) {
+        for (i = 0; i < kind->subs; i++) {
+            inverse[i] = range[i] > AQ_K_LEAST ? kind->divisor[n] / range[i] : 0.0f;
+            base[i] = low[i] + range[i] * kind->shift[n];
+        }
+        aq_k_pass(state, base, inverse);
+        aq_k_take(state);
+    }
+    for (n = 0; n < kind->rounds; n++) {
+        for (i = 0; i < kind->subs; i++) {
+            base[i] = (float)state->sub[i].min;
+            inverse[i] = state->sub[i].scale > (double)AQ_K_LEAST
+                             ? (float)(1.0 / state->sub[i].scale) : 0.0f;
+        }
+        aq_k_pass(state, base, inverse);
+        aq_k_take(state);
+    }
+}
+
+/* ---- together */
+
+AQ_SIMD_EXACT static uint8_t aq_k_level(double value, uint32_t most) {
+    AQ_SIMD_EXACT_BODY
+    if (!(value > 0.0)) {
+        return 0;
+    }
+    return (uint8_t)(value >= (double)most ? most : (uint32_t)(value + 0.5));
+}
+
+static float aq_k_through_f16(double value) {
+    return aq_simd_from_f16(aq_simd_to_f16((float)value));
+}
+
+/* The integers for the sub-blocks' least-squares solutions under the codes of the last pass. */
+AQ_SIMD_EXACT static void aq_k_levels(const aq_k_state *state, bool solved, aq_k_fit *fit) {
+    AQ_SIMD_EXACT_BODY
+    const aq_k_kind *kind = state->kind;
+    double d = (double)fit->d, dmin = (double)fit->dmin;
+    double per_d = d > 0.0 ? 1.0 / d : 0.0, per_dmin = dmin != 0.0 ? -1.0 / dmin : 0.0;
+    size_t i;
+    for (i = 0; i < kind->subs; i++) {
+        const aq_k_sub *sub = &state->sub[i];
+        double scale = sub->scale, min = sub->min;
+        if (solved) {
+            (void)aq_k_solve(state, sub, &scale, &min);
+        }
+        fit->scale[i] = aq_k_level(scale * per_d, kind->most_scale);
+        if (solved) { /* the best min for the scale as it now is */
+            min = (sub->sum - d * (double)fit->scale[i] * sub->code) * sub->inverse;
+        }
+        fit->min[i] = aq_k_level(min * per_dmin, kind->most_scale);
+    }
+}
+
+/* d and m by least squares over the superblock. */
+AQ_SIMD_EXACT static void aq_k_solve_all(const aq_k_state *state, aq_k_fit *fit) {
+    AQ_SIMD_EXACT_BODY
+    double a = 0.0, b = 0.0, c = 0.0, p = 0.0, q = 0.0, det, d, dmin;
+    size_t i;
+    for (i = 0; i < state->kind->subs; i++) {
+        const aq_k_sub *sub = &state->sub[i];
+        double s = (double)fit->scale[i], t = (double)fit->min[i];
+        a += s * s * sub->code2;
+        b += s * t * sub->code;
+        c += t * t * sub->weight;
+        p += s * sub->cross;
+        q += t * sub->sum;
+    }
+    det = a * c - b * b;
+    d = (double)fit->d;
+    dmin = (double)fit->dmin;
+    if (det > 1e-9 * a * c) {
+        d = (p * c - q * b) / det;
+        dmin = (p * b - q * a) / det;
+    } else if (a > 0.0) {
+        d = (p + dmin * b) / a;
+    } else if (c > 0.0) {
+        dmin = (d * b - q) / c;
+    }
+    if (d > 0.0) {
+        fit->d = aq_k_through_f16(d);
+    }
+    if (state->positive ? dmin < 0.0 : dmin > 0.0) {
+        fit->dmin = aq_k_through_f16(dmin);
+    }
+}
+
+static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fit, float *base, float *inverse) {
+    size_t i;
+    for (i = 0; i < state->kind->subs; i++) {
+        float scale = fit->d * (float)fit->scale[i];
+        base[i] = 0.0f - fit->dmin * (float)fit->min[i];
+        inverse[i] = scale > 0.0f ? 1.0f / scale : 0.0f;
+    }
+}
+
+/* The squared error of the codes of the last pass, which were chosen for this fit. */
+AQ_SIMD_EXACT static double aq_k_error(const aq_k_state *state, const aq_k_fit *fit) {
+    AQ_SIMD_EXACT_BODY
+    double error = state->square;
+    size_t i;
+    for (i = 0; i < state->kind->subs; i++) {
+        const aq_k_sub *sub = &state->sub[i];
+        double s = (double)(fit->d * (float)fit->scale[i]);
+        double t = (double)(fit->dmin * (float)fit->min[i]);
+        error += s * s * sub->code2 - 2.0 * s * sub->cross;
+        error += 2.0 * t * sub->sum - 2.0 * s * t * sub->code + t * t * sub->weight;
+    }
+    return error;
+}
+
+AQ_SIMD_EXACT static void aq_k_first(const aq_k_state *state, aq_k_fit *fit) {
+    AQ_SIMD_EXACT_BODY
+    double scale = 0.0, min = 0.0;
+    size_t i;
+    for (i = 0; i < state->kind->subs; i++) {
+        const aq_k_sub *sub = &state->sub[i];
+        double magnitude = sub->min < 0.0 ? -sub->min : sub->min;
+        scale = sub->scale > scale ? sub->scale : scale;
+        min = magnitude > min ? magnitude : min;
+    }
+    fit->d = aq_k_through_f16(scale / (double)state->kind->most_scale);
+    fit->dmin = aq_k_through_f16(min / (double)state->kind->most_scale);
+    if (state->positive) {
+        fit->dmin = 0.0f - fit->dmin;
+    }
+    aq_k_levels(state, false, fit);
+}
+
+AQ_LIB void aq_k_search(const struct aq_kernels *kernels, const aq_k_kind *kind, const float *x,
+                        const float *weights, aq_k_fit *out, uint8_t *codes) {
+    aq_k_state state;
+    aq_k_fit fit;
+    float base[AQ_K_SUBS], inverse[AQ_K_SUBS];
+    double least = 0.0;
+    size_t i, n, strip = 16u / kind->subs;
+    state.kernels = kernels;
+    state.kind = kind;
+    kernels->strips_load(x, weights, &state.strips);
+    aq_k_alone(&state);
+    memset(&fit, 0, sizeof fit);
+    aq_k_first(&state, &fit);
+    for (n = 0;; n++) {
+        double error;
+        aq_k_grids(&state, &fit, base, inverse);
+        aq_k_pass(&state, base, inverse);
+        error = aq_k_error(&state, &fit);
+        if (n == 0 || error < least) {
+            least = error;
+            *out = fit;
+        }
+        if (n == kind->joint) {
+            break;
+        }
+        aq_k_levels(&state, true, &fit);
+        aq_k_solve_all(&state, &fit);
+    }
+    aq_k_grids(&state, out, base, inverse);
+    for (i = 0; i < AQ_SIMD_LANES; i++) {
+        state.strips.base[i] = base[i / strip];
+        state.strips.inverse[i] = inverse[i / strip];
+    }
+    kernels->strips_codes(&state.strips, (float)kind->most_code, x, codes);
+}
+
+#undef AQ_K_SUBS
+#undef AQ_K_LEAST
+
+/* ---- end src/quant/k_fit.c ---- */
+
+/* ---- begin src/quant/k_blocks.c ---- */
+
+/* The bytes of a superblock of 256 weights: Q4_K and Q2_K. docs/FORMATS.md draws them. */
+
+/* 6-bit numbers of eight sub-blocks in 12 bytes: the low halves of the first four scales, of their
+ * mins, then nibbles of the last four, whose upper bits lie above the first four. */
+static void aq_k_pack6(const uint8_t *scale, const uint8_t *min, uint8_t *out) {
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        out[i] = (uint8_t)(scale[i] | (scale[i + 4] >> 4) << 6);
+        out[i + 4] = (uint8_t)(min[i] | (min[i + 4] >> 4) << 6);
+        out[i + 8] = (uint8_t)((scale[i + 4] & 15) | (min[i + 4] & 15) << 4);
+    }
+}
+
+static void aq_k_unpack6(const uint8_t *in, uint8_t *scale, uint8_t *min) {
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        scale[i] = in[i] & 63;
+        min[i] = in[i + 4] & 63;
+        scale[i + 4] = (uint8_t)((in[i + 8] & 15) | (in[i] >> 6) << 4);
+        min[i + 4] = (uint8_t)(in[i + 8] >> 4 | (in[i + 4] >> 6) << 4);
+    }
+}
+
+static void aq_k_put_f16(uint8_t *out, float value) {
+    uint16_t half = aq_simd_to_f16(value);
+    out[0] = (uint8_t)(half & 0xFFu);
+    out[1] = (uint8_t)(half >> 8);
+}
+
+static float aq_k_get_f16(const uint8_t *in) {
+    return aq_simd_from_f16((uint16_t)(in[0] | in[1] << 8));
+}
+
+static void aq_k_pack_q4(const aq_k_fit *fit, const uint8_t *codes, uint8_t *out) {
+    size_t i, pair;
+    aq_k_put_f16(out, fit->d);
+    aq_k_put_f16(out + 2, fit->dmin);
+    aq_k_pack6(fit->scale, fit->min, out + 4);
+    out += 16;
+    for (pair = 0; pair < 4; pair++, codes += 64, out += 32) {
+        for (i = 0; i < 32; i++) {
+            out[i] = (uint8_t)(codes[i] | codes[i + 32] << 4);
+        }
+    }
+}
+
+static void aq_k_pack_q2(const aq_k_fit *fit, const uint8_t *codes, uint8_t *out) {
+    size_t i, half;
+    for (i = 0; i < 16; i++) {
+        out[i] = (uint8_t)(fit->scale[i] | fit->min[i] << 4);
+    }
+    for (half = 0; half < 2; half++, codes += 128) {
+        for (i = 0; i < 32; i++) {
+            out[16 + 32 * half + i] = (uint8_t)(codes[i] | codes[i + 32] << 2 | codes[i + 64] << 4 |
+                                                codes[i + 96] << 6);
+        }
+    }
+    aq_k_put_f16(out + 80, fit->d);
+    aq_k_put_f16(out + 82, fit->dmin);
+}
+
+AQ_LIB void aq_k_pack(aq_code code, const aq_k_fit *fit, const uint8_t *codes, uint8_t *out) {
+    (code == AQ_CODE_Q4_K ? aq_k_pack_q4 : aq_k_pack_q2)(fit, codes, out);
+}
+
+/* Every product is exact, so that there is one rounding, whoever computes it. */
+AQ_SIMD_EXACT static void aq_k_decode_q4(const uint8_t *in, float *out) {
+    AQ_SIMD_EXACT_BODY
+    float d = aq_k_get_f16(in), dmin = aq_k_get_f16(in + 2), value[16];
+    uint8_t scale[8], min[8];
+    size_t sub, i;
+    aq_k_unpack6(in + 4, scale, min);
+    in += 16;
+    for (sub = 0; sub < 8; sub++, out += 32) {
+        float step = d * (float)scale[sub], low = dmin * (float)min[sub];
+        uint32_t shift = sub % 2 ? 4u : 0u;
+        for (i = 0; i < 16; i++) {
+            value[i] = step * (float)i - low;
+        }
+        for (i = 0; i < 32; i++) {
+            out[i] = value[in[i] >> shift & 15];
+        }
+        in += sub % 2 ? 32 : 0;
+    }
+}
+
+AQ_SIMD_EXACT static void aq_k_decode_q2(const uint8_t *in, float *out) {
+    AQ_SIMD_EXACT_BODY
+    float d = aq_k_get_f16(in + 80), dmin = aq_k_get_f16(in + 82), value[4];
+    const uint8_t *codes = in + 16;
+    size_t sub, i;
+    for (sub = 0; sub < 16; sub++, out += 16) {
+        float step = d * (float)(in[sub] & 15), low = dmin * (float)(in[sub] >> 4);
+        const uint8_t *from = codes + 32 * (sub / 8) + 16 * (sub % 2);
+        uint32_t shift = (uint32_t)(sub % 8 / 2 * 2);
+        for (i = 0; i < 4; i++) {
+            value[i] = step * (float)i - low;
+        }
+        for (i = 0; i < 16; i++) {
+            out[i] = value[from[i] >> shift & 3];
+        }
+    }
+}
+
+AQ_LIB void aq_k_decode(aq_code code, const uint8_t *in, float *out) {
+    (code == AQ_CODE_Q4_K ? aq_k_decode_q4 : aq_k_decode_q2)(in, out);
+}
+
+AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code) {
+    /* Tuned on Gaussian, Laplacian and trained weights; the first start is plain min/max. */
+    static const aq_k_kind kinds[2] = {
+        { 8, 15, 63, 6, 1, 2, { 15.0f, 15.2f, 15.6f, 14.0f, 15.2f, 14.8f, 0, 0 },
+          { 0.0f, -0.01f, 0.038f, 0.0f, 0.01f, 0.01f, 0, 0 } },
+        { 16, 3, 15, 4, 1, 2, { 3.0f, 3.7f, 3.4f, 3.4f, 0, 0, 0, 0 },
+          { 0.0f, 0.05f, 0.118f, -0.05f, 0, 0, 0, 0 } },
+    };
+    return &kinds[code == AQ_CODE_Q4_K ? 0 : 1];
+}
+
+/* ---- end src/quant/k_blocks.c ---- */
+
+/* ---- begin src/quant/blocks.c ---- */
+
+/* Rows of block codes: weights in, blocks out, and back. Blocks of 32 weights are fitted as groups of
+ * the affine and symmetric codes are and hold the same numbers; superblocks have a fit of their own. */
+
+#define AQ_BLOCK_32 32u
+#define AQ_K_LIMIT 2.68435456e8f /* 2^28: what is larger fits no F16 scale, and its square no sum */
+
+/* What a block of 32 is as a native group: bits, and whether there is a min. */
+static uint32_t aq_block_bits(aq_code code) {
+    return code == AQ_CODE_Q8_0 ? 8u : 4u;
+}
+
+static bool aq_block_is_symmetric(aq_code code) {
+    return code != AQ_CODE_Q4_1;
+}
+
+static uint32_t aq_block_head(aq_code code) {
+    return aq_block_is_symmetric(code) ? 2u : 4u;
+}
+
+AQ_LIB void aq_blocks_from_native(aq_code code, const void *codes, const void *params,
+                                  size_t blocks, void *out) {
+    const uint8_t *from = (const uint8_t *)codes, *param = (const uint8_t *)params;
+    uint8_t *to = (uint8_t *)out;
+    uint32_t head = aq_block_head(code);
+    size_t i;
+    for (; blocks; blocks--) {
+        memcpy(to, param, head);
+        param += head;
+        to += head;
+        if (code == AQ_CODE_Q8_0) {
+            for (i = 0; i < 32; i++) {
+                to[i] = from[i] ^ 0x80u;
+            }
+        } else { /* byte j holds weights j and j + 16, not 2j and 2j + 1 */
+            for (i = 0; i < 8; i++) {
+                to[2 * i] = (uint8_t)((from[i] & 15) | (from[i + 8] & 15) << 4);
+                to[2 * i + 1] = (uint8_t)(from[i] >> 4 | (from[i + 8] & 0xF0));
+            }
+        }
+        from += 4 * aq_block_bits(code);
+        to += 4 * aq_block_bits(code);
+    }
+}
+
+AQ_LIB void aq_blocks_to_native(aq_code code, const void *in, size_t blocks, void *codes,
+                                void *params) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)codes, *param = (uint8_t *)params;
+    uint32_t head = aq_block_head(code);
+    size_t i;
+    for (; blocks; blocks--) {
+        memcpy(param, from, head);
+        param += head;
+        from += head;
+        if (code == AQ_CODE_Q8_0) {
+            for (i = 0; i < 32; i++) {
+                to[i] = from[i] ^ 0x80u;
+            }
+        } else {
+            for (i = 0; i < 8; i++) {
+                to[i] = (uint8_t)((from[2 * i] & 15) | (from[2 * i + 1] & 15) << 4);
+                to[i + 8] = (uint8_t)(from[2 * i] >> 4 | (from[2 * i + 1] & 0xF0));
+            }
+        }
+        from += 4 * aq_block_bits(code);
+        to += 4 * aq_block_bits(code);
+    }
+}
+
+/* ---- decoding */
+
+static void aq_blocks_decode_32(const struct aq_kernels *kernels, aq_code code, const uint8_t *in,
+                                size_t count, float *out) {
+    uint8_t codes[AQ_TILE_WEIGHTS], params[4 * AQ_TILE_GROUPS];
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_quant_spec spec;
+    size_t blocks = count / AQ_BLOCK_32;
+    spec.code = aq_block_is_symmetric(code) ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    spec.params = AQ_PARAM_F16;
+    spec.bits = aq_block_bits(code);
+    spec.group_size = AQ_BLOCK_32;
+    aq_blocks_to_native(code, in, blocks, codes, params);
+    aq_grids_read(kernels, &spec, params, NULL, blocks, grids);
+    kernels->decode(codes, count, AQ_BLOCK_32, spec.bits, spec.code == AQ_CODE_SYMMETRIC, grids,
+                    out);
+}
+
+AQ_LIB void aq_blocks_decode(const struct aq_kernels *kernels, aq_code code, const uint8_t *in,
+                             size_t count, float *out) {
+    size_t i;
+    if (aq_block_weights(code) == AQ_BLOCK_32) {
+        aq_blocks_decode_32(kernels, code, in, count, out);
+        return;
+    }
+    for (i = 0; i < count; i += AQ_K_WEIGHTS, in += aq_block_bytes(code)) {
+        aq_k_decode(code, in, out + i);
+    }
+}
+
+/* ---- encoding */
+
+/* The blocks of one tile whose groups are fitted. False when a parameter does not fit. */
+static bool aq_tile_blocks(const aq_row_job *native, aq_code code, aq_tile *tile, uint8_t *out,
+                           size_t *bad) {
+    uint8_t codes[AQ_TILE_WEIGHTS], params[4 * AQ_TILE_GROUPS];
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_fit_kind kinds[AQ_TILE_GROUPS];
+    size_t i;
+    aq_tile_fit(native, tile);
+    aq_grids_block(native, tile, grids, kinds, params);
+    for (i = 0; i < tile->group_count; i++) {
+        if (kinds[i] != AQ_FIT_GOOD) {
+            *bad = i * AQ_BLOCK_32;
+            return false;
+        }
+    }
+    aq_tile_encode(native, tile, grids, codes);
+    aq_blocks_from_native(code, codes, params, tile->group_count, out);
+    return true;
+}
+
+/* Weights of any size as what the search takes: the largest lies in 0.5 … 1. All zero: NULL. */
+static const float *aq_k_weights(const float *weights, float *scaled) {
+    uint32_t most = 0;
+    size_t i;
+    int exponent;
+    for (i = 0; weights && i < AQ_K_WEIGHTS; i++) {
+        uint32_t bits = aq_simd_bits(weights[i]) & 0x7FFFFFFFu;
+        most = bits > most ? bits : most;
+    }
+    if (most < 0x00800000u) { /* none, zeros, or nothing but denormals */
+        return NULL;
+    }
+    exponent = 126 - (int)(most >> 23);
+    for (i = 0; i < AQ_K_WEIGHTS; i++) {
+        scaled[i] = aq_scale_by(weights[i], exponent);
+    }
+    return scaled;
+}
+
+static bool aq_tile_superblocks(const aq_row_job *job, const aq_tile *tile, uint8_t *out,
+                                size_t *bad) {
+    const aq_k_kind *kind = aq_k_kind_of(job->spec.code);
+    float scaled[AQ_K_WEIGHTS];
+    uint8_t codes[AQ_K_WEIGHTS];
+    aq_k_fit fit;
+    size_t i, j;
+    for (i = 0; i < tile->count; i += AQ_K_WEIGHTS, out += aq_block_bytes(job->spec.code)) {
+        const float *weights = job->column_weights ? job->column_weights + tile->begin + i : NULL;
+        for (j = 0; j < tile->group_count; j++) {
+            if (aq_simd_float(tile->range[j].absmax) > AQ_K_LIMIT) {
+                *bad = j * job->spec.group_size;
+                return false;
+            }
+        }
+        aq_k_search(job->kernels, kind, tile->x + i, aq_k_weights(weights, scaled), &fit, codes);
+        if ((aq_simd_bits(fit.d) & 0x7F800000u) == 0x7F800000u ||
+            (aq_simd_bits(fit.dmin) & 0x7F800000u) == 0x7F800000u) {
+            *bad = i;
+            return false;
+        }
+        aq_k_pack(job->spec.code, &fit, codes, out);
+    }
+    return true;
+}
+
+AQ_LIB void aq_row_blocks(const aq_row_job *job, const void *weights, uint64_t row_begin,
+                          uint8_t *out, aq_quality *quality, aq_block_outcome *outcome) {
+    bool super = job->spec.group_size != AQ_BLOCK_32;
+    aq_row_job native = *job;
+    float decoded[AQ_TILE_WEIGHTS];
+    aq_tile tile;
+    size_t begin, bad = 0;
+    native.spec.code = aq_block_is_symmetric(job->spec.code) ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    native.symmetric = native.spec.code == AQ_CODE_SYMMETRIC;
+    for (begin = 0; begin < job->cols; begin += tile.count) {
+        if (!aq_tile_load(&native, weights, begin, &tile, &bad)) {
+            outcome->not_finite = true;
+            outcome->bad_index = row_begin + bad;
+            outcome->bad_value = (double)tile.x[bad - begin];
+            return;
+        }
+        if (!(super ? aq_tile_superblocks(job, &tile, out, &bad)
+                    : aq_tile_blocks(&native, job->spec.code, &tile, out, &bad))) {
+            outcome->needs_f32 = true;
+            outcome->bad_index = row_begin + begin + bad;
+            return;
+        }
+        if (job->measure) {
+            aq_blocks_decode(job->kernels, job->spec.code, out, tile.count, decoded);
+            aq_compare_run(job->kernels, tile.x, decoded, tile.count, quality);
+        }
+        out += tile.count / job->spec.group_size * aq_block_bytes(job->spec.code);
+    }
+}
+
+#undef AQ_BLOCK_32
+#undef AQ_K_LIMIT
+
+/* ---- end src/quant/blocks.c ---- */
+
 /* ---- begin src/quant/quantize.c ---- */
 
 /* Weights in, codes and parameters out: rows of a block, then blocks over threads. */
@@ -14264,11 +15659,17 @@ static void aq_quantize_rows(const aq_row_job *job, const aq_quant_layout *layou
         aq_quality sums;
         memset(&sums, 0, sizeof sums);
         memset(parts.codes + (size_t)layout->row_code_bytes - 4, 0, 4); /* the padding */
-        (job->spec.params == AQ_PARAM_Q8 ? aq_row_q8 : aq_row_direct)(job, from, row * job->cols,
-                                                                      &parts, &sums, outcome);
+        if (aq_code_is_block(job->spec.code)) {
+            aq_row_blocks(job, from, row * job->cols, parts.codes, &sums, outcome);
+        } else {
+            (job->spec.params == AQ_PARAM_Q8 ? aq_row_q8 : aq_row_direct)(
+                job, from, row * job->cols, &parts, &sums, outcome);
+        }
         aq_quality_add(&outcome->quality, &sums);
         parts.codes += (size_t)layout->row_code_bytes;
-        parts.params += (size_t)layout->row_param_bytes;
+        if (parts.params) {
+            parts.params += (size_t)layout->row_param_bytes;
+        }
         if (parts.extra) {
             parts.extra += (size_t)layout->row_extra_bytes;
         }
@@ -14322,7 +15723,8 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
     (void)err;
     aq_quantize_rows(&run->job, &run->layout, run->weights + (size_t)first * row_bytes, rows,
                      run->codes + (size_t)(first * run->layout.row_code_bytes),
-                     run->params + (size_t)(first * run->layout.row_param_bytes),
+                     run->params ? run->params + (size_t)(first * run->layout.row_param_bytes)
+                                 : NULL,
                      run->extra ? run->extra + (size_t)(first * run->layout.row_extra_bytes) : NULL,
                      &run->outcomes[index]);
     return AQ_OK;
@@ -14348,6 +15750,17 @@ AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first
     return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                           "the group at [%llu, %llu] is constant, which Q8 parameters cannot hold; "
                           "use AQ_PARAM_F16 or AQ_PARAM_F32", row, col);
+}
+
+/* Blocks have no wider parameters to turn to. */
+static aq_status aq_block_fail(const aq_quantize_run *run, const aq_block_outcome *outcome,
+                               uint64_t first_row, aq_error *err) {
+    uint64_t index = first_row * run->layout.cols + outcome->bad_index;
+    return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
+                          "the block at [%llu, %llu] does not fit %s: its scale is beyond F16; keep "
+                          "the tensor as it is", (unsigned long long)(index / run->layout.cols),
+                          (unsigned long long)(index % run->layout.cols),
+                          aq_code_name(run->job.spec.code));
 }
 
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err) {
@@ -14376,7 +15789,7 @@ static aq_status aq_quantize_check(const aq_quantize_run *run, aq_error *err) {
         return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] does not fit this machine's memory",
                        (unsigned long long)layout->rows, (unsigned long long)layout->cols);
     }
-    if (bytes && (!run->weights || !run->codes || !run->params ||
+    if (bytes && (!run->weights || !run->codes || (!run->params && layout->param_bytes) ||
                   (!run->extra && layout->extra_bytes))) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantize: %s is NULL",
                        !run->weights  ? "weights"
@@ -14411,6 +15824,10 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
         }
         for (i = 0; i < count; i++) {
             if (aq_outcome_is_final(&run->outcomes[i])) {
+                if (run->outcomes[i].needs_f32 && aq_code_is_block(run->job.spec.code)) {
+                    return aq_block_fail(run, &run->outcomes[i],
+                                         (run->first_block + i) * run->block_rows, err);
+                }
                 return aq_outcome_fail(&run->outcomes[i], (run->first_block + i) * run->block_rows,
                                        run->layout.cols, run->job.spec.params, err);
             }
@@ -14522,6 +15939,7 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     const uint8_t *extra = run->extra ? run->extra + (size_t)(row * layout->row_extra_bytes) : NULL;
     size_t begin, cols = (size_t)layout->cols, group = run->spec.group_size;
     size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups);
+    bool blocks = aq_code_is_block(run->spec.code);
     aq_simd_grid grids[AQ_TILE_GROUPS];
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
     /* Placed in a cache line as the result is: else `stream` takes twice as long. */
@@ -14530,16 +15948,19 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
-        float *target = past || run->direct ? (float *)(void *)to : decoded;
-        if (run->spec.code == AQ_CODE_ZERO_POINT && run->spec.params == AQ_PARAM_F32) {
+        float *into = past || run->direct ? (float *)(void *)to : decoded;
+        if (blocks) {
+            aq_blocks_decode(run->kernels, run->spec.code,
+                             codes + begin / group * aq_block_bytes(run->spec.code), count, into);
+        } else if (run->spec.code == AQ_CODE_ZERO_POINT && run->spec.params == AQ_PARAM_F32) {
             aq_dequantize_zero_point(run, codes + begin * run->spec.bits / 8,
-                                     params + begin / group * param_bytes, count, target);
+                                     params + begin / group * param_bytes, count, into);
         } else {
             aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                           (count + group - 1) / group, grids);
             (past ? run->kernels->decode_past : run->kernels->decode)(
                 codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-                run->spec.code == AQ_CODE_SYMMETRIC, grids, target);
+                run->spec.code == AQ_CODE_SYMMETRIC, grids, into);
         }
         if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
@@ -14609,8 +16030,8 @@ static aq_status aq_dequantize_check(const aq_dequantize_run *run, aq_error *err
         return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] does not fit this machine's memory",
                        (unsigned long long)layout->rows, (unsigned long long)layout->cols);
     }
-    if (bytes && (!run->codes || !run->params || (!run->extra && layout->extra_bytes) ||
-                  !run->out)) {
+    if (bytes && (!run->codes || (!run->params && layout->param_bytes) ||
+                  (!run->extra && layout->extra_bytes) || !run->out)) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_dequantize: %s is NULL",
                        !run->codes    ? "codes"
                        : !run->params ? "params"
@@ -20484,6 +21905,1000 @@ AQ_LIB aq_status aq_st_write_header(const aq_context *context, const aq_file *fi
 
 /* ---- end src/format/safetensors_writer.c ---- */
 
+/* ---- begin src/format/gguf.h ---- */
+
+/* GGUF version 3: a key-value list and tensors of ggml's types in one file. docs/FORMATS.md says what
+ * is read and written. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_GGUF_ALIGNMENT 32u
+#define AQ_GGUF_NAME_STOCK 63u /* bytes of a tensor's name that ggml itself takes */
+#define AQ_GGUF_NAME_MOST 127u /* and the readers of image programs */
+#define AQ_GGUF_RANK_STOCK 4u
+#define AQ_GGUF_RANK 8u
+
+/* One of ggml's types: a plain dtype, or blocks. */
+typedef struct aq_gguf_type {
+    const char *name;
+    uint32_t id;
+    uint32_t weights, bytes; /* of a block; plain: 1 and the size */
+    uint32_t bits;           /* nominal bits of a weight */
+    aq_dtype dtype;          /* plain: which; AQ_DTYPE_COUNT: blocks */
+    aq_code code;            /* blocks that this library decodes; else AQ_CODE_COUNT */
+} aq_gguf_type;
+
+AQ_LIB const aq_gguf_type *aq_gguf_type_at(uint32_t id);         /* NULL: unknown */
+AQ_LIB const aq_gguf_type *aq_gguf_type_of(aq_dtype dtype);      /* NULL: GGUF has none */
+AQ_LIB const aq_gguf_type *aq_gguf_type_of_code(aq_code code);   /* NULL: GGUF has none */
+
+/* ---- reading */
+
+typedef enum aq_gguf_kind {
+    AQ_GGUF_U8, AQ_GGUF_I8, AQ_GGUF_U16, AQ_GGUF_I16, AQ_GGUF_U32, AQ_GGUF_I32, AQ_GGUF_F32,
+    AQ_GGUF_BOOL, AQ_GGUF_STRING, AQ_GGUF_ARRAY, AQ_GGUF_U64, AQ_GGUF_I64, AQ_GGUF_F64,
+    AQ_GGUF_KIND_COUNT
+} aq_gguf_kind;
+
+typedef struct aq_gguf_value {
+    const char *key;
+    aq_gguf_kind kind;
+    uint64_t number;      /* bits of a number or truth value, sign-extended; of an array: its count */
+    const char *text;     /* of a string */
+    aq_gguf_kind element; /* of an array */
+    const unsigned char *data; /* of an array: its bytes */
+} aq_gguf_value;
+
+typedef struct aq_gguf_tensor {
+    const char *name;
+    const aq_gguf_type *type;
+    uint32_t rank;         /* slowest dimension first, as everywhere in this library */
+    const uint64_t *shape;
+    uint64_t offset, bytes; /* in the file */
+} aq_gguf_tensor;
+
+typedef struct aq_gguf {
+    uint32_t version;
+    aq_gguf_value *values;
+    size_t value_count;
+    aq_gguf_tensor *tensors; /* in file order */
+    size_t tensor_count;
+    uint32_t alignment;
+    uint64_t data_start;
+} aq_gguf;
+
+/* Checks everything that a reader relies on; `data` holds the whole file and must outlive *out.
+ * Malformed: AQ_ERR_CORRUPT naming the file, the key or tensor. A version, byte order or type that
+ * is not known: AQ_ERR_UNSUPPORTED. */
+AQ_LIB aq_status aq_gguf_parse(aq_arena *arena, const void *data, uint64_t size, const char *path,
+                               aq_gguf *out, aq_error *err);
+AQ_LIB const aq_gguf_value *aq_gguf_find(const aq_gguf *file, const char *key); /* or NULL */
+
+/* ---- writing: the header as bytes, in the order of the file */
+
+/* One tensor to be written; a dimension that others are stacked along may be given as 0 and set in
+ * dims afterwards. */
+typedef struct aq_gguf_output {
+    const char *name;
+    uint32_t type, rank;
+    uint64_t shape[AQ_GGUF_RANK]; /* slowest first */
+    uint64_t offset;              /* from the data's start */
+} aq_gguf_output;
+
+AQ_LIB void aq_gguf_begin(aq_builder *out, uint64_t tensors, uint64_t values);
+AQ_LIB void aq_gguf_put_string(aq_builder *out, const char *key, const char *value);
+AQ_LIB void aq_gguf_put_u32(aq_builder *out, const char *key, uint32_t value);
+AQ_LIB void aq_gguf_put_tensor(aq_builder *out, const aq_gguf_output *tensor);
+/* Zeros up to where the data starts. */
+AQ_LIB void aq_gguf_end(aq_builder *out);
+
+/* ---- names (gguf_names.c) */
+
+/* Which reader's words a model speaks, and how they differ from its own. */
+typedef enum aq_gguf_family {
+    AQ_GGUF_FAMILY_NONE, /* names stay */
+    AQ_GGUF_FAMILY_FLUX,
+    AQ_GGUF_FAMILY_SD3,
+    AQ_GGUF_FAMILY_WAN,
+    AQ_GGUF_FAMILY_UNET
+} aq_gguf_family;
+
+typedef struct aq_gguf_architecture {
+    const char *name;           /* general.architecture */
+    const char *model_class;    /* _class_name of diffusers' config.json, or NULL */
+    aq_gguf_family family;
+    const char *marks[2];       /* tensor names by which the original form is known, or NULL */
+    const char *readers;        /* for the report */
+} aq_gguf_architecture;
+
+/* NULL when neither class nor names are known. `has` tells whether the model has such a tensor. */
+AQ_LIB const aq_gguf_architecture *
+aq_gguf_detect(const char *model_class, bool (*has)(const void *user, const char *name),
+               const void *user);
+
+/* What becomes of one name. */
+typedef struct aq_gguf_rename {
+    char name[256];
+    uint32_t slot, slots; /* stacked along the first dimension with slots − 1 others; 1: alone */
+    bool turned;          /* its halves along the first dimension change places */
+} aq_gguf_rename;
+
+/* What the names of a model depend on. */
+typedef struct aq_gguf_naming {
+    aq_gguf_family family;
+    uint64_t layers_per_block;  /* UNet */
+    uint64_t last_block;        /* SD3: number of the last transformer block */
+    bool (*has)(const void *user, const char *name);
+    const void *user;
+} aq_gguf_naming;
+
+/* False when no rule knows the name: it stays. */
+AQ_LIB bool aq_gguf_rename_tensor(const aq_gguf_naming *naming, const char *name,
+                                  aq_gguf_rename *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/gguf.h ---- */
+
+/* ---- begin src/format/gguf.c ---- */
+
+/* Reads GGUF headers: nothing in them is believed before it is checked. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_GGUF_KEY_MOST 65535u
+#define AQ_GGUF_LEAST_VALUE 13u  /* bytes of the shortest key-value pair: length, a key byte, type, a byte */
+#define AQ_GGUF_LEAST_TENSOR 25u /* and of the shortest tensor: length, a byte, rank, type, offset */
+
+#define AQ_GGUF_PLAIN(name, id, bytes, dtype)                                                      \
+    { name, id, 1, bytes, (bytes) * 8, dtype, AQ_CODE_COUNT }
+#define AQ_GGUF_OTHER(name, id, weights, bytes, bits)                                              \
+    { name, id, weights, bytes, bits, AQ_DTYPE_COUNT, AQ_CODE_COUNT }
+
+static const aq_gguf_type aq_gguf_types[] = {
+    AQ_GGUF_PLAIN("F32", 0, 4, AQ_DTYPE_F32),
+    AQ_GGUF_PLAIN("F16", 1, 2, AQ_DTYPE_F16),
+    { "Q4_0", 2, 32, 18, 4, AQ_DTYPE_COUNT, AQ_CODE_Q4_0 },
+    { "Q4_1", 3, 32, 20, 4, AQ_DTYPE_COUNT, AQ_CODE_Q4_1 },
+    AQ_GGUF_OTHER("Q5_0", 6, 32, 22, 5),
+    AQ_GGUF_OTHER("Q5_1", 7, 32, 24, 5),
+    { "Q8_0", 8, 32, 34, 8, AQ_DTYPE_COUNT, AQ_CODE_Q8_0 },
+    AQ_GGUF_OTHER("Q8_1", 9, 32, 36, 8),
+    { "Q2_K", 10, 256, 84, 2, AQ_DTYPE_COUNT, AQ_CODE_Q2_K },
+    AQ_GGUF_OTHER("Q3_K", 11, 256, 110, 3),
+    { "Q4_K", 12, 256, 144, 4, AQ_DTYPE_COUNT, AQ_CODE_Q4_K },
+    AQ_GGUF_OTHER("Q5_K", 13, 256, 176, 5),
+    AQ_GGUF_OTHER("Q6_K", 14, 256, 210, 6),
+    AQ_GGUF_OTHER("Q8_K", 15, 256, 292, 8),
+    AQ_GGUF_OTHER("IQ2_XXS", 16, 256, 66, 2),
+    AQ_GGUF_OTHER("IQ2_XS", 17, 256, 74, 2),
+    AQ_GGUF_OTHER("IQ3_XXS", 18, 256, 98, 3),
+    AQ_GGUF_OTHER("IQ1_S", 19, 256, 50, 1),
+    AQ_GGUF_OTHER("IQ4_NL", 20, 32, 18, 4),
+    AQ_GGUF_OTHER("IQ3_S", 21, 256, 110, 3),
+    AQ_GGUF_OTHER("IQ2_S", 22, 256, 82, 2),
+    AQ_GGUF_OTHER("IQ4_XS", 23, 256, 136, 4),
+    AQ_GGUF_PLAIN("I8", 24, 1, AQ_DTYPE_I8),
+    AQ_GGUF_PLAIN("I16", 25, 2, AQ_DTYPE_I16),
+    AQ_GGUF_PLAIN("I32", 26, 4, AQ_DTYPE_I32),
+    AQ_GGUF_PLAIN("I64", 27, 8, AQ_DTYPE_I64),
+    AQ_GGUF_PLAIN("F64", 28, 8, AQ_DTYPE_F64),
+    AQ_GGUF_OTHER("IQ1_M", 29, 256, 56, 1),
+    AQ_GGUF_PLAIN("BF16", 30, 2, AQ_DTYPE_BF16),
+    AQ_GGUF_OTHER("TQ1_0", 34, 256, 54, 2),
+    AQ_GGUF_OTHER("TQ2_0", 35, 256, 66, 2),
+    AQ_GGUF_OTHER("MXFP4", 39, 32, 17, 4),
+};
+#define AQ_GGUF_TYPE_COUNT (sizeof(aq_gguf_types) / sizeof(aq_gguf_types[0]))
+
+AQ_LIB const aq_gguf_type *aq_gguf_type_at(uint32_t id) {
+    for (size_t i = 0; i < AQ_GGUF_TYPE_COUNT; i++) {
+        if (aq_gguf_types[i].id == id) return &aq_gguf_types[i];
+    }
+    return NULL;
+}
+
+AQ_LIB const aq_gguf_type *aq_gguf_type_of(aq_dtype dtype) {
+    for (size_t i = 0; i < AQ_GGUF_TYPE_COUNT; i++) {
+        if (aq_gguf_types[i].weights == 1 && aq_gguf_types[i].dtype == dtype)
+            return &aq_gguf_types[i];
+    }
+    return NULL;
+}
+
+AQ_LIB const aq_gguf_type *aq_gguf_type_of_code(aq_code code) {
+    for (size_t i = 0; i < AQ_GGUF_TYPE_COUNT; i++) {
+        if (aq_gguf_types[i].code == code && aq_gguf_types[i].weights > 1) return &aq_gguf_types[i];
+    }
+    return NULL;
+}
+
+/* ---- bytes */
+
+/* What is left of the file. After a failure every read gives zeros. */
+typedef struct aq_gguf_reader {
+    const unsigned char *data;
+    uint64_t size, at;
+    const char *path;
+    aq_arena *arena;
+    aq_error *err;
+} aq_gguf_reader;
+
+static aq_status aq_gguf_short(const aq_gguf_reader *in, const char *what) {
+    return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, "", in->at,
+                          "%s: ends within %s, at byte %llu of %llu; download it again", in->path,
+                          what, (unsigned long long)in->at, (unsigned long long)in->size);
+}
+
+static aq_status aq_gguf_number(aq_gguf_reader *in, uint32_t bytes, uint64_t *out,
+                                const char *what) {
+    if (in->size - in->at < bytes) return aq_gguf_short(in, what);
+    *out = 0;
+    for (uint32_t i = 0; i < bytes; i++) *out |= (uint64_t)in->data[in->at + i] << (8 * i);
+    in->at += bytes;
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_word(aq_gguf_reader *in, uint32_t *out, const char *what) {
+    uint64_t value = 0;
+    aq_status status = aq_gguf_number(in, 4, &value, what);
+    *out = (uint32_t)value;
+    return status;
+}
+
+/* A length and so many bytes of UTF-8 without zeros. */
+static aq_status aq_gguf_text(aq_gguf_reader *in, uint64_t most, const char **out,
+                              const char *what) {
+    uint64_t size = 0;
+    aq_status status = aq_gguf_number(in, 8, &size, what);
+    if (status != AQ_OK) return status;
+    if (size > in->size - in->at) return aq_gguf_short(in, what);
+    const char *text = (const char *)in->data + in->at;
+    if (size > most)
+        return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, "", in->at,
+                              "%s: %s of %llu bytes at byte %llu; at most %llu are allowed",
+                              in->path, what, (unsigned long long)size, (unsigned long long)in->at,
+                              (unsigned long long)most);
+    if (!aq_is_utf8(text, (size_t)size, NULL) || memchr(text, 0, (size_t)size))
+        return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, "", in->at,
+                              "%s: %s at byte %llu is not UTF-8 text", in->path, what,
+                              (unsigned long long)in->at);
+    *out = aq_arena_copy(in->arena, text, (size_t)size);
+    in->at += size;
+    return *out ? AQ_OK : aq_fail_memory(in->err, (size_t)size);
+}
+
+/* ---- key-value pairs */
+
+/* Bytes of a number; 0: not a number. */
+static uint32_t aq_gguf_kind_bytes(aq_gguf_kind kind) {
+    switch (kind) {
+    case AQ_GGUF_U8: case AQ_GGUF_I8: case AQ_GGUF_BOOL: return 1;
+    case AQ_GGUF_U16: case AQ_GGUF_I16: return 2;
+    case AQ_GGUF_U32: case AQ_GGUF_I32: case AQ_GGUF_F32: return 4;
+    case AQ_GGUF_U64: case AQ_GGUF_I64: case AQ_GGUF_F64: return 8;
+    case AQ_GGUF_STRING: case AQ_GGUF_ARRAY: case AQ_GGUF_KIND_COUNT: break;
+    }
+    return 0;
+}
+
+static aq_status aq_gguf_read_kind(aq_gguf_reader *in, const char *key, aq_gguf_kind *out) {
+    uint32_t kind = 0;
+    aq_status status = aq_gguf_word(in, &kind, "a value's type");
+    if (status != AQ_OK) return status;
+    if (kind >= AQ_GGUF_KIND_COUNT)
+        return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: key %s: value of type %u; 0 to %u are known",
+                       in->path, key, (unsigned)kind, (unsigned)AQ_GGUF_KIND_COUNT - 1);
+    *out = (aq_gguf_kind)kind;
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_read_array(aq_gguf_reader *in, aq_gguf_value *value) {
+    aq_status status = aq_gguf_read_kind(in, value->key, &value->element);
+    if (status == AQ_OK) status = aq_gguf_number(in, 8, &value->number, "an array's length");
+    if (status != AQ_OK) return status;
+    value->data = in->data + in->at;
+    if (value->element == AQ_GGUF_ARRAY)
+        return aq_fail(in->err, AQ_ERR_UNSUPPORTED, "%s: key %s: an array of arrays", in->path,
+                       value->key);
+    uint64_t bytes = 0;
+    if (value->element != AQ_GGUF_STRING) {
+        if (!aq_mul_u64(value->number, aq_gguf_kind_bytes(value->element), &bytes) ||
+            bytes > in->size - in->at)
+            return aq_gguf_short(in, "an array");
+        in->at += bytes;
+        return AQ_OK;
+    }
+    for (uint64_t i = 0; i < value->number; i++) { /* each takes 8 bytes at least: this ends */
+        status = aq_gguf_number(in, 8, &bytes, "a text's length");
+        if (status != AQ_OK) return status;
+        if (bytes > in->size - in->at) return aq_gguf_short(in, "an array of texts");
+        in->at += bytes;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_read_value(aq_gguf_reader *in, aq_gguf_value *value) {
+    aq_status status = aq_gguf_text(in, AQ_GGUF_KEY_MOST, &value->key, "a key");
+    if (status != AQ_OK) return status;
+    if (!*value->key)
+        return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: an empty key before byte %llu", in->path,
+                       (unsigned long long)in->at);
+    status = aq_gguf_read_kind(in, value->key, &value->kind);
+    if (status != AQ_OK) return status;
+    if (value->kind == AQ_GGUF_ARRAY) return aq_gguf_read_array(in, value);
+    if (value->kind == AQ_GGUF_STRING) return aq_gguf_text(in, UINT64_MAX, &value->text, "a text");
+    uint32_t bytes = aq_gguf_kind_bytes(value->kind);
+    status = aq_gguf_number(in, bytes, &value->number, "a number");
+    if (status == AQ_OK && value->kind == AQ_GGUF_BOOL && value->number > 1)
+        return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: key %s: truth value %llu; 0 or 1 was expected",
+                       in->path, value->key, (unsigned long long)value->number);
+    bool is_signed = value->kind == AQ_GGUF_I8 || value->kind == AQ_GGUF_I16 ||
+                     value->kind == AQ_GGUF_I32;
+    if (is_signed && value->number >> (8 * bytes - 1)) value->number |= UINT64_MAX << (8 * bytes);
+    return status;
+}
+
+static int aq_gguf_by_key(const void *a, const void *b) {
+    return strcmp(((const aq_gguf_value *)a)->key, ((const aq_gguf_value *)b)->key);
+}
+
+static int aq_gguf_by_name(const void *a, const void *b) {
+    return strcmp(((const aq_gguf_tensor *)a)->name, ((const aq_gguf_tensor *)b)->name);
+}
+
+static aq_status aq_gguf_read_values(aq_gguf_reader *in, aq_gguf *out) {
+    out->values =
+        (aq_gguf_value *)aq_arena_alloc(in->arena, (out->value_count + 1) * sizeof(aq_gguf_value));
+    const void **sorted =
+        (const void **)aq_arena_alloc(in->arena, (out->value_count + 1) * sizeof(void *));
+    if (!out->values || !sorted) return aq_fail_memory(in->err, out->value_count);
+    for (size_t i = 0; i < out->value_count; i++) {
+        aq_status status = aq_gguf_read_value(in, &out->values[i]);
+        if (status != AQ_OK) return status;
+        sorted[i] = &out->values[i];
+    }
+    aq_sort_pointers(sorted, out->value_count, aq_gguf_by_key);
+    for (size_t i = 1; i < out->value_count; i++) {
+        if (aq_gguf_by_key(sorted[i - 1], sorted[i]) == 0)
+            return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: key %s is there twice", in->path,
+                           ((const aq_gguf_value *)sorted[i])->key);
+    }
+    const aq_gguf_value *alignment = aq_gguf_find(out, "general.alignment");
+    out->alignment = AQ_GGUF_ALIGNMENT;
+    if (!alignment) return AQ_OK;
+    uint64_t value = alignment->number;
+    if (alignment->kind != AQ_GGUF_U32 || value < 8 || value > 65536 || (value & (value - 1)))
+        return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: general.alignment is %llu; a power of two "
+                       "from 8 to 65536 of type 4 was expected", in->path,
+                       (unsigned long long)value);
+    out->alignment = (uint32_t)value;
+    return AQ_OK;
+}
+
+AQ_LIB const aq_gguf_value *aq_gguf_find(const aq_gguf *file, const char *key) {
+    for (size_t i = 0; i < file->value_count; i++) {
+        if (strcmp(file->values[i].key, key) == 0) return &file->values[i];
+    }
+    return NULL;
+}
+
+/* ---- tensors */
+
+static aq_status aq_gguf_bad_tensor(const aq_gguf_reader *in, const aq_gguf_tensor *tensor,
+                                    const char *why) {
+    return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, tensor->name, in->at, "%s: tensor %s: %s",
+                          in->path, tensor->name, why);
+}
+
+static aq_status aq_gguf_read_shape(aq_gguf_reader *in, aq_gguf_tensor *tensor) {
+    aq_status status = aq_gguf_word(in, &tensor->rank, "a tensor's rank");
+    if (status != AQ_OK) return status;
+    if (tensor->rank > AQ_GGUF_RANK)
+        return aq_fail_tensor(in->err, AQ_ERR_UNSUPPORTED, tensor->name, in->at,
+                              "%s: tensor %s has %u dimensions; at most %u are read", in->path,
+                              tensor->name, (unsigned)tensor->rank, AQ_GGUF_RANK);
+    uint64_t *shape =
+        (uint64_t *)aq_arena_alloc(in->arena, (tensor->rank + 1) * sizeof(uint64_t));
+    if (!shape) return aq_fail_memory(in->err, sizeof(uint64_t));
+    for (uint32_t i = tensor->rank; status == AQ_OK && i-- > 0;) {
+        status = aq_gguf_number(in, 8, &shape[i], "a tensor's shape");
+        if (status == AQ_OK && shape[i] > INT64_MAX)
+            return aq_gguf_bad_tensor(in, tensor, "a negative dimension");
+    }
+    tensor->shape = shape;
+    return status;
+}
+
+/* Type and size; the type is one that GGUF knows, and its blocks fit the rows. */
+static aq_status aq_gguf_read_type(aq_gguf_reader *in, aq_gguf_tensor *tensor) {
+    uint32_t id = 0;
+    aq_status status = aq_gguf_word(in, &id, "a tensor's type");
+    if (status != AQ_OK) return status;
+    tensor->type = aq_gguf_type_at(id);
+    if (!tensor->type)
+        return aq_fail_tensor(in->err, AQ_ERR_UNSUPPORTED, tensor->name, in->at,
+                              "%s: tensor %s is of type %u, which this version does not know",
+                              in->path, tensor->name, (unsigned)id);
+    uint64_t count = 1, cols = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
+    for (uint32_t i = 0; i < tensor->rank; i++) {
+        if (!aq_mul_u64(count, tensor->shape[i], &count) || count > INT64_MAX)
+            return aq_gguf_bad_tensor(in, tensor, "its number of elements needs over 63 bits");
+    }
+    if (cols % tensor->type->weights)
+        return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, tensor->name, in->at,
+                              "%s: tensor %s: rows of %llu are no multiple of %u, the block of %s",
+                              in->path, tensor->name, (unsigned long long)cols,
+                              (unsigned)tensor->type->weights, tensor->type->name);
+    if (!aq_mul_u64(count / tensor->type->weights, tensor->type->bytes, &tensor->bytes))
+        return aq_gguf_bad_tensor(in, tensor, "its size needs over 64 bits");
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_read_tensor(aq_gguf_reader *in, aq_gguf_tensor *tensor) {
+    aq_status status = aq_gguf_text(in, AQ_GGUF_KEY_MOST, &tensor->name, "a tensor's name");
+    if (status != AQ_OK) return status;
+    if (!*tensor->name)
+        return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: a tensor without a name before byte %llu",
+                       in->path, (unsigned long long)in->at);
+    status = aq_gguf_read_shape(in, tensor);
+    if (status == AQ_OK) status = aq_gguf_read_type(in, tensor);
+    if (status == AQ_OK) status = aq_gguf_number(in, 8, &tensor->offset, "a tensor's offset");
+    return status;
+}
+
+static uint64_t aq_gguf_pad(uint64_t offset, uint32_t alignment) {
+    return (offset + alignment - 1) & ~(uint64_t)(alignment - 1);
+}
+
+/* Each tensor begins where the padded one before it ends, and the last one lies in the file. */
+static aq_status aq_gguf_place(aq_gguf_reader *in, aq_gguf *out) {
+    uint64_t offset = 0;
+    out->data_start = aq_gguf_pad(in->at, out->alignment);
+    for (size_t i = 0; i < out->tensor_count; i++) {
+        aq_gguf_tensor *tensor = &out->tensors[i];
+        if (tensor->offset != offset)
+            return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, tensor->name, tensor->offset,
+                                  "%s: tensor %s begins at %llu; %llu was expected, behind the one "
+                                  "before it", in->path, tensor->name,
+                                  (unsigned long long)tensor->offset, (unsigned long long)offset);
+        uint64_t end = 0;
+        if (!aq_add_u64(out->data_start, offset, &tensor->offset) ||
+            !aq_add_u64(tensor->offset, tensor->bytes, &end) || end > in->size)
+            return aq_fail_tensor(in->err, AQ_ERR_CORRUPT, tensor->name, offset,
+                                  "%s: tensor %s ends at byte %llu, the file at %llu; download it "
+                                  "again", in->path, tensor->name, (unsigned long long)end,
+                                  (unsigned long long)in->size);
+        offset = aq_gguf_pad(offset + tensor->bytes, out->alignment); /* below the file's size */
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_read_tensors(aq_gguf_reader *in, aq_gguf *out) {
+    out->tensors = (aq_gguf_tensor *)aq_arena_alloc(
+        in->arena, (out->tensor_count + 1) * sizeof(aq_gguf_tensor));
+    const void **sorted =
+        (const void **)aq_arena_alloc(in->arena, (out->tensor_count + 1) * sizeof(void *));
+    if (!out->tensors || !sorted) return aq_fail_memory(in->err, out->tensor_count);
+    for (size_t i = 0; i < out->tensor_count; i++) {
+        aq_status status = aq_gguf_read_tensor(in, &out->tensors[i]);
+        if (status != AQ_OK) return status;
+        sorted[i] = &out->tensors[i];
+    }
+    aq_sort_pointers(sorted, out->tensor_count, aq_gguf_by_name);
+    for (size_t i = 1; i < out->tensor_count; i++) {
+        if (aq_gguf_by_name(sorted[i - 1], sorted[i]) == 0)
+            return aq_gguf_bad_tensor(in, (const aq_gguf_tensor *)sorted[i], "is there twice");
+    }
+    return aq_gguf_place(in, out);
+}
+
+static aq_status aq_gguf_read_head(aq_gguf_reader *in, aq_gguf *out) {
+    uint64_t tensors = 0, values = 0;
+    if (in->size < 4 || memcmp(in->data, "GGUF", 4) != 0)
+        return aq_fail(in->err, AQ_ERR_CORRUPT, "%s: does not begin with GGUF", in->path);
+    in->at = 4;
+    aq_status status = aq_gguf_word(in, &out->version, "the version");
+    if (status != AQ_OK) return status;
+    if (out->version != 2 && out->version != 3)
+        return aq_fail(in->err, AQ_ERR_UNSUPPORTED, "%s: GGUF version %u%s; 2 and 3 are read",
+                       in->path, (unsigned)out->version,
+                       (out->version & 0xFFFFu) ? "" : ", perhaps of a big-endian machine");
+    status = aq_gguf_number(in, 8, &tensors, "the number of tensors");
+    if (status == AQ_OK) status = aq_gguf_number(in, 8, &values, "the number of keys");
+    if (status != AQ_OK) return status;
+    if (values > (in->size - in->at) / AQ_GGUF_LEAST_VALUE ||
+        tensors > (in->size - in->at) / AQ_GGUF_LEAST_TENSOR)
+        return aq_fail(in->err, AQ_ERR_CORRUPT,
+                       "%s: says that it holds %llu tensors and %llu keys, which %llu bytes cannot",
+                       in->path, (unsigned long long)tensors, (unsigned long long)values,
+                       (unsigned long long)in->size);
+    out->value_count = (size_t)values;
+    out->tensor_count = (size_t)tensors;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_gguf_parse(aq_arena *arena, const void *data, uint64_t size, const char *path,
+                               aq_gguf *out, aq_error *err) {
+    aq_gguf_reader in;
+    memset(out, 0, sizeof(*out));
+    in.data = (const unsigned char *)data;
+    in.size = size;
+    in.at = 0;
+    in.path = path;
+    in.arena = arena;
+    in.err = err;
+    aq_status status = aq_gguf_read_head(&in, out);
+    if (status == AQ_OK) status = aq_gguf_read_values(&in, out);
+    if (status == AQ_OK) status = aq_gguf_read_tensors(&in, out);
+    return status;
+}
+
+#undef AQ_GGUF_KEY_MOST
+#undef AQ_GGUF_LEAST_VALUE
+#undef AQ_GGUF_LEAST_TENSOR
+#undef AQ_GGUF_PLAIN
+#undef AQ_GGUF_OTHER
+#undef AQ_GGUF_TYPE_COUNT
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/gguf.c ---- */
+
+/* ---- begin src/format/gguf_write.c ---- */
+
+/* Writes GGUF headers into memory; the data behind them is streamed by whoever has it. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_GGUF_VERSION 3u
+
+static void aq_gguf_put(aq_builder *out, uint64_t value, uint32_t bytes) {
+    char text[8];
+    for (uint32_t i = 0; i < bytes; i++) text[i] = (char)(unsigned char)(value >> (8 * i));
+    aq_append(out, text, bytes);
+}
+
+static void aq_gguf_put_text(aq_builder *out, const char *text) {
+    size_t size = strlen(text);
+    aq_gguf_put(out, size, 8);
+    aq_append(out, text, size);
+}
+
+AQ_LIB void aq_gguf_begin(aq_builder *out, uint64_t tensors, uint64_t values) {
+    aq_append(out, "GGUF", 4);
+    aq_gguf_put(out, AQ_GGUF_VERSION, 4);
+    aq_gguf_put(out, tensors, 8);
+    aq_gguf_put(out, values, 8);
+}
+
+AQ_LIB void aq_gguf_put_string(aq_builder *out, const char *key, const char *value) {
+    aq_gguf_put_text(out, key);
+    aq_gguf_put(out, AQ_GGUF_STRING, 4);
+    aq_gguf_put_text(out, value);
+}
+
+AQ_LIB void aq_gguf_put_u32(aq_builder *out, const char *key, uint32_t value) {
+    aq_gguf_put_text(out, key);
+    aq_gguf_put(out, AQ_GGUF_U32, 4);
+    aq_gguf_put(out, value, 4);
+}
+
+AQ_LIB void aq_gguf_put_tensor(aq_builder *out, const aq_gguf_output *tensor) {
+    aq_gguf_put_text(out, tensor->name);
+    aq_gguf_put(out, tensor->rank, 4);
+    for (uint32_t i = tensor->rank; i-- > 0;) aq_gguf_put(out, tensor->shape[i], 8);
+    aq_gguf_put(out, tensor->type, 4);
+    aq_gguf_put(out, tensor->offset, 8);
+}
+
+AQ_LIB void aq_gguf_end(aq_builder *out) {
+    static const char zeros[AQ_GGUF_ALIGNMENT] = { 0 };
+    size_t over = out->size % AQ_GGUF_ALIGNMENT;
+    if (over) aq_append(out, zeros, AQ_GGUF_ALIGNMENT - over);
+}
+
+#undef AQ_GGUF_VERSION
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/gguf_write.c ---- */
+
+/* ---- begin src/format/gguf_names.c ---- */
+
+/* Architectures that readers of GGUF know, and the original tensor names that they expect where
+ * diffusers has names of its own. Facts of the formats; tests compare them with diffusers' own
+ * conversion. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_READ_BY_ALL "stable-diffusion.cpp, ComfyUI-GGUF and diffusers (from_single_file)"
+#define AQ_READ_BY_BOTH "stable-diffusion.cpp and ComfyUI-GGUF"
+#define AQ_READ_BY_COMFY "ComfyUI-GGUF, if the names are those of the original checkpoint"
+
+static const aq_gguf_architecture aq_gguf_architectures[] = {
+    { "flux", "FluxTransformer2DModel", AQ_GGUF_FAMILY_FLUX,
+      { "double_blocks.0.img_attn.proj.weight", "single_blocks.0.linear1.weight" },
+      AQ_READ_BY_ALL },
+    { "sd3", "SD3Transformer2DModel", AQ_GGUF_FAMILY_SD3,
+      { "joint_blocks.0.x_block.attn.qkv.weight", NULL }, AQ_READ_BY_ALL },
+    { "wan", "WanTransformer3DModel", AQ_GGUF_FAMILY_WAN,
+      { "blocks.0.self_attn.norm_q.weight", "head.modulation" }, AQ_READ_BY_ALL },
+    { "sdxl", "UNet2DConditionModel", AQ_GGUF_FAMILY_UNET,
+      { "add_embedding.linear_1.weight", "down_blocks.0.downsamplers.0.conv.weight" },
+      AQ_READ_BY_BOTH },
+    { "sdxl", NULL, AQ_GGUF_FAMILY_NONE,
+      { "label_emb.0.0.weight", "input_blocks.0.0.weight" }, AQ_READ_BY_BOTH },
+    { "sd1", "UNet2DConditionModel", AQ_GGUF_FAMILY_UNET,
+      { "down_blocks.0.downsamplers.0.conv.weight", NULL }, AQ_READ_BY_BOTH },
+    { "sd1", NULL, AQ_GGUF_FAMILY_NONE,
+      { "input_blocks.0.0.weight", "output_blocks.0.0.in_layers.2.weight" }, AQ_READ_BY_BOTH },
+    { "aura", "AuraFlowTransformer2DModel", AQ_GGUF_FAMILY_NONE,
+      { "double_layers.3.modX.1.weight", NULL }, AQ_READ_BY_COMFY },
+    { "hidream", "HiDreamImageTransformer2DModel", AQ_GGUF_FAMILY_NONE,
+      { "caption_projection.0.linear.weight",
+        "double_stream_blocks.0.block.ff_i.shared_experts.w3.weight" }, AQ_READ_BY_COMFY },
+    { "cosmos", "CosmosTransformer3DModel", AQ_GGUF_FAMILY_NONE,
+      { "blocks.0.mlp.layer1.weight", "blocks.0.adaln_modulation_cross_attn.1.weight" },
+      AQ_READ_BY_COMFY },
+    { "ltxv", "LTXVideoTransformer3DModel", AQ_GGUF_FAMILY_NONE,
+      { "adaln_single.emb.timestep_embedder.linear_2.weight", "caption_projection.linear_2.weight" },
+      AQ_READ_BY_COMFY },
+    { "hyvid", "HunyuanVideoTransformer3DModel", AQ_GGUF_FAMILY_NONE,
+      { "double_blocks.0.img_attn_proj.weight",
+        "txt_in.individual_token_refiner.blocks.1.self_attn_qkv.weight" }, AQ_READ_BY_COMFY },
+    { "lumina2", "Lumina2Transformer2DModel", AQ_GGUF_FAMILY_NONE,
+      { "cap_embedder.1.weight", "context_refiner.0.attention.qkv.weight" }, AQ_READ_BY_COMFY },
+    { "qwen_image", "QwenImageTransformer2DModel", AQ_GGUF_FAMILY_NONE,
+      { "transformer_blocks.0.img_mod.1.weight", "transformer_blocks.0.txt_mod.1.weight" },
+      "stable-diffusion.cpp, ComfyUI-GGUF and diffusers" },
+};
+#define AQ_GGUF_ARCHITECTURES (sizeof(aq_gguf_architectures) / sizeof(aq_gguf_architectures[0]))
+
+AQ_LIB const aq_gguf_architecture *
+aq_gguf_detect(const char *model_class, bool (*has)(const void *user, const char *name),
+               const void *user) {
+    for (size_t i = 0; i < AQ_GGUF_ARCHITECTURES; i++) { /* original names, or diffusers' UNets */
+        const aq_gguf_architecture *known = &aq_gguf_architectures[i];
+        if (has(user, known->marks[0]) && (!known->marks[1] || has(user, known->marks[1])))
+            return known;
+    }
+    for (size_t i = 0; model_class && i < AQ_GGUF_ARCHITECTURES; i++) {
+        const aq_gguf_architecture *known = &aq_gguf_architectures[i];
+        if (known->model_class && known->family != AQ_GGUF_FAMILY_UNET &&
+            strcmp(known->model_class, model_class) == 0)
+            return known;
+    }
+    /* a file without config.json */
+    if (has(user, "transformer_blocks.0.attn.add_q_proj.weight") &&
+        has(user, "single_transformer_blocks.0.proj_mlp.weight"))
+        return &aq_gguf_architectures[0];
+    if (has(user, "transformer_blocks.0.attn.add_q_proj.weight") &&
+        has(user, "pos_embed.proj.weight"))
+        return &aq_gguf_architectures[1];
+    if (has(user, "condition_embedder.time_proj.weight")) return &aq_gguf_architectures[2];
+    return NULL;
+}
+
+/* ---- rules: "#" stands for a number, the same in both */
+
+typedef struct aq_gguf_rule {
+    const char *from, *to; /* a whole name, or a name without its last part */
+    uint8_t slot, slots;   /* of a stack; 0, 0: alone */
+} aq_gguf_rule;
+
+static const aq_gguf_rule aq_flux_rules[] = {
+    { "time_text_embed.timestep_embedder.linear_1", "time_in.in_layer", 0, 0 },
+    { "time_text_embed.timestep_embedder.linear_2", "time_in.out_layer", 0, 0 },
+    { "time_text_embed.text_embedder.linear_1", "vector_in.in_layer", 0, 0 },
+    { "time_text_embed.text_embedder.linear_2", "vector_in.out_layer", 0, 0 },
+    { "time_text_embed.guidance_embedder.linear_1", "guidance_in.in_layer", 0, 0 },
+    { "time_text_embed.guidance_embedder.linear_2", "guidance_in.out_layer", 0, 0 },
+    { "context_embedder", "txt_in", 0, 0 },
+    { "x_embedder", "img_in", 0, 0 },
+    { "transformer_blocks.#.norm1.linear", "double_blocks.#.img_mod.lin", 0, 0 },
+    { "transformer_blocks.#.norm1_context.linear", "double_blocks.#.txt_mod.lin", 0, 0 },
+    { "transformer_blocks.#.attn.to_q", "double_blocks.#.img_attn.qkv", 0, 3 },
+    { "transformer_blocks.#.attn.to_k", "double_blocks.#.img_attn.qkv", 1, 3 },
+    { "transformer_blocks.#.attn.to_v", "double_blocks.#.img_attn.qkv", 2, 3 },
+    { "transformer_blocks.#.attn.add_q_proj", "double_blocks.#.txt_attn.qkv", 0, 3 },
+    { "transformer_blocks.#.attn.add_k_proj", "double_blocks.#.txt_attn.qkv", 1, 3 },
+    { "transformer_blocks.#.attn.add_v_proj", "double_blocks.#.txt_attn.qkv", 2, 3 },
+    { "transformer_blocks.#.attn.norm_q.weight", "double_blocks.#.img_attn.norm.query_norm.scale",
+      0, 0 },
+    { "transformer_blocks.#.attn.norm_k.weight", "double_blocks.#.img_attn.norm.key_norm.scale", 0,
+      0 },
+    { "transformer_blocks.#.attn.norm_added_q.weight",
+      "double_blocks.#.txt_attn.norm.query_norm.scale", 0, 0 },
+    { "transformer_blocks.#.attn.norm_added_k.weight",
+      "double_blocks.#.txt_attn.norm.key_norm.scale", 0, 0 },
+    { "transformer_blocks.#.ff.net.0.proj", "double_blocks.#.img_mlp.0", 0, 0 },
+    { "transformer_blocks.#.ff.net.2", "double_blocks.#.img_mlp.2", 0, 0 },
+    { "transformer_blocks.#.ff_context.net.0.proj", "double_blocks.#.txt_mlp.0", 0, 0 },
+    { "transformer_blocks.#.ff_context.net.2", "double_blocks.#.txt_mlp.2", 0, 0 },
+    { "transformer_blocks.#.attn.to_out.0", "double_blocks.#.img_attn.proj", 0, 0 },
+    { "transformer_blocks.#.attn.to_add_out", "double_blocks.#.txt_attn.proj", 0, 0 },
+    { "single_transformer_blocks.#.norm.linear", "single_blocks.#.modulation.lin", 0, 0 },
+    { "single_transformer_blocks.#.attn.to_q", "single_blocks.#.linear1", 0, 4 },
+    { "single_transformer_blocks.#.attn.to_k", "single_blocks.#.linear1", 1, 4 },
+    { "single_transformer_blocks.#.attn.to_v", "single_blocks.#.linear1", 2, 4 },
+    { "single_transformer_blocks.#.proj_mlp", "single_blocks.#.linear1", 3, 4 },
+    { "single_transformer_blocks.#.attn.norm_q.weight", "single_blocks.#.norm.query_norm.scale", 0,
+      0 },
+    { "single_transformer_blocks.#.attn.norm_k.weight", "single_blocks.#.norm.key_norm.scale", 0,
+      0 },
+    { "single_transformer_blocks.#.proj_out", "single_blocks.#.linear2", 0, 0 },
+    { "proj_out", "final_layer.linear", 0, 0 },
+    { "norm_out.linear", "final_layer.adaLN_modulation.1", 0, 0 },
+    { NULL, NULL, 0, 0 },
+};
+
+static const aq_gguf_rule aq_sd3_rules[] = {
+    { "pos_embed.pos_embed", "pos_embed", 0, 0 },
+    { "pos_embed.proj", "x_embedder.proj", 0, 0 },
+    { "context_embedder", "context_embedder", 0, 0 },
+    { "time_text_embed.timestep_embedder.linear_1", "t_embedder.mlp.0", 0, 0 },
+    { "time_text_embed.timestep_embedder.linear_2", "t_embedder.mlp.2", 0, 0 },
+    { "time_text_embed.text_embedder.linear_1", "y_embedder.mlp.0", 0, 0 },
+    { "time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2", 0, 0 },
+    { "transformer_blocks.#.attn.to_q", "joint_blocks.#.x_block.attn.qkv", 0, 3 },
+    { "transformer_blocks.#.attn.to_k", "joint_blocks.#.x_block.attn.qkv", 1, 3 },
+    { "transformer_blocks.#.attn.to_v", "joint_blocks.#.x_block.attn.qkv", 2, 3 },
+    { "transformer_blocks.#.attn.add_q_proj", "joint_blocks.#.context_block.attn.qkv", 0, 3 },
+    { "transformer_blocks.#.attn.add_k_proj", "joint_blocks.#.context_block.attn.qkv", 1, 3 },
+    { "transformer_blocks.#.attn.add_v_proj", "joint_blocks.#.context_block.attn.qkv", 2, 3 },
+    { "transformer_blocks.#.attn2.to_q", "joint_blocks.#.x_block.attn2.qkv", 0, 3 },
+    { "transformer_blocks.#.attn2.to_k", "joint_blocks.#.x_block.attn2.qkv", 1, 3 },
+    { "transformer_blocks.#.attn2.to_v", "joint_blocks.#.x_block.attn2.qkv", 2, 3 },
+    { "transformer_blocks.#.attn.norm_q", "joint_blocks.#.x_block.attn.ln_q", 0, 0 },
+    { "transformer_blocks.#.attn.norm_k", "joint_blocks.#.x_block.attn.ln_k", 0, 0 },
+    { "transformer_blocks.#.attn.norm_added_q", "joint_blocks.#.context_block.attn.ln_q", 0, 0 },
+    { "transformer_blocks.#.attn.norm_added_k", "joint_blocks.#.context_block.attn.ln_k", 0, 0 },
+    { "transformer_blocks.#.attn2.norm_q", "joint_blocks.#.x_block.attn2.ln_q", 0, 0 },
+    { "transformer_blocks.#.attn2.norm_k", "joint_blocks.#.x_block.attn2.ln_k", 0, 0 },
+    { "transformer_blocks.#.attn.to_out.0", "joint_blocks.#.x_block.attn.proj", 0, 0 },
+    { "transformer_blocks.#.attn.to_add_out", "joint_blocks.#.context_block.attn.proj", 0, 0 },
+    { "transformer_blocks.#.attn2.to_out.0", "joint_blocks.#.x_block.attn2.proj", 0, 0 },
+    { "transformer_blocks.#.norm1.linear", "joint_blocks.#.x_block.adaLN_modulation.1", 0, 0 },
+    { "transformer_blocks.#.norm1_context.linear",
+      "joint_blocks.#.context_block.adaLN_modulation.1", 0, 0 },
+    { "transformer_blocks.#.ff.net.0.proj", "joint_blocks.#.x_block.mlp.fc1", 0, 0 },
+    { "transformer_blocks.#.ff.net.2", "joint_blocks.#.x_block.mlp.fc2", 0, 0 },
+    { "transformer_blocks.#.ff_context.net.0.proj", "joint_blocks.#.context_block.mlp.fc1", 0, 0 },
+    { "transformer_blocks.#.ff_context.net.2", "joint_blocks.#.context_block.mlp.fc2", 0, 0 },
+    { "proj_out", "final_layer.linear", 0, 0 },
+    { "norm_out.linear", "final_layer.adaLN_modulation.1", 0, 0 },
+    { NULL, NULL, 0, 0 },
+};
+
+static const aq_gguf_rule aq_wan_rules[] = {
+    { "condition_embedder.time_embedder.linear_1", "time_embedding.0", 0, 0 },
+    { "condition_embedder.time_embedder.linear_2", "time_embedding.2", 0, 0 },
+    { "condition_embedder.text_embedder.linear_1", "text_embedding.0", 0, 0 },
+    { "condition_embedder.text_embedder.linear_2", "text_embedding.2", 0, 0 },
+    { "condition_embedder.time_proj", "time_projection.1", 0, 0 },
+    { "condition_embedder.image_embedder.norm1", "img_emb.proj.0", 0, 0 },
+    { "condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1", 0, 0 },
+    { "condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3", 0, 0 },
+    { "condition_embedder.image_embedder.norm2", "img_emb.proj.4", 0, 0 },
+    { "patch_embedding", "patch_embedding", 0, 0 },
+    { "vace_patch_embedding", "vace_patch_embedding", 0, 0 },
+    { "scale_shift_table", "head.modulation", 0, 0 },
+    { "proj_out", "head.head", 0, 0 },
+    { NULL, NULL, 0, 0 },
+};
+
+/* Inside blocks.# and vace_blocks.# of Wan. */
+static const aq_gguf_rule aq_wan_block_rules[] = {
+    { "scale_shift_table", "modulation", 0, 0 },
+    { "attn1.to_q", "self_attn.q", 0, 0 },
+    { "attn1.to_k", "self_attn.k", 0, 0 },
+    { "attn1.to_v", "self_attn.v", 0, 0 },
+    { "attn1.to_out.0", "self_attn.o", 0, 0 },
+    { "attn1.norm_q", "self_attn.norm_q", 0, 0 },
+    { "attn1.norm_k", "self_attn.norm_k", 0, 0 },
+    { "attn2.to_q", "cross_attn.q", 0, 0 },
+    { "attn2.to_k", "cross_attn.k", 0, 0 },
+    { "attn2.to_v", "cross_attn.v", 0, 0 },
+    { "attn2.to_out.0", "cross_attn.o", 0, 0 },
+    { "attn2.norm_q", "cross_attn.norm_q", 0, 0 },
+    { "attn2.norm_k", "cross_attn.norm_k", 0, 0 },
+    { "attn2.add_k_proj", "cross_attn.k_img", 0, 0 },
+    { "attn2.add_v_proj", "cross_attn.v_img", 0, 0 },
+    { "attn2.norm_added_k", "cross_attn.norm_k_img", 0, 0 },
+    { "norm2", "norm3", 0, 0 },
+    { "norm3", "norm2", 0, 0 },
+    { "ffn.net.0.proj", "ffn.0", 0, 0 },
+    { "ffn.net.2", "ffn.2", 0, 0 },
+    { "proj_in", "before_proj", 0, 0 },
+    { "proj_out", "after_proj", 0, 0 },
+    { NULL, NULL, 0, 0 },
+};
+
+static const aq_gguf_rule aq_unet_rules[] = {
+    { "time_embedding.linear_1", "time_embed.0", 0, 0 },
+    { "time_embedding.linear_2", "time_embed.2", 0, 0 },
+    { "add_embedding.linear_1", "label_emb.0.0", 0, 0 },
+    { "add_embedding.linear_2", "label_emb.0.2", 0, 0 },
+    { "class_embedding.linear_1", "label_emb.0.0", 0, 0 },
+    { "class_embedding.linear_2", "label_emb.0.2", 0, 0 },
+    { "conv_in", "input_blocks.0.0", 0, 0 },
+    { "conv_norm_out", "out.0", 0, 0 },
+    { "conv_out", "out.2", 0, 0 },
+    { NULL, NULL, 0, 0 },
+};
+
+/* Inside a residual block of a UNet. */
+static const aq_gguf_rule aq_resnet_rules[] = {
+    { "norm1", "in_layers.0", 0, 0 },
+    { "conv1", "in_layers.2", 0, 0 },
+    { "norm2", "out_layers.0", 0, 0 },
+    { "conv2", "out_layers.3", 0, 0 },
+    { "time_emb_proj", "emb_layers.1", 0, 0 },
+    { "conv_shortcut", "skip_connection", 0, 0 },
+    { NULL, NULL, 0, 0 },
+};
+
+/* ---- matching */
+
+static bool aq_rule_digit(char c) {
+    return c >= '0' && c <= '9';
+}
+
+/* The text after `pattern` at the start of `name`, or NULL; *number is what "#" stands for. */
+static const char *aq_rule_match(const char *pattern, const char *name, const char **number,
+                                 size_t *digits) {
+    for (; *pattern; pattern++) {
+        if (*pattern != '#') {
+            if (*name++ != *pattern) return NULL;
+            continue;
+        }
+        *number = name;
+        while (aq_rule_digit(*name)) name++;
+        *digits = (size_t)(name - *number);
+        if (!*digits) return NULL;
+    }
+    return name;
+}
+
+static bool aq_rule_apply(const aq_gguf_rule *rules, const char *name, aq_gguf_rename *out) {
+    for (; rules->from; rules++) {
+        const char *number = "", *rest;
+        size_t digits = 0, used = 0;
+        rest = aq_rule_match(rules->from, name, &number, &digits);
+        if (!rest || (*rest && (*rest != '.' || strchr(rest + 1, '.')))) continue;
+        for (const char *c = rules->to; *c && used < sizeof(out->name); c++) {
+            if (*c == '#')
+                used += aq_format(out->name + used, sizeof(out->name) - used, "%.*s", (int)digits,
+                                  number);
+            else out->name[used++] = *c;
+        }
+        if (used + strlen(rest) >= sizeof(out->name)) return false;
+        memcpy(out->name + used, rest, strlen(rest) + 1);
+        out->slot = rules->slot;
+        out->slots = rules->slots ? rules->slots : 1;
+        return true;
+    }
+    return false;
+}
+
+/* The number at *name, which is left behind it and its dot. */
+static bool aq_name_number(const char **name, uint64_t *out) {
+    const char *c = *name;
+    *out = 0;
+    while (aq_rule_digit(*c) && *out < 100000) *out = *out * 10 + (uint64_t)(*c++ - '0');
+    if (c == *name || *c != '.') return false;
+    *name = c + 1;
+    return true;
+}
+
+static bool aq_name_after(const char **name, const char *start) {
+    size_t size = strlen(start);
+    if (strncmp(*name, start, size) != 0) return false;
+    *name += size;
+    return true;
+}
+
+static bool aq_rename_wan(const char *name, aq_gguf_rename *out) {
+    const char *rest = name;
+    const char *kind = aq_name_after(&rest, "vace_blocks.") ? "vace_blocks." : "blocks.";
+    aq_gguf_rename inner;
+    uint64_t number;
+    if (rest == name && !aq_name_after(&rest, "blocks.")) return aq_rule_apply(aq_wan_rules, name, out);
+    if (!aq_name_number(&rest, &number) || !aq_rule_apply(aq_wan_block_rules, rest, &inner))
+        return false;
+    aq_format(out->name, sizeof(out->name), "%s%llu.%s", kind, (unsigned long long)number,
+              inner.name);
+    out->slots = 1;
+    return true;
+}
+
+/* "resnets.L.REST" or "attentions.L.REST" as "PREFIX.I.0|1.REST", I = first + L · step. */
+static bool aq_rename_unet_part(const char *rest, const char *prefix, uint64_t first,
+                                uint64_t step, aq_gguf_rename *out) {
+    aq_gguf_rename inner;
+    uint64_t layer;
+    bool attention = aq_name_after(&rest, "attentions.");
+    if (!attention && !aq_name_after(&rest, "resnets.")) return false;
+    if (!aq_name_number(&rest, &layer)) return false;
+    uint64_t block = first + layer * step;
+    if (!attention && !aq_rule_apply(aq_resnet_rules, rest, &inner)) return false;
+    if (*prefix == 'm')
+        aq_format(out->name, sizeof(out->name), "%s.%llu.%s", prefix,
+                  (unsigned long long)(attention ? 1 : block), attention ? rest : inner.name);
+    else
+        aq_format(out->name, sizeof(out->name), "%s.%llu.%u.%s", prefix, (unsigned long long)block,
+                  attention ? 1u : 0u, attention ? rest : inner.name);
+    return true;
+}
+
+static bool aq_rename_unet(const aq_gguf_naming *naming, const char *name, aq_gguf_rename *out) {
+    uint64_t block, each = naming->layers_per_block + 1;
+    const char *rest = name;
+    out->slots = 1;
+    if (aq_name_after(&rest, "mid_block."))
+        return aq_rename_unet_part(rest, "middle_block", 0, 2, out);
+    if (aq_name_after(&rest, "down_blocks.")) {
+        if (!aq_name_number(&rest, &block)) return false;
+        if (!aq_name_after(&rest, "downsamplers.0.conv."))
+            return aq_rename_unet_part(rest, "input_blocks", 1 + block * each, 1, out);
+        aq_format(out->name, sizeof(out->name), "input_blocks.%llu.0.op.%s",
+                  (unsigned long long)((block + 1) * each), rest);
+        return true;
+    }
+    if (aq_name_after(&rest, "up_blocks.")) {
+        if (!aq_name_number(&rest, &block)) return false;
+        if (!aq_name_after(&rest, "upsamplers.0.conv."))
+            return aq_rename_unet_part(rest, "output_blocks", block * each, 1, out);
+        char mark[96]; /* behind the attention of the last layer, if there is one */
+        aq_format(mark, sizeof(mark), "up_blocks.%llu.attentions.0.norm.weight",
+                  (unsigned long long)block);
+        aq_format(out->name, sizeof(out->name), "output_blocks.%llu.%u.conv.%s",
+                  (unsigned long long)(block * each + naming->layers_per_block),
+                  naming->has(naming->user, mark) ? 2u : 1u, rest);
+        return true;
+    }
+    return aq_rule_apply(aq_unet_rules, name, out);
+}
+
+/* Layers whose scale and shift stand the other way round in the original. */
+static bool aq_is_turned(const aq_gguf_naming *naming, const char *name) {
+    char last[96];
+    if (naming->family != AQ_GGUF_FAMILY_FLUX && naming->family != AQ_GGUF_FAMILY_SD3) return false;
+    if (strncmp(name, "norm_out.linear.", 16) == 0) return true;
+    aq_format(last, sizeof(last), "transformer_blocks.%llu.norm1_context.linear.",
+              (unsigned long long)naming->last_block);
+    return naming->family == AQ_GGUF_FAMILY_SD3 && strncmp(name, last, strlen(last)) == 0;
+}
+
+AQ_LIB bool aq_gguf_rename_tensor(const aq_gguf_naming *naming, const char *name,
+                                  aq_gguf_rename *out) {
+    memset(out, 0, sizeof(*out));
+    out->slots = 1;
+    if (strlen(name) >= sizeof(out->name) / 2) return false;
+    out->turned = aq_is_turned(naming, name);
+    switch (naming->family) {
+    case AQ_GGUF_FAMILY_FLUX: return aq_rule_apply(aq_flux_rules, name, out);
+    case AQ_GGUF_FAMILY_SD3: return aq_rule_apply(aq_sd3_rules, name, out);
+    case AQ_GGUF_FAMILY_WAN: return aq_rename_wan(name, out);
+    case AQ_GGUF_FAMILY_UNET: return aq_rename_unet(naming, name, out);
+    case AQ_GGUF_FAMILY_NONE: break;
+    }
+    return false;
+}
+
+#undef AQ_READ_BY_ALL
+#undef AQ_READ_BY_BOTH
+#undef AQ_READ_BY_COMFY
+#undef AQ_GGUF_ARCHITECTURES
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/format/gguf_names.c ---- */
+
 /* ---- begin src/format/native.h ---- */
 
 /* The native format's own words: what __metadata__["arrowquant"] of each safetensors file says
@@ -25275,6 +27690,7 @@ AQ_LIB const aq_container *aq_container_of(aq_output_format format);
 /* model/container_native.c; others may use what suits them */
 AQ_LIB const aq_container *aq_container_native(void);
 AQ_LIB const aq_container *aq_container_compressed(void);
+AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
 AQ_LIB aq_status aq_beside_config(struct aq_run *run, const aq_component *component,
                                   const char *value, aq_error *err);
@@ -25348,6 +27764,10 @@ AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *ten
 AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
 /* The tensor is kept: its dtype and bytes in the output. */
 AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* Tensors that are stored as one are stored alike: *level is false when one of them is wider than the
+ * others, which have now got as many bits. */
+AQ_LIB aq_status aq_stack_level(aq_plan *plan, const size_t *stack, size_t count, bool *level,
+                                aq_error *err);
 /* Outputs, offsets, the predicted size. */
 AQ_LIB aq_status aq_plan_lay_out(aq_plan *plan, aq_error *err);
 /* Indices of an output's tensors in the order they are written (arena). */
@@ -25470,7 +27890,10 @@ AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint6
 AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix, aq_dtype dtype,
                                uint32_t rank, const uint64_t *shape, uint64_t bytes, uint32_t crc,
                                aq_error *err);
-/* model/run_copy.c: a kept tensor as it is, or as tensor->output_dtype; `scale` is that of an FP8
+/* model/run_copy.c: bytes of a tensor from the open input, turned as the plan says */
+AQ_LIB aq_status aq_run_read(aq_run *run, const aq_plan_tensor *tensor, uint64_t offset, void *data,
+                             size_t size, aq_error *err);
+/* A kept tensor as it is, or as tensor->output_dtype; `scale` is that of an FP8
  * weight to be folded in, or has no values */
 AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err);
 AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
@@ -25537,6 +27960,8 @@ typedef struct aq_model_shard {
     bool native_present;
     aq_native native;
     const aq_ct_config *compressed; /* of its component; NULL: not compressed-tensors */
+    bool is_gguf;
+    aq_gguf gguf; /* then `file` has no tensors */
 } aq_model_shard;
 
 struct aq_model_state {
@@ -25555,6 +27980,9 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
+/* model/open_gguf.c: fills a tensor from one of a GGUF shard, but for its name. */
+AQ_LIB void aq_open_gguf_tensor(const aq_model_shard *shard, const aq_gguf_tensor *from,
+                                aq_tensor *out);
 /* Rows as F32 on the calling thread alone. */
 AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
                                     uint64_t first_row, uint64_t row_count, float *out,
@@ -25782,7 +28210,8 @@ static aq_status aq_no_weights(const char *folder, const aq_folder_entry *entrie
     return aq_fail(err, AQ_ERR_MODEL_NOT_FOUND, "%s: no .safetensors file in it", folder);
 }
 
-/* The index of known stems, then a single file, then numbered shards, then the only file. */
+/* The index of known stems, then a single file, then numbered shards, then the only file, then the
+ * only GGUF file. */
 AQ_LIB aq_status aq_choose_weights(aq_arena *arena, const char *folder,
                                    const aq_folder_entry *entries, size_t entry_count,
                                    const char *variant, aq_weight_files *out, aq_error *err) {
@@ -25820,6 +28249,14 @@ AQ_LIB aq_status aq_choose_weights(aq_arena *arena, const char *folder,
         return aq_fail(err, AQ_ERR_METADATA,
                        "%s: several weight files (%s, %s, …) and no index; name one of them",
                        folder, only, second);
+    if (only) return aq_one_weight(arena, only, out, err);
+    for (size_t i = 0; i < entry_count && !variant; i++) {
+        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(entries[i].name, ".gguf")) continue;
+        if (only)
+            return aq_fail(err, AQ_ERR_METADATA, "%s: several GGUF files (%s, %s, …); name one of "
+                           "them", folder, only, entries[i].name);
+        only = entries[i].name;
+    }
     if (only) return aq_one_weight(arena, only, out, err);
     return aq_no_weights(folder, entries, entry_count, variant, err);
 }
@@ -26171,6 +28608,16 @@ static aq_status aq_check_unique(aq_arena *arena, const aq_folder *folder,
     return AQ_OK;
 }
 
+/* A GGUF file is read when the model is opened; here it has a size and no tensors. */
+static aq_status aq_gguf_stand_in(const char *path, aq_st_file *out, aq_error *err) {
+    aq_file file = AQ_FILE_CLOSED;
+    memset(out, 0, sizeof(*out));
+    out->path = path;
+    aq_status status = aq_file_open(&file, path, &out->file_size, err);
+    (void)aq_file_close(&file, NULL);
+    return status;
+}
+
 static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_error *err) {
     aq_arena *arena = walk->arena;
     component->files = (aq_st_file *)aq_arena_alloc(arena, component->shard_count * sizeof(aq_st_file));
@@ -26182,7 +28629,9 @@ static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_erro
             return aq_fail(err, AQ_ERR_MODEL_NOT_FOUND,
                            "%s/%s: names the shard %s, which is not there; download it again",
                            walk->folder->root, component->index, component->shards[i]);
-        aq_status status = aq_st_read_header(arena, path, &component->files[i], err);
+        aq_status status = aq_ends_with(path, ".gguf")
+                               ? aq_gguf_stand_in(path, &component->files[i], err)
+                               : aq_st_read_header(arena, path, &component->files[i], err);
         if (status != AQ_OK) return status;
     }
     return component->index ? aq_check_index(walk->folder, component, err)
@@ -26342,12 +28791,12 @@ static aq_status aq_open_file(aq_walk *walk, const char *path, aq_error *err) {
     if (strstr(name, ".safetensors.index.") && aq_ends_with(name, ".json")) {
         folder->kind = AQ_FOLDER_PLAIN;
         files.index = name;
-    } else if (aq_ends_with(name, ".safetensors")) {
+    } else if (aq_ends_with(name, ".safetensors") || aq_ends_with(name, ".gguf")) {
         folder->kind = AQ_FOLDER_FILE;
         files.shards = &name;
         files.shard_count = 1;
     } else {
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: only .safetensors files are read; load the "
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: only .safetensors and .gguf files are read; load the "
                        "model and save it with safe_serialization=True", path);
     }
     return aq_add_component(walk, "", "", &files, err);
@@ -27521,6 +29970,578 @@ AQ_LIB const aq_container *aq_container_compressed(void) {
 
 /* ---- end src/model/container_compressed.c ---- */
 
+/* ---- begin src/model/container_gguf.c ---- */
+
+/* GGUF: one file for each component, tensors of ggml's types under the names that its readers expect. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_GGUF_SMALL 1024u /* elements: tensors up to this size are not worth a code */
+
+/* What the plan knows of each output. */
+typedef struct aq_gguf_plan {
+    const char *architecture;
+    const aq_gguf_architecture *known; /* or NULL */
+    uint64_t header_bytes;
+} aq_gguf_plan;
+
+/* ---- config */
+
+static aq_code aq_gguf_choice_code(aq_gguf_type_choice type) {
+    switch (type) {
+    case AQ_GGUF_TYPE_Q8_0: return AQ_CODE_Q8_0;
+    case AQ_GGUF_TYPE_Q4_0: return AQ_CODE_Q4_0;
+    case AQ_GGUF_TYPE_Q4_1: return AQ_CODE_Q4_1;
+    case AQ_GGUF_TYPE_Q4_K: return AQ_CODE_Q4_K;
+    case AQ_GGUF_TYPE_Q2_K: return AQ_CODE_Q2_K;
+    case AQ_GGUF_TYPE_AUTO: case AQ_GGUF_TYPE_F32: case AQ_GGUF_TYPE_F16: case AQ_GGUF_TYPE_BF16:
+        break;
+    }
+    return AQ_CODE_COUNT;
+}
+
+/* The plain dtype that gguf_type names, or AQ_DTYPE_COUNT. */
+static aq_dtype aq_gguf_choice_dtype(aq_gguf_type_choice type) {
+    return type == AQ_GGUF_TYPE_F32    ? AQ_DTYPE_F32
+           : type == AQ_GGUF_TYPE_F16  ? AQ_DTYPE_F16
+           : type == AQ_GGUF_TYPE_BF16 ? AQ_DTYPE_BF16 : AQ_DTYPE_COUNT;
+}
+
+static aq_code aq_gguf_usual_code(const aq_config *config, uint32_t bits) {
+    bool small = config->group_size == 32 && aq_config_is_explicit(config, AQ_FIELD_group_size);
+    aq_code named = aq_gguf_choice_code(config->gguf_type);
+    if (named != AQ_CODE_COUNT && aq_block_spec(named).bits == bits) return named;
+    if (bits == 2) return AQ_CODE_Q2_K;
+    if (bits == 8) return AQ_CODE_Q8_0;
+    return !small ? AQ_CODE_Q4_K : config->symmetric ? AQ_CODE_Q4_0 : AQ_CODE_Q4_1;
+}
+
+/* The type decides what these fields say elsewhere: what was asked for and is not so is told. */
+static aq_status aq_gguf_check(aq_plan *plan, aq_error *err) {
+    aq_config *config = &plan->config;
+    aq_code named = aq_gguf_choice_code(config->gguf_type);
+    aq_arena *arena = &plan->state->arena;
+    aq_notes *notes = &plan->state->notes;
+    aq_status status = AQ_OK;
+    if (named != AQ_CODE_COUNT) {
+        uint32_t bits = aq_block_spec(named).bits;
+        if (config->bit_width != bits && aq_config_is_explicit(config, AQ_FIELD_bit_width))
+            return aq_fail(err, AQ_ERR_CONFIGURATION,
+                           "gguf_type %s has %u bits, bit_width asks for %u; leave one of them out",
+                           aq_code_name(named), (unsigned)bits, (unsigned)config->bit_width);
+        config->bit_width = bits;
+    }
+    if (config->parameter_bits == 8)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "parameter_bits: GGUF's types have parameters of "
+                       "their own; leave it out");
+    aq_code code = aq_gguf_usual_code(config, config->bit_width);
+    uint32_t block = aq_block_weights(code);
+    bool symmetric = code == AQ_CODE_Q8_0 || code == AQ_CODE_Q4_0;
+    if (aq_config_is_explicit(config, AQ_FIELD_group_size) && config->group_size != block)
+        status = aq_note(arena, notes, err, "group_size %u is not used: %s has blocks of %u",
+                         (unsigned)config->group_size, aq_code_name(code), (unsigned)block);
+    if (status == AQ_OK && config->symmetric && !symmetric)
+        status = aq_note(arena, notes, err, "symmetric is not used: %s has minimums",
+                         aq_code_name(code));
+    return status;
+}
+
+/* ---- one tensor */
+
+/* A row of GGUF is the last dimension. */
+static uint64_t aq_gguf_row(const aq_plan_tensor *tensor) {
+    return tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
+}
+
+static aq_status aq_gguf_detail(aq_plan *plan, const char **detail, aq_error *err,
+                                const char *format, uint64_t row, aq_code usual, aq_code code) {
+    char text[128];
+    aq_format(text, sizeof(text), format, (unsigned long long)row, aq_code_name(usual),
+              aq_code_name(code));
+    *detail = aq_arena_string(&plan->state->arena, text);
+    return *detail ? AQ_OK : aq_fail_memory(err, sizeof(text));
+}
+
+static aq_status aq_gguf_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
+                              aq_quant_spec *spec, const char **detail, aq_error *err) {
+    uint64_t row = aq_gguf_row(tensor);
+    aq_code usual = aq_gguf_usual_code(&plan->config, bits), code = usual;
+    memset(spec, 0, sizeof(*spec));
+    spec->bits = 16;
+    if (aq_gguf_choice_dtype(plan->config.gguf_type) != AQ_DTYPE_COUNT) {
+        *detail = "gguf_type quantizes nothing";
+        return AQ_OK;
+    }
+    if (!aq_ends_with(tensor->name, "weight")) {
+        *detail = "not a layer's weight: readers do not decode it";
+        return AQ_OK;
+    }
+    if (tensor->rows * tensor->cols <= AQ_GGUF_SMALL) {
+        *detail = "small";
+        return AQ_OK;
+    }
+    if (row % 32)
+        return aq_gguf_detail(plan, detail, err, "rows of %llu are no multiple of 32", row, usual,
+                              code);
+    if (row % aq_block_weights(code)) code = bits == 2 ? AQ_CODE_Q4_0 : AQ_CODE_Q4_1;
+    *spec = aq_block_spec(code);
+    spec->fit = plan->config.fit;
+    if (code == usual) return AQ_OK;
+    return aq_gguf_detail(plan, detail, err, "rows of %llu do not fit %s: %s", row, usual, code);
+}
+
+static aq_status aq_gguf_keep(aq_plan *plan, const aq_plan_tensor *tensor, aq_dtype *dtype,
+                              aq_error *err) {
+    aq_dtype named = aq_gguf_choice_dtype(plan->config.gguf_type);
+    if (aq_dtype_is_float(tensor->dtype)) {
+        bool small = tensor->rank < 2 || tensor->rows * tensor->cols <= AQ_GGUF_SMALL;
+        bool weight = aq_ends_with(tensor->name, "weight");
+        *dtype = small || !weight ? AQ_DTYPE_F32 : named != AQ_DTYPE_COUNT ? named : AQ_DTYPE_F16;
+        return AQ_OK;
+    }
+    *dtype = tensor->dtype;
+    if (aq_gguf_type_of(tensor->dtype)) return AQ_OK;
+    return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                          "tensor %s is %s, which GGUF does not have; remove it from the model, or "
+                          "use another format", tensor->name, aq_dtype_name(tensor->dtype));
+}
+
+static aq_dtype aq_gguf_wider(aq_dtype dtype) {
+    (void)dtype;
+    return AQ_DTYPE_F32;
+}
+
+static aq_status aq_gguf_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
+                               const aq_quant_spec *spec, const aq_quant_layout *layout,
+                               aq_part *parts, size_t *count, aq_error *err) {
+    (void)plan;
+    (void)tensor;
+    (void)spec;
+    (void)err;
+    memset(parts, 0, sizeof(*parts));
+    parts->source = AQ_PART_CODES;
+    parts->suffix = "";
+    parts->dtype = AQ_DTYPE_U8;
+    parts->rank = 1;
+    parts->shape[0] = layout->code_bytes;
+    parts->bytes = layout->code_bytes;
+    *count = 1;
+    return AQ_OK;
+}
+
+/* ---- outputs: one for each component, whatever its shards */
+
+static aq_status aq_gguf_path(aq_plan *plan, const char *shard, const char **out, aq_error *err) {
+    size_t size = strlen(shard) - strlen(".safetensors"), mark;
+    for (mark = size; mark > 15; mark--) { /* "-00001-of-00003", wherever it stands */
+        const char *text = shard + mark - 15;
+        bool numbered = text[0] == '-' && memcmp(text + 6, "-of-", 4) == 0;
+        for (size_t i = 1; numbered && i < 15; i++)
+            numbered = (i >= 6 && i < 10) || (text[i] >= '0' && text[i] <= '9');
+        if (numbered) break;
+    }
+    size_t before = mark > 15 ? mark - 15 : size, after = mark > 15 ? mark : size;
+    char *path = (char *)aq_arena_alloc(&plan->state->arena, size + 6);
+    if (!path) return aq_fail_memory(err, size + 6);
+    memcpy(path, shard, before);
+    memcpy(path + before, shard + after, size - after);
+    memcpy(path + before + size - after, ".gguf", 6);
+    *out = path;
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_outputs(aq_plan *plan, aq_error *err) {
+    struct aq_plan_state *state = plan->state;
+    size_t bytes = (state->folder.component_count + 1) * sizeof(aq_plan_output);
+    aq_status status = AQ_OK;
+    plan->outputs = (aq_plan_output *)aq_arena_alloc(&state->arena, bytes);
+    if (!plan->outputs) return aq_fail_memory(err, bytes);
+    for (size_t s = 0; status == AQ_OK && s < plan->shard_count; s++) {
+        const aq_plan_shard *shard = &plan->shards[s];
+        aq_plan_output *output = &plan->outputs[plan->output_count];
+        if (!s || state->shard_component[s] != state->shard_component[s - 1]) {
+            plan->output_count++;
+            output->first_shard = s;
+            output->first_tensor = shard->first_tensor;
+            status = aq_gguf_path(plan, shard->path, &output->path, err);
+        } else {
+            output--;
+        }
+        output->shard_count++;
+        output->tensor_count += shard->tensor_count;
+    }
+    return status;
+}
+
+/* ---- names */
+
+/* The tensors of one output by name. */
+typedef struct aq_gguf_names {
+    const aq_plan *plan;
+    const aq_plan_output *output;
+} aq_gguf_names;
+
+static bool aq_gguf_has(const void *user, const char *name) {
+    const aq_gguf_names *names = (const aq_gguf_names *)user;
+    const struct aq_plan_state *state = names->plan->state;
+    for (size_t s = 0; s < names->output->shard_count; s++) {
+        size_t shard = names->output->first_shard + s;
+        if (aq_st_find(state->by_name[shard], names->plan->shards[shard].tensor_count, name))
+            return true;
+    }
+    return false;
+}
+
+/* The greatest number after `start` in a name; 0 when there is none. */
+static uint64_t aq_gguf_last(const aq_gguf_names *names, const char *start) {
+    size_t size = strlen(start);
+    uint64_t most = 0;
+    for (size_t i = 0; i < names->output->tensor_count; i++) {
+        const char *name = names->plan->tensors[names->output->first_tensor + i].name;
+        uint64_t number = 0;
+        if (strncmp(name, start, size) != 0) continue;
+        for (name += size; *name >= '0' && *name <= '9' && number < 100000; name++)
+            number = number * 10 + (uint64_t)(*name - '0');
+        most = number > most ? number : most;
+    }
+    return most;
+}
+
+static aq_status aq_gguf_name_all(aq_plan *plan, const aq_gguf_names *names,
+                                  const aq_gguf_naming *naming, uint8_t *slots, size_t *kept,
+                                  aq_error *err) {
+    const aq_plan_output *output = names->output;
+    for (size_t i = 0; i < output->tensor_count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[output->first_tensor + i];
+        aq_gguf_rename renamed;
+        bool found = aq_gguf_rename_tensor(naming, tensor->name, &renamed);
+        slots[i] = (uint8_t)(found ? renamed.slots << 4 | renamed.slot : 1u << 4);
+        if (tensor->reason == AQ_REASON_SCALE_TENSOR) continue;
+        if (!found) {
+            (*kept)++;
+            continue;
+        }
+        tensor->output_name = aq_arena_string(&plan->state->arena, renamed.name);
+        if (!tensor->output_name) return aq_fail_memory(err, sizeof(renamed.name));
+        uint64_t rows = tensor->rank ? tensor->shape[0] : 0;
+        if (renamed.turned && rows % 2 == 0) tensor->turn = tensor->bytes / 2;
+    }
+    return AQ_OK;
+}
+
+typedef struct aq_gguf_named {
+    aq_plan_tensor *tensor;
+    uint32_t slot, slots;
+} aq_gguf_named;
+
+static int aq_gguf_by_output(const void *a, const void *b) {
+    const aq_gguf_named *x = (const aq_gguf_named *)a, *y = (const aq_gguf_named *)b;
+    int order = strcmp(x->tensor->output_name, y->tensor->output_name);
+    return order ? order : x->slot < y->slot ? -1 : x->slot > y->slot;
+}
+
+/* Tensors of equal output names, sorted by slot: a complete stack of equal rows, or an error. */
+static aq_status aq_gguf_stack(aq_plan *plan, const aq_gguf_named *const *group, size_t count,
+                               aq_error *err) {
+    size_t stack[4];
+    const aq_plan_tensor *first = group[0]->tensor;
+    bool level = false;
+    if (count != group[0]->slots || count > 4)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, first->name, 0,
+                              "tensor %s becomes a part of %s: %zu of %u parts are there; use "
+                              "another format, or a complete model", first->name,
+                              first->output_name, count, (unsigned)group[0]->slots);
+    for (size_t i = 0; i < count; i++) {
+        aq_plan_tensor *tensor = group[i]->tensor;
+        stack[i] = (size_t)(tensor - plan->tensors);
+        bool alike = group[i]->slot == i && tensor->rank == first->rank;
+        for (uint32_t d = 1; alike && d < tensor->rank; d++)
+            alike = tensor->shape[d] == first->shape[d];
+        if (!alike)
+            return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0,
+                                  "tensor %s cannot be stacked with %s as %s", tensor->name,
+                                  first->name, first->output_name);
+        tensor->output_leader = stack[0];
+        tensor->output_slot = (uint32_t)i;
+    }
+    aq_status status = AQ_OK;
+    while (status == AQ_OK && !level) status = aq_stack_level(plan, stack, count, &level, err);
+    return status;
+}
+
+static aq_status aq_gguf_check_name(const aq_plan_tensor *tensor, aq_error *err) {
+    size_t size = strlen(tensor->output_name);
+    if (size > AQ_GGUF_NAME_MOST)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                              "tensor %s: its name has %zu bytes, readers of GGUF take %u at most; "
+                              "use another format", tensor->output_name, size, AQ_GGUF_NAME_MOST);
+    if (tensor->rank > AQ_GGUF_RANK || !tensor->bytes)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                              "tensor %s: %s, which GGUF cannot hold", tensor->name,
+                              tensor->bytes ? "it has more than 8 dimensions" : "it is empty");
+    return AQ_OK;
+}
+
+/* Leaders of all tensors; two tensors of one name are an error. */
+static aq_status aq_gguf_lead(aq_plan *plan, const aq_plan_output *output, const uint8_t *slots,
+                              aq_arena *scratch, aq_error *err) {
+    size_t count = 0, bytes = (output->tensor_count + 1) * sizeof(aq_gguf_named);
+    aq_gguf_named *items = (aq_gguf_named *)aq_arena_alloc(scratch, bytes);
+    const void **sorted =
+        (const void **)aq_arena_alloc(scratch, (output->tensor_count + 1) * sizeof(void *));
+    if (!items || !sorted) return aq_fail_memory(err, bytes);
+    for (size_t i = 0; i < output->tensor_count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[output->first_tensor + i];
+        if (tensor->reason == AQ_REASON_SCALE_TENSOR) continue;
+        aq_status status = aq_gguf_check_name(tensor, err);
+        if (status != AQ_OK) return status;
+        items[count].tensor = tensor;
+        items[count].slot = slots[i] & 15u;
+        items[count].slots = slots[i] >> 4;
+        sorted[count] = &items[count];
+        count++;
+    }
+    aq_sort_pointers(sorted, count, aq_gguf_by_output);
+    for (size_t i = 0, end; i < count; i = end) {
+        const aq_gguf_named *const *group = (const aq_gguf_named *const *)(const void *)(sorted + i);
+        end = i + 1;
+        while (end < count && strcmp(((const aq_gguf_named *)sorted[end])->tensor->output_name,
+                                     group[0]->tensor->output_name) == 0)
+            end++;
+        if (end - i == 1 && group[0]->slots == 1) continue;
+        aq_status status = aq_gguf_stack(plan, group, end - i, err);
+        if (status != AQ_OK) return status;
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_gguf_note(aq_plan *plan, const aq_gguf_plan *own, size_t kept, aq_error *err) {
+    aq_arena *arena = &plan->state->arena;
+    aq_notes *notes = &plan->state->notes;
+    if (!own->known)
+        return aq_note(arena, notes, err, "GGUF: no architecture that image programs know; tensor "
+                       "names are kept, and the gguf package and ggml read them");
+    aq_status status = aq_note(arena, notes, err, "GGUF: architecture %s, to be loaded by %s",
+                               own->architecture, own->known->readers);
+    if (status == AQ_OK && own->known->family != AQ_GGUF_FAMILY_NONE && kept)
+        status = aq_note(arena, notes, err, "GGUF: %zu tensors have no original name: theirs are "
+                         "kept", kept);
+    return status;
+}
+
+/* What image programs read and ggml itself does not. */
+static aq_status aq_gguf_note_limits(aq_plan *plan, const aq_plan_output *output, aq_error *err) {
+    size_t long_names = 0, ranks = 0;
+    for (size_t i = 0; i < output->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[output->first_tensor + i];
+        if (tensor->reason == AQ_REASON_SCALE_TENSOR) continue;
+        long_names += strlen(tensor->output_name) > AQ_GGUF_NAME_STOCK;
+        ranks += tensor->rank > AQ_GGUF_RANK_STOCK;
+    }
+    if (!long_names && !ranks) return AQ_OK;
+    return aq_note(&plan->state->arena, &plan->state->notes, err,
+                   "GGUF: %zu names of over %u bytes and %zu tensors of over %u dimensions are "
+                   "written as they are: image programs and the gguf package read them, llama.cpp "
+                   "does not", long_names, AQ_GGUF_NAME_STOCK, ranks, AQ_GGUF_RANK_STOCK);
+}
+
+static const char *aq_gguf_class(const aq_plan *plan, const aq_plan_output *output) {
+    const aq_component *component = plan->state->shard_component[output->first_shard];
+    if (!component->config_json) return NULL;
+    return aq_json_string(aq_json_get(component->config_json, "_class_name"));
+}
+
+static aq_status aq_gguf_prepare_output(aq_plan *plan, size_t number, aq_gguf_plan *own,
+                                        aq_error *err) {
+    aq_gguf_names names;
+    aq_gguf_naming naming;
+    aq_arena scratch;
+    size_t kept = 0;
+    names.plan = plan;
+    names.output = &plan->outputs[number];
+    own->known = aq_gguf_detect(aq_gguf_class(plan, names.output), aq_gguf_has, &names);
+    own->architecture = plan->config.gguf_architecture ? plan->config.gguf_architecture
+                        : own->known                   ? own->known->name : "unknown";
+    memset(&naming, 0, sizeof(naming));
+    naming.family = own->known ? own->known->family : AQ_GGUF_FAMILY_NONE;
+    naming.layers_per_block = aq_gguf_last(&names, "down_blocks.0.resnets.") + 1;
+    naming.last_block = aq_gguf_last(&names, "transformer_blocks.");
+    naming.has = aq_gguf_has;
+    naming.user = &names;
+    aq_arena_init(&scratch, plan->state->context);
+    uint8_t *slots = (uint8_t *)aq_arena_alloc(&scratch, names.output->tensor_count + 1);
+    aq_status status = slots ? AQ_OK : aq_fail_memory(err, names.output->tensor_count);
+    if (status == AQ_OK) status = aq_gguf_name_all(plan, &names, &naming, slots, &kept, err);
+    if (status == AQ_OK) status = aq_gguf_lead(plan, names.output, slots, &scratch, err);
+    if (status == AQ_OK && kept < names.output->tensor_count)
+        status = aq_gguf_note(plan, own, kept, err);
+    else if (status == AQ_OK) /* the original names already, or none that is known */
+        status = aq_gguf_note(plan, own, 0, err);
+    if (status == AQ_OK) status = aq_gguf_note_limits(plan, names.output, err);
+    aq_arena_free(&scratch);
+    return status;
+}
+
+static aq_status aq_gguf_prepare(aq_plan *plan, aq_error *err) {
+    size_t bytes = (plan->output_count + 1) * sizeof(aq_gguf_plan);
+    aq_gguf_plan *own = (aq_gguf_plan *)aq_arena_alloc(&plan->state->arena, bytes);
+    aq_status status = own ? AQ_OK : aq_fail_memory(err, bytes);
+    plan->state->container_state = own;
+    for (size_t i = 0; status == AQ_OK && i < plan->output_count; i++)
+        status = aq_gguf_prepare_output(plan, i, &own[i], err);
+    return status;
+}
+
+/* ---- the file */
+
+/* In input order; a stack where its first tensor stands, complete. */
+static aq_status aq_gguf_order(aq_plan *plan, size_t output, size_t *order, aq_error *err) {
+    const aq_plan_output *file = &plan->outputs[output];
+    size_t count = 0, first = file->first_tensor, end = first + file->tensor_count;
+    aq_arena scratch;
+    aq_arena_init(&scratch, plan->state->context);
+    size_t *next = (size_t *)aq_arena_alloc(&scratch, (file->tensor_count + 1) * sizeof(size_t));
+    if (!next) {
+        aq_arena_free(&scratch);
+        return aq_fail_memory(err, file->tensor_count * sizeof(size_t));
+    }
+    /* next[i]: 1 + the tensor that follows i in its stack, in the order of slots */
+    for (size_t i = first; i < end; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->output_leader == i) continue;
+        size_t at = tensor->output_leader;
+        while (next[at - first] && plan->tensors[next[at - first] - 1].output_slot <
+                                       tensor->output_slot)
+            at = next[at - first] - 1;
+        next[i - first] = next[at - first];
+        next[at - first] = i + 1;
+    }
+    for (size_t i = first; i < end; i++) {
+        if (plan->tensors[i].output_leader != i) continue;
+        for (size_t at = i; ;) {
+            order[count++] = at;
+            if (!next[at - first]) break;
+            at = next[at - first] - 1;
+        }
+    }
+    aq_arena_free(&scratch);
+    return AQ_OK;
+}
+
+/* The type most weights are stored in, as llama.cpp numbers its file types. */
+static uint32_t aq_gguf_file_type(const aq_plan *plan, const aq_plan_output *output) {
+    static const uint32_t numbers[] = { 7, 2, 3, 14, 10 }; /* Q8_0, Q4_0, Q4_1, Q4_K, Q2_K */
+    uint64_t weights[AQ_CODE_COUNT] = { 0 }, plain[3] = { 0 };
+    uint32_t best = 1;
+    uint64_t most = 0;
+    for (size_t i = 0; i < output->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[output->first_tensor + i];
+        uint64_t count = tensor->rows * tensor->cols;
+        if (tensor->reason == AQ_REASON_SCALE_TENSOR) continue;
+        if (tensor->bits < 16) weights[tensor->spec.code] += count;
+        else if (tensor->output_dtype == AQ_DTYPE_F32) plain[0] += count;
+        else if (tensor->output_dtype == AQ_DTYPE_F16) plain[1] += count;
+        else if (tensor->output_dtype == AQ_DTYPE_BF16) plain[2] += count;
+    }
+    for (uint32_t i = 0; i < 5; i++) {
+        if (weights[AQ_CODE_Q8_0 + i] > most) {
+            most = weights[AQ_CODE_Q8_0 + i];
+            best = numbers[i];
+        }
+    }
+    if (most) return best;
+    if (plain[2] > plain[0] && plain[2] > plain[1]) return 32;
+    return plain[0] > plain[1] ? 0 : 1;
+}
+
+static void aq_gguf_describe(const aq_plan *plan, const size_t *order, size_t count,
+                             aq_gguf_output *out) {
+    const aq_plan_tensor *first = &plan->tensors[order[0]];
+    const aq_gguf_type *type = first->bits < 16 ? aq_gguf_type_of_code(first->spec.code)
+                                                : aq_gguf_type_of(first->output_dtype);
+    memset(out, 0, sizeof(*out));
+    out->name = first->output_name;
+    out->type = type->id;
+    out->rank = first->rank;
+    for (uint32_t i = 0; i < first->rank; i++) out->shape[i] = first->shape[i];
+    for (size_t i = 1; i < count; i++) out->shape[0] += plan->tensors[order[i]].shape[0];
+    if (!out->rank) { /* a scalar has one element */
+        out->rank = 1;
+        out->shape[0] = 1;
+    }
+    out->offset = first->output_offset;
+}
+
+/* The whole header, as the tensors now are. */
+static aq_status aq_gguf_header(aq_plan *plan, size_t number, aq_builder *out, aq_error *err) {
+    const aq_gguf_plan *own = (const aq_gguf_plan *)plan->state->container_state + number;
+    const aq_plan_output *output = &plan->outputs[number];
+    size_t *order, tensors = 0;
+    aq_status status = aq_output_order(plan, number, &order, err);
+    if (status != AQ_OK) return status;
+    for (size_t i = 0; i < output->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[order[i]];
+        tensors += tensor->output_leader == order[i] && tensor->reason != AQ_REASON_SCALE_TENSOR;
+    }
+    aq_gguf_begin(out, tensors, 4);
+    aq_gguf_put_string(out, "general.architecture", own->architecture);
+    aq_gguf_put_string(out, "general.quantized_by", "ArrowQuant " AQ_VERSION);
+    aq_gguf_put_u32(out, "general.quantization_version", 2);
+    aq_gguf_put_u32(out, "general.file_type", aq_gguf_file_type(plan, output));
+    for (size_t i = 0, count; i < output->tensor_count; i += count) {
+        aq_gguf_output tensor;
+        for (count = 1; i + count < output->tensor_count &&
+                        plan->tensors[order[i + count]].output_leader == order[i];)
+            count++;
+        if (plan->tensors[order[i]].reason == AQ_REASON_SCALE_TENSOR) continue;
+        aq_gguf_describe(plan, order + i, count, &tensor);
+        aq_gguf_put_tensor(out, &tensor);
+    }
+    aq_gguf_end(out);
+    return out->failed ? aq_fail_memory(err, out->size) : AQ_OK;
+}
+
+/* Types and offsets change no lengths: the header is as long as it will be. */
+static aq_status aq_gguf_data_start(aq_plan *plan, size_t output, uint64_t *bytes,
+                                    aq_error *err) {
+    aq_builder builder;
+    aq_builder_init(&builder, plan->state->context);
+    aq_status status = aq_gguf_header(plan, output, &builder, err);
+    *bytes = builder.size;
+    aq_builder_free(&builder);
+    return status;
+}
+
+static aq_status aq_gguf_finish(aq_run *run, size_t output, uint64_t *end, aq_error *err) {
+    aq_builder builder;
+    (void)end;
+    aq_builder_init(&builder, run->context);
+    aq_status status = aq_gguf_header(run->plan, output, &builder, err);
+    if (status == AQ_OK)
+        status = aq_file_write(&run->out.file, 0, builder.data, builder.size, err);
+    aq_builder_free(&builder);
+    return status;
+}
+
+static aq_status aq_gguf_beside(aq_run *run, const aq_component *component, aq_error *err) {
+    return aq_beside_config(run, component, NULL, err);
+}
+
+static const aq_container aq_gguf_container = {
+    AQ_OUTPUT_GGUF, ".gguf", true, AQ_GGUF_ALIGNMENT, aq_gguf_check, aq_gguf_outputs,
+    aq_gguf_prepare, aq_gguf_spec, aq_gguf_keep, aq_gguf_wider, aq_gguf_parts, NULL, NULL,
+    aq_gguf_order, aq_gguf_data_start, aq_gguf_finish, aq_gguf_beside
+};
+
+AQ_LIB const aq_container *aq_container_gguf(void) {
+    return &aq_gguf_container;
+}
+
+#undef AQ_GGUF_SMALL
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/container_gguf.c ---- */
+
 /* ---- begin src/model/container.c ---- */
 
 /* The containers, and how one lays out an output: which file each tensor goes into, in which order,
@@ -27531,8 +30552,8 @@ AQ_LIB const aq_container *aq_container_compressed(void) {
 AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
     switch (format) {
     case AQ_OUTPUT_NATIVE: return aq_container_native();
+    case AQ_OUTPUT_GGUF: return aq_container_gguf();
     case AQ_OUTPUT_COMPRESSED_TENSORS: return aq_container_compressed();
-    case AQ_OUTPUT_GGUF:
     case AQ_OUTPUT_ARROW: break;
     }
     return NULL;
@@ -27585,6 +30606,33 @@ AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *
     return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
 }
 
+AQ_LIB aq_status aq_stack_level(aq_plan *plan, const size_t *stack, size_t count, bool *level,
+                                aq_error *err) {
+    uint32_t most = 0;
+    aq_dtype dtype = AQ_DTYPE_COUNT;
+    aq_status status = AQ_OK;
+    *level = true;
+    for (size_t i = 0; i < count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[stack[i]];
+        most = tensor->bits > most ? tensor->bits : most;
+        if (tensor->bits == 16 &&
+            (dtype == AQ_DTYPE_COUNT || aq_dtype_size(tensor->output_dtype) > aq_dtype_size(dtype)))
+            dtype = tensor->output_dtype;
+    }
+    for (size_t i = 0; status == AQ_OK && i < count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[stack[i]];
+        if (tensor->bits == most && (most < 16 || tensor->output_dtype == dtype)) continue;
+        *level = false;
+        if (tensor->bits < most) tensor->reason = AQ_REASON_RAISED;
+        if (!*tensor->detail) tensor->detail = "as the tensors that it is stored with";
+        tensor->bits = most;
+        if (most < 16) status = aq_plan_store(plan, tensor, err);
+        else status = aq_plan_keep(plan, tensor, err);
+        if (most == 16) tensor->output_dtype = dtype;
+    }
+    return status;
+}
+
 /* ---- outputs */
 
 static aq_status aq_plan_same_outputs(aq_plan *plan, aq_error *err) {
@@ -27624,8 +30672,13 @@ static aq_status aq_plan_lay_out_file(aq_plan *plan, size_t number, aq_error *er
     if (status == AQ_OK) status = container->data_start(plan, number, &start, err);
     if (status != AQ_OK) return status;
     for (size_t i = 0; i < plan->outputs[number].tensor_count; i++) {
-        plan->tensors[order[i]].output_offset = offset;
-        offset = aq_container_align(container, offset + plan->tensors[order[i]].output_bytes);
+        const aq_plan_tensor *next =
+            i + 1 < plan->outputs[number].tensor_count ? &plan->tensors[order[i + 1]] : NULL;
+        aq_plan_tensor *tensor = &plan->tensors[order[i]];
+        tensor->output_offset = offset;
+        offset += tensor->output_bytes;
+        if (!next || next->output_leader != tensor->output_leader)
+            offset = aq_container_align(container, offset);
     }
     plan->predicted_output_bytes += start + offset;
     return AQ_OK;
@@ -27755,6 +30808,9 @@ static aq_status aq_check_component(aq_plan *plan, const aq_component *component
     }
     for (size_t s = 0; s < component->shard_count; s++) {
         const aq_st_file *file = &component->files[s];
+        if (aq_ends_with(file->path, ".gguf"))
+            return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: GGUF files are not quantized again; give "
+                           "the original, or dequantize it first", file->path);
         for (size_t t = 0; t < file->tensor_count; t++) {
             const char *name = file->tensors[t].name;
             if (aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
@@ -27832,7 +30888,8 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
 /* ---- shards and tensors */
 
 /* rows = d0, cols = d1·d2·…; the reader has checked that the product fits. */
-static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t shard) {
+static void aq_fill_tensor(aq_plan *plan, const aq_st_tensor *in, uint32_t shard) {
+    aq_plan_tensor *out = &plan->tensors[plan->tensor_count];
     out->name = in->name;
     out->shard = shard;
     out->dtype = in->dtype;
@@ -27847,6 +30904,7 @@ static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t
     out->detail = out->method_detail = "";
     out->output_name = in->name;
     out->output_dtype = in->dtype;
+    out->output_leader = plan->tensor_count++;
 }
 
 static aq_status aq_plan_shards(aq_plan *plan, aq_error *err) {
@@ -27883,8 +30941,7 @@ static aq_status aq_plan_shards(aq_plan *plan, aq_error *err) {
             shard->tensor_count = file->tensor_count;
             plan->input_bytes += file->file_size;
             for (size_t t = 0; t < file->tensor_count; t++)
-                aq_fill_tensor(&plan->tensors[plan->tensor_count++], &file->tensors[t],
-                               (uint32_t)number);
+                aq_fill_tensor(plan, &file->tensors[t], (uint32_t)number);
         }
     }
     return AQ_OK;
@@ -28074,6 +31131,12 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
     aq_append_json_string(json, reason, strlen(reason));
     aq_append_string(json, ",\"detail\":");
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
+    if (tensor->output_name != tensor->name) {
+        aq_append_string(json, ",\"output_name\":");
+        aq_append_json_string(json, tensor->output_name, strlen(tensor->output_name));
+    }
+    if (tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
+        aq_append_format(json, ",\"output_dtype\":\"%s\"", aq_dtype_name(tensor->output_dtype));
     aq_append_format(json, ",\"offset\":%llu,\"bytes\":%llu,\"output_offset\":%llu,"
                      "\"output_bytes\":%llu}", (unsigned long long)tensor->offset,
                      (unsigned long long)tensor->bytes, (unsigned long long)tensor->output_offset,
@@ -28166,7 +31229,8 @@ static aq_status aq_staging_may_replace(aq_staging *staging, aq_error *err) {
     for (size_t i = 0; i < count; i++) {
         const char *name = entries[i].name;
         if (strcmp(name, "config.json") == 0 || strcmp(name, "model_index.json") == 0 ||
-            strcmp(name, "arrowquant_report.json") == 0 || aq_ends_with(name, ".safetensors"))
+            strcmp(name, "arrowquant_report.json") == 0 || aq_ends_with(name, ".safetensors") ||
+            aq_ends_with(name, ".gguf"))
             return AQ_OK;
     }
     return aq_fail(err, AQ_ERR_EXISTS, "%s: holds no model, so it is not overwritten; remove it or "
@@ -28975,6 +32039,18 @@ AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix
     return AQ_OK;
 }
 
+AQ_LIB aq_status aq_run_read(aq_run *run, const aq_plan_tensor *tensor, uint64_t offset, void *data,
+                             size_t size, aq_error *err) {
+    uint64_t begin = offset + tensor->turn;
+    if (begin >= tensor->bytes) begin -= tensor->bytes;
+    uint64_t left = tensor->bytes - begin;
+    size_t first = left < size ? (size_t)left : size;
+    aq_status status = aq_file_read(&run->input, tensor->offset + begin, data, first, err);
+    if (status != AQ_OK || first == size) return status;
+    return aq_file_read(&run->input, tensor->offset, (unsigned char *)data + first, size - first,
+                        err);
+}
+
 /* ---- copying */
 
 typedef struct aq_copy_job {
@@ -28991,7 +32067,7 @@ static aq_status aq_copy_task(void *user, size_t index, uint32_t worker, aq_erro
     uint64_t left = job->tensor->bytes - begin;
     size_t size = (size_t)(left < job->chunk ? left : job->chunk);
     unsigned char *buffer = run->buffer + worker * run->buffer_size;
-    aq_status status = aq_file_read(&run->input, job->tensor->offset + begin, buffer, size, err);
+    aq_status status = aq_run_read(run, job->tensor, begin, buffer, size, err);
     if (status != AQ_OK) return status;
     job->crcs[index] = aq_crc32(&run->crc, 0, buffer, size);
     status = aq_file_write(&run->out.file, job->target + begin, buffer, size, err);
@@ -29066,8 +32142,7 @@ static aq_status aq_convert_task(void *user, size_t index, uint32_t worker, aq_e
     float *values = (float *)(void *)(buffer + job->in_bytes);
     unsigned char *out = buffer + job->in_bytes + job->f32_bytes;
     uint64_t begin = first * job->unit;
-    aq_status status = aq_file_read(&run->input, tensor->offset + begin * in_size, buffer,
-                                    elements * in_size, err);
+    aq_status status = aq_run_read(run, tensor, begin * in_size, buffer, elements * in_size, err);
     if (status != AQ_OK) return status;
     aq_little_endian(buffer, elements, in_size);
     aq_to_f32(run->context, tensor->dtype, buffer, values, elements);
@@ -29417,8 +32492,8 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
     uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
     uint64_t row_bytes = job->tensor->cols * aq_dtype_size(job->tensor->dtype);
     unsigned char *buffer = run->buffer + worker * run->buffer_size;
-    aq_status status = aq_file_read(&run->input, job->tensor->offset + first * row_bytes, buffer,
-                                    (size_t)(rows * row_bytes), err);
+    aq_status status = aq_run_read(run, job->tensor, first * row_bytes, buffer,
+                                   (size_t)(rows * row_bytes), err);
     if (status != AQ_OK) return status;
     aq_little_endian(buffer, (size_t)(rows * job->tensor->cols),
                      aq_dtype_size(job->tensor->dtype));
@@ -29676,6 +32751,10 @@ static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_
                               float **values, size_t *count, aq_error *err) {
     const aq_plan *plan = run->plan;
     const aq_plan_tensor *scale = &plan->tensors[weight->scale];
+    if (weight->turn && scale->bytes > aq_dtype_size(scale->dtype))
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, weight->name, 0,
+                              "tensor %s: its halves change places in this format, which is not done "
+                              "to FP8 weights with more than one scale", weight->name);
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
     aq_fp8_shape weight_shape = aq_plan_shape(run->plan, weight);
@@ -30129,6 +33208,36 @@ static aq_status aq_run_align(aq_run *run, aq_error *err) {
     return status;
 }
 
+/* How many tensors from order[first] on are stored as one. */
+static size_t aq_stack_length(const aq_plan *plan, const size_t *order, size_t count,
+                              size_t first) {
+    size_t end = first + 1, leader = plan->tensors[order[first]].output_leader;
+    while (end < count && plan->tensors[order[end]].output_leader == leader) end++;
+    return end - first;
+}
+
+static aq_status aq_run_stack(aq_run *run, const size_t *stack, size_t count, aq_error *err) {
+    aq_plan *plan = run->plan;
+    uint64_t cursor = run->out.cursor, done = run->meter.done;
+    size_t stored = run->out.stored_count;
+    bool level = false;
+    aq_status status = AQ_OK;
+    while (status == AQ_OK && !level) {
+        run->out.cursor = cursor;
+        run->out.stored_count = stored;
+        run->meter.done = done;
+        for (size_t i = 0; status == AQ_OK && i < count; i++) {
+            aq_plan_tensor *tensor = &plan->tensors[stack[i]];
+            tensor->output_offset = run->out.cursor;
+            status = aq_run_input(run, tensor->shard, err);
+            if (status == AQ_OK) status = aq_run_tensor(run, tensor, err);
+        }
+        level = count == 1;
+        if (status == AQ_OK && !level) status = aq_stack_level(plan, stack, count, &level, err);
+    }
+    return status;
+}
+
 static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     aq_plan *plan = run->plan;
     const aq_container *container = plan->state->container;
@@ -30138,11 +33247,9 @@ static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     if (status == AQ_OK) status = aq_output_order(plan, output, &order, err);
     run->out.cursor = 0;
     run->out.stored_first = run->out.stored_count;
-    for (size_t i = 0; status == AQ_OK && i < plan->outputs[output].tensor_count; i++) {
-        aq_plan_tensor *tensor = &plan->tensors[order[i]];
-        tensor->output_offset = run->out.cursor;
-        status = aq_run_input(run, tensor->shard, err);
-        if (status == AQ_OK) status = aq_run_tensor(run, tensor, err);
+    for (size_t i = 0, count; status == AQ_OK && i < plan->outputs[output].tensor_count; i += count) {
+        count = aq_stack_length(plan, order, plan->outputs[output].tensor_count, i);
+        status = aq_run_stack(run, order + i, count, err);
         if (status == AQ_OK) status = aq_run_align(run, err);
     }
     if (status != AQ_OK) return status;
@@ -30741,6 +33848,12 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
     aq_append_json_string(json, reason, strlen(reason));
     aq_append_string(json, ",\"detail\":");
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
+    if (tensor->output_name != tensor->name) {
+        aq_append_string(json, ",\"output_name\":");
+        aq_append_json_string(json, tensor->output_name, strlen(tensor->output_name));
+    }
+    if (tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
+        aq_append_format(json, ",\"output_dtype\":\"%s\"", aq_dtype_name(tensor->output_dtype));
     if (tensor->bits < 16) {
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
                          "\"method\":\"%s\",\"method_reason\":\"%s\",\"fit\":\"%s\"",
@@ -31394,6 +34507,51 @@ AQ_LIB aq_status aq_open_arrow(aq_model *model, aq_error *err) {
 
 /* ---- end src/model/open_arrow.c ---- */
 
+/* ---- begin src/model/open_gguf.c ---- */
+
+/* Tensors of GGUF files as tensors of a model. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* Blocks follow one another along rows of the last dimension, so that [d0, d1·d2·…] holds whole
+ * blocks as well. Of types that are not decoded here only name and size are told. */
+AQ_LIB void aq_open_gguf_tensor(const aq_model_shard *shard, const aq_gguf_tensor *from,
+                                aq_tensor *out) {
+    const unsigned char *data = (const unsigned char *)shard->map.data + (size_t)from->offset;
+    const aq_gguf_type *type = from->type;
+    uint64_t cols = 1;
+    out->rank = from->rank;
+    out->shape = from->shape;
+    out->bytes = from->bytes;
+    out->file = shard->path;
+    out->cosine_similarity = out->sqnr_db = (double)NAN;
+    for (uint32_t i = from->rank > 1 ? 1 : 0; i < from->rank; i++) cols *= from->shape[i];
+    out->rows = from->rank > 1 ? from->shape[0] : 1;
+    out->cols = out->rows ? cols : 0;
+    if (type->dtype != AQ_DTYPE_COUNT) {
+        out->dtype = type->dtype;
+        out->data = data;
+        return;
+    }
+    out->dtype = AQ_DTYPE_F32; /* what was quantized is not recorded */
+    out->quantized = true;
+    out->codes = data;
+    out->code_name = type->name;
+    out->method = "gguf";
+    out->spec = aq_block_spec(type->code);
+    out->spec.code = type->code;
+    if (type->code == AQ_CODE_COUNT) {
+        out->spec.bits = type->bits;
+        out->spec.group_size = type->weights;
+        return;
+    }
+    (void)aq_quantized_size(&out->spec, out->rows, out->cols, &out->layout, NULL);
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/open_gguf.c ---- */
+
 /* ---- begin src/model/open.c ---- */
 
 /* Opens a model for reading: maps its weight files, puts quantized tensors together from their
@@ -31447,6 +34605,7 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
                                  const char **variant, aq_error *err) {
     aq_folder_entry *entries = NULL;
     size_t count = 0;
+    bool gguf = false, weights = false;
     *native = false;
     aq_status status = aq_list_folder(arena, folder, &entries, &count, NULL);
     if (status == AQ_ERR_OUT_OF_MEMORY) return aq_fail_memory(err, strlen(folder));
@@ -31454,7 +34613,9 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
     for (size_t i = 0; i < count && !*native; i++) {
         const char *name = entries[i].name, *found = NULL;
         size_t size = 0;
+        if (entries[i].kind == AQ_PATH_FILE && aq_ends_with(name, ".gguf")) gguf = true;
         if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(name, ".safetensors")) continue;
+        weights = true;
         char *path = aq_path_join(arena, folder, name);
         if (!path) return aq_fail_memory(err, strlen(folder));
         status = aq_file_is_native(arena->context, path, native, err);
@@ -31463,6 +34624,7 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
         *variant = aq_arena_copy(arena, found, size);
         if (!*variant) return aq_fail_memory(err, size);
     }
+    *native = *native || (gguf && !weights);
     return AQ_OK;
 }
 
@@ -31529,6 +34691,13 @@ static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error 
                        "again", shard->file->path, (unsigned long long)shard->file->file_size,
                        (unsigned long long)shard->map.size);
     model->weight_bytes += shard->map.size;
+    shard->is_gguf = aq_ends_with(shard->path, ".gguf");
+    if (shard->is_gguf)
+        status = aq_gguf_parse(&state->arena, shard->map.data, shard->map.size, shard->file->path,
+                               &shard->gguf, err);
+    for (size_t i = 0; status == AQ_OK && i < shard->gguf.tensor_count; i++)
+        model->quantized = model->quantized || shard->gguf.tensors[i].type->weights > 1;
+    if (status != AQ_OK || shard->is_gguf) return status;
     shard->by_name = aq_st_sort_by_name(&state->arena, shard->file);
     if (!shard->by_name) return aq_fail_memory(err, shard->file->tensor_count);
     status =
@@ -31695,6 +34864,20 @@ static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *cla
     return AQ_OK;
 }
 
+static aq_status aq_open_gguf(aq_open_list *list, size_t number) {
+    const aq_model_shard *shard = &list->model->state->shards[number];
+    for (size_t i = 0; i < shard->gguf.tensor_count; i++) {
+        const aq_gguf_tensor *from = &shard->gguf.tensors[i];
+        aq_open_item *item = &list->items[list->count++];
+        aq_status status = aq_open_name(list, shard, from->name, &item->tensor.name);
+        if (status != AQ_OK) return status;
+        item->shard = number;
+        item->own_name = from->name;
+        aq_open_gguf_tensor(shard, from, &item->tensor);
+    }
+    return AQ_OK;
+}
+
 static int aq_open_by_name(const void *a, const void *b) {
     return strcmp(((const aq_open_item *)a)->tensor.name, ((const aq_open_item *)b)->tensor.name);
 }
@@ -31736,7 +34919,7 @@ static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
     size_t most = 1, widest = 1;
     for (size_t s = 0; s < state->shard_count; s++) {
         const aq_model_shard *shard = &state->shards[s];
-        most += shard->file->tensor_count + shard->native.tensor_count;
+        most += shard->file->tensor_count + shard->native.tensor_count + shard->gguf.tensor_count;
         if (widest < shard->file->tensor_count) widest = shard->file->tensor_count;
     }
     aq_arena_init(&scratch, state->context);
@@ -31752,6 +34935,7 @@ static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
         status = aq_open_quantized(&list, s, claimed);
         if (status == AQ_OK) status = aq_open_compressed(&list, s, claimed);
         if (status == AQ_OK) status = aq_open_kept(&list, s, claimed);
+        if (status == AQ_OK) status = aq_open_gguf(&list, s);
     }
     if (status == AQ_OK) status = aq_open_arrange(&list, &scratch);
     aq_arena_free(&scratch);
@@ -31853,6 +35037,10 @@ static aq_status aq_tensor_check_rows(const aq_tensor *tensor, uint64_t first_ro
                               (unsigned long long)first_row,
                               (unsigned long long)(first_row + row_count),
                               (unsigned long long)tensor->rows);
+    if (tensor->quantized && tensor->spec.code == AQ_CODE_COUNT)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                              "tensor %s is stored as %s, which this version does not decode",
+                              tensor->name, tensor->code_name);
     if (tensor->quantized || aq_dtype_is_float(tensor->dtype)) return AQ_OK;
     return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
                           "tensor %s: dtype %s holds no weights; read its data as it is",
@@ -32674,11 +35862,25 @@ static aq_status aq_plain_path(aq_plain_run *run, bool output, const char *relat
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
+/* The path of a shard's plain form: a GGUF file becomes safetensors. */
+static aq_status aq_plain_name(aq_plain_run *run, const aq_model_shard *shard, const char **out,
+                               aq_error *err) {
+    size_t size = strlen(shard->path) - (shard->is_gguf ? strlen(".gguf") : 0);
+    char *path = (char *)aq_arena_alloc(&run->arena, size + sizeof(".safetensors"));
+    if (!path) return aq_fail_memory(err, size);
+    memcpy(path, shard->path, size);
+    if (shard->is_gguf) memcpy(path + size, ".safetensors", sizeof(".safetensors"));
+    *out = path;
+    return AQ_OK;
+}
+
 static aq_status aq_plain_shard(aq_plain_run *run, size_t number, aq_error *err) {
     const aq_model_shard *shard = &run->model->state->shards[number];
     char *metadata = NULL, *path = NULL;
+    const char *name = NULL;
     size_t size = 0, count = 0;
-    aq_status status = aq_plain_path(run, true, shard->path, &path, err);
+    aq_status status = aq_plain_name(run, shard, &name, err);
+    if (status == AQ_OK) status = aq_plain_path(run, true, name, &path, err);
     if (status == AQ_OK) status = aq_plain_list(run, number, &count, err);
     if (status == AQ_OK)
         status = aq_native_remove(run->context, shard->file->metadata, &metadata, &size, err);
@@ -32816,8 +36018,10 @@ static aq_status aq_plain_begin(aq_plain_run *run, const char *quantized_path,
         return aq_fail(err, AQ_ERR_METADATA,
                        "%s: not a model that this library has quantized; there is nothing to "
                        "dequantize", quantized_path);
-    if (is_file && aq_ends_with(output_path, ".safetensors"))
-        only_file = run->model->state->shards[0].path;
+    if (is_file && aq_ends_with(output_path, ".safetensors")) {
+        aq_status status = aq_plain_name(run, &run->model->state->shards[0], &only_file, err);
+        if (status != AQ_OK) return status;
+    }
     return aq_staging_begin(&run->staging, run->context, is_file ? quantized_path : folder->root,
                             output_path, only_file, overwrite, false, err);
 }
@@ -33047,6 +36251,7 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_BLOCK_WEIGHTS
 #  undef AQ_TILE_WEIGHTS
 #  undef AQ_TILE_GROUPS
+#  undef AQ_K_WEIGHTS
 #  undef AQ_PANEL
 #  undef AQ_STRIP
 #  undef AQ_LAZY
@@ -33066,6 +36271,11 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_LINEAR_LINE
 #  undef AQ_ST_HEADER_LIMIT
 #  undef AQ_ST_INDEX_LIMIT
+#  undef AQ_GGUF_ALIGNMENT
+#  undef AQ_GGUF_NAME_STOCK
+#  undef AQ_GGUF_NAME_MOST
+#  undef AQ_GGUF_RANK_STOCK
+#  undef AQ_GGUF_RANK
 #  undef AQ_NATIVE_VERSION
 #  undef AQ_NATIVE_KEY
 #  undef AQ_CODES_SUFFIX

@@ -230,6 +230,17 @@ typedef struct aq_simd_sums {
     float max_error; /* max |a − b| */
 } aq_simd_sums;
 
+/* 256 weights as 16 strips of 16, strip i in lane i of each array; `x` and `weights` are transposed,
+ * one step of all strips after the other. */
+typedef struct aq_simd_strips {
+    float x[256], weights[256];      /* weights: when weighted */
+    float low[16], high[16];         /* of x */
+    float weight[16], sum[16], square[16]; /* Σ w, Σ w·x, Σ w·x² */
+    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most) */
+    float code[16], code2[16], cross[16];  /* Σ w·c, Σ w·c², Σ w·c·x */
+    bool weighted;
+} aq_simd_strips;
+
 /* `count` values of one row are cut into groups of `group` (a multiple of 32, at most 256); the
  * last one may be short. Arrays of ranges, fits and grids hold one entry a group. Pointers to
  * floats are aligned as floats, others not at all. `bits` is 2, 4 or 8. */
@@ -271,6 +282,12 @@ struct aq_kernels {
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
     void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
                    size_t columns);
+    /* Of 256 weights: `weights` is NULL or as long as x. Everything down to `square`. */
+    void (*strips_load)(const float *x, const float *weights, aq_simd_strips *out);
+    /* The three sums over codes; `most` is the greatest code. */
+    void (*strips_sums)(aq_simd_strips *strips, float most);
+    /* The codes themselves, a byte each, in the order of x. */
+    void (*strips_codes)(const aq_simd_strips *strips, float most, const float *x, uint8_t *codes);
     const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
     /* Exact: Σ a·b. count ≤ 65536 */
     int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
@@ -354,6 +371,10 @@ AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
                                   size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights, aq_simd_strips *out);
+AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most);
+AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most, const float *x,
+                                        uint8_t *codes);
 AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                      uint32_t bits, const int8_t *x, size_t count, size_t group,
@@ -1205,6 +1226,85 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const 
 
 /* ---- end src/simd/scalar_linear.c ---- */
 
+/* ---- begin src/simd/scalar_strips.c ---- */
+
+/* Scalar kernels: sixteen strips of sixteen weights side by side, for formats that fit a superblock
+ * of 256 weights as a whole. Strip i is lane i: no sum crosses lanes. */
+
+#define AQ_STRIPS_MAGIC 12582912.0f /* 1.5·2^23: adding and taking it off rounds to an integer */
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights,
+                                                     aq_simd_strips *out) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, step;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        float low = x[16 * lane], high = low, weight = 0.0f, sum = 0.0f, square = 0.0f;
+        for (step = 0; step < 16; step++) {
+            float value = x[16 * lane + step], w = weights ? weights[16 * lane + step] : 1.0f;
+            float product = w * value;
+            low = value < low ? value : low;
+            high = value > high ? value : high;
+            weight += w;
+            sum += product;
+            square += product * value;
+            out->x[16 * step + lane] = value;
+            if (weights) {
+                out->weights[16 * step + lane] = w;
+            }
+        }
+        out->low[lane] = low;
+        out->high[lane] = high;
+        out->weight[lane] = weight;
+        out->sum[lane] = sum;
+        out->square[lane] = square;
+    }
+    out->weighted = weights != NULL;
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, step;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        float base = strips->base[lane], inverse = strips->inverse[lane];
+        float code = 0.0f, code2 = 0.0f, cross = 0.0f;
+        for (step = 0; step < 16; step++) {
+            float value = strips->x[16 * step + lane], c = (value - base) * inverse, product;
+            c = c < 0.0f ? 0.0f : c;
+            c = c > most ? most : c;
+            c = (c + AQ_STRIPS_MAGIC) - AQ_STRIPS_MAGIC;
+            product = strips->weighted ? strips->weights[16 * step + lane] * c : c;
+            code += product;
+            code2 += product * c;
+            cross += product * value;
+        }
+        strips->code[lane] = code;
+        strips->code2[lane] = code2;
+        strips->cross[lane] = cross;
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most,
+                                                      const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, step;
+    for (lane = 0; lane < AQ_SIMD_LANES; lane++) {
+        float base = strips->base[lane], inverse = strips->inverse[lane];
+        for (step = 0; step < 16; step++) {
+            float c = (x[16 * lane + step] - base) * inverse;
+            uint32_t bits;
+            c = c < 0.0f ? 0.0f : c;
+            c = c > most ? most : c;
+            c += AQ_STRIPS_MAGIC;
+            memcpy(&bits, &c, sizeof bits);
+            codes[16 * lane + step] = (uint8_t)(bits & 0xFFu);
+        }
+    }
+}
+
+#undef AQ_STRIPS_MAGIC
+
+/* ---- end src/simd/scalar_strips.c ---- */
+
 /* ---- begin src/simd/scalar_dots.c ---- */
 
 /* Scalar kernels: exact dot products of 8-bit integers, and of packed codes with them. */
@@ -1354,6 +1454,11 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
+                                     aq_simd_strips *out);
+AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most);
+AQ_SIMD_LIB void aq_neon_strips_codes(const aq_simd_strips *strips, float most,
+                                      const float *x, uint8_t *codes);
 AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
                                    const int8_t *x, size_t count, size_t group, int32_t *out);
@@ -2148,6 +2253,116 @@ AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t
 
 /* ---- end src/simd/neon_linear.c ---- */
 
+/* ---- begin src/simd/neon_strips.c ---- */
+
+/* NEON kernels: sixteen strips of sixteen weights, four registers a step. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* Weights first … first + 3 of four strips from `x` on, to four lanes of `out`. */
+AQ_NEON_INLINE static inline void aq_neon_turn4(const float *x, float *out) {
+    float32x4x2_t ab = vtrnq_f32(vld1q_f32(x), vld1q_f32(x + 16));
+    float32x4x2_t cd = vtrnq_f32(vld1q_f32(x + 32), vld1q_f32(x + 48));
+    vst1q_f32(out, vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0])));
+    vst1q_f32(out + 16, vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1])));
+    vst1q_f32(out + 32, vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0])));
+    vst1q_f32(out + 48, vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1])));
+}
+
+static void aq_neon_turn16(const float *x, float *out) {
+    size_t strip, step;
+    for (strip = 0; strip < 16; strip += 4) {
+        for (step = 0; step < 16; step += 4) {
+            aq_neon_turn4(x + 16 * strip + step, out + 16 * step + strip);
+        }
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
+                                                   aq_simd_strips *out) {
+    AQ_SIMD_EXACT_BODY
+    size_t lane, i;
+    aq_neon_turn16(x, out->x);
+    out->weighted = weights != NULL;
+    if (weights) {
+        aq_neon_turn16(weights, out->weights);
+    }
+    for (lane = 0; lane < 16; lane += 4) {
+        float32x4_t low = vld1q_f32(out->x + lane), high = low;
+        float32x4_t total = vdupq_n_f32(0.0f), sum = total, square = total;
+        for (i = lane; i < 256; i += 16) {
+            float32x4_t value = vld1q_f32(out->x + i), product = value;
+            low = vminq_f32(value, low);
+            high = vmaxq_f32(value, high);
+            if (weights) {
+                float32x4_t weight = vld1q_f32(out->weights + i);
+                product = vmulq_f32(weight, value);
+                total = vaddq_f32(total, weight);
+            }
+            sum = vaddq_f32(sum, product);
+            square = vaddq_f32(square, vmulq_f32(product, value));
+        }
+        vst1q_f32(out->low + lane, low);
+        vst1q_f32(out->high + lane, high);
+        vst1q_f32(out->weight + lane, weights ? total : vdupq_n_f32(16.0f));
+        vst1q_f32(out->sum + lane, sum);
+        vst1q_f32(out->square + lane, square);
+    }
+}
+
+AQ_NEON_INLINE static inline float32x4_t aq_neon_strip_code(float32x4_t x, float32x4_t base,
+                                                            float32x4_t inverse,
+                                                            float32x4_t most) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t code = vmulq_f32(vsubq_f32(x, base), inverse);
+    return vrndnq_f32(vminq_f32(vmaxq_f32(code, vdupq_n_f32(0.0f)), most));
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most) {
+    AQ_SIMD_EXACT_BODY
+    const float32x4_t top = vdupq_n_f32(most);
+    size_t lane, i;
+    for (lane = 0; lane < 16; lane += 4) {
+        float32x4_t base = vld1q_f32(strips->base + lane);
+        float32x4_t inverse = vld1q_f32(strips->inverse + lane);
+        float32x4_t code = vdupq_n_f32(0.0f), code2 = code, cross = code;
+        for (i = lane; i < 256; i += 16) {
+            float32x4_t x = vld1q_f32(strips->x + i);
+            float32x4_t c = aq_neon_strip_code(x, base, inverse, top), product = c;
+            if (strips->weighted) {
+                product = vmulq_f32(vld1q_f32(strips->weights + i), c);
+            }
+            code = vaddq_f32(code, product);
+            code2 = vaddq_f32(code2, vmulq_f32(product, c));
+            cross = vaddq_f32(cross, vmulq_f32(product, x));
+        }
+        vst1q_f32(strips->code + lane, code);
+        vst1q_f32(strips->code2 + lane, code2);
+        vst1q_f32(strips->cross + lane, cross);
+    }
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_strips_codes(const aq_simd_strips *strips, float most,
+                                                    const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    const float32x4_t top = vdupq_n_f32(most);
+    size_t i, part;
+    for (i = 0; i < 16; i++) {
+        float32x4_t base = vdupq_n_f32(strips->base[i]), inverse = vdupq_n_f32(strips->inverse[i]);
+        uint16x4_t half[4];
+        for (part = 0; part < 4; part++) {
+            half[part] = vmovn_u32(vcvtq_u32_f32(
+                aq_neon_strip_code(vld1q_f32(x + 16 * i + 4 * part), base, inverse, top)));
+        }
+        vst1q_u8(codes + 16 * i, vcombine_u8(vmovn_u16(vcombine_u16(half[0], half[1])),
+                                             vmovn_u16(vcombine_u16(half[2], half[3]))));
+    }
+}
+
+#endif
+
+/* ---- end src/simd/neon_strips.c ---- */
+
 /* ---- begin src/simd/neon_dots.c ---- */
 
 /* NEON kernels: exact dot products of 8-bit integers, and of packed codes with them, 16 at a time.
@@ -2439,6 +2654,11 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_load(const float *x, const float *weights,
+                                             aq_simd_strips *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_sums(aq_simd_strips *strips, float most);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_codes(const aq_simd_strips *strips, float most,
+                                              const float *x, uint8_t *codes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, size_t group,
                                              uint32_t bits, bool symmetric,
@@ -2475,6 +2695,11 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_load(const float *x, const float *weights,
+                                                 aq_simd_strips *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_sums(aq_simd_strips *strips, float most);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_codes(const aq_simd_strips *strips, float most,
+                                                  const float *x, uint8_t *codes);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count, size_t group,
                                                  uint32_t bits, bool symmetric,
@@ -3584,6 +3809,155 @@ AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const floa
 
 /* ---- end src/simd/avx2_linear.c ---- */
 
+/* ---- begin src/simd/avx2_strips.c ---- */
+
+/* AVX2 kernels: sixteen strips of sixteen weights, two registers a step. */
+
+#if defined(AQ_HAVE_AVX2)
+AQ_X86_BEGIN
+
+/* Row i of `row` becomes lane i of every row. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn8(__m256 *row) {
+    __m256 part[8];
+    size_t i;
+    for (i = 0; i < 8; i += 4) {
+        __m256 a = _mm256_unpacklo_ps(row[i], row[i + 1]), b = _mm256_unpackhi_ps(row[i], row[i + 1]);
+        __m256 c = _mm256_unpacklo_ps(row[i + 2], row[i + 3]);
+        __m256 d = _mm256_unpackhi_ps(row[i + 2], row[i + 3]);
+        part[i] = _mm256_shuffle_ps(a, c, 0x44);
+        part[i + 1] = _mm256_shuffle_ps(a, c, 0xEE);
+        part[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        part[i + 3] = _mm256_shuffle_ps(b, d, 0xEE);
+    }
+    for (i = 0; i < 4; i++) {
+        row[i] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x20);
+        row[i + 4] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x31);
+    }
+}
+
+/* Weights first … first + 7 of eight strips from `x` on, to eight lanes of `out`. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn_strips(const float *x, float *out) {
+    __m256 row[8];
+    size_t i;
+    for (i = 0; i < 8; i++) {
+        row[i] = _mm256_loadu_ps(x + 16 * i);
+    }
+    aq_avx2_turn8(row);
+    for (i = 0; i < 8; i++) {
+        _mm256_storeu_ps(out + 16 * i, row[i]);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_turn16(const float *x, float *out) {
+    aq_avx2_turn_strips(x, out);                 /* strips 0 … 7, steps 0 … 7 */
+    aq_avx2_turn_strips(x + 8, out + 128);       /* … steps 8 … 15 */
+    aq_avx2_turn_strips(x + 128, out + 8);       /* strips 8 … 15 */
+    aq_avx2_turn_strips(x + 136, out + 136);
+}
+
+/* What strips_load finds of eight lanes. */
+AQ_AVX2_INLINE static inline void aq_avx2_strips_find(aq_simd_strips *out, size_t lane) {
+    AQ_SIMD_EXACT_BODY
+    __m256 low = _mm256_loadu_ps(out->x + lane), high = low;
+    __m256 total = _mm256_setzero_ps(), sum = total, square = total;
+    size_t i;
+    for (i = lane; i < 256; i += 16) {
+        __m256 x = _mm256_loadu_ps(out->x + i), product = x;
+        low = _mm256_min_ps(x, low);
+        high = _mm256_max_ps(x, high);
+        if (out->weighted) {
+            __m256 weight = _mm256_loadu_ps(out->weights + i);
+            product = _mm256_mul_ps(weight, x);
+            total = _mm256_add_ps(total, weight);
+        }
+        sum = _mm256_add_ps(sum, product);
+        square = _mm256_add_ps(square, _mm256_mul_ps(product, x));
+    }
+    _mm256_storeu_ps(out->low + lane, low);
+    _mm256_storeu_ps(out->high + lane, high);
+    _mm256_storeu_ps(out->weight + lane, out->weighted ? total : _mm256_set1_ps(16.0f));
+    _mm256_storeu_ps(out->sum + lane, sum);
+    _mm256_storeu_ps(out->square + lane, square);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_load(const float *x, const float *weights,
+                                             aq_simd_strips *out) {
+    aq_avx2_turn16(x, out->x);
+    out->weighted = weights != NULL;
+    if (weights) {
+        aq_avx2_turn16(weights, out->weights);
+    }
+    aq_avx2_strips_find(out, 0);
+    aq_avx2_strips_find(out, 8);
+}
+
+AQ_AVX2_INLINE static inline __m256 aq_avx2_strip_code(__m256 x, __m256 base, __m256 inverse,
+                                                       __m256 most) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 magic = _mm256_set1_ps(AQ_X86_MAGIC);
+    __m256 code = _mm256_mul_ps(_mm256_sub_ps(x, base), inverse);
+    code = _mm256_min_ps(_mm256_max_ps(code, _mm256_setzero_ps()), most);
+    return _mm256_sub_ps(_mm256_add_ps(code, magic), magic);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_strips_half(aq_simd_strips *strips, size_t lane,
+                                                      float most) {
+    AQ_SIMD_EXACT_BODY
+    __m256 base = _mm256_loadu_ps(strips->base + lane);
+    __m256 inverse = _mm256_loadu_ps(strips->inverse + lane), top = _mm256_set1_ps(most);
+    __m256 code = _mm256_setzero_ps(), code2 = code, cross = code;
+    size_t i;
+    if (strips->weighted) {
+        for (i = lane; i < 256; i += 16) {
+            __m256 x = _mm256_loadu_ps(strips->x + i);
+            __m256 c = aq_avx2_strip_code(x, base, inverse, top);
+            __m256 product = _mm256_mul_ps(_mm256_loadu_ps(strips->weights + i), c);
+            code = _mm256_add_ps(code, product);
+            code2 = _mm256_add_ps(code2, _mm256_mul_ps(product, c));
+            cross = _mm256_add_ps(cross, _mm256_mul_ps(product, x));
+        }
+    } else {
+        for (i = lane; i < 256; i += 16) {
+            __m256 x = _mm256_loadu_ps(strips->x + i);
+            __m256 c = aq_avx2_strip_code(x, base, inverse, top);
+            code = _mm256_add_ps(code, c);
+            code2 = _mm256_add_ps(code2, _mm256_mul_ps(c, c));
+            cross = _mm256_add_ps(cross, _mm256_mul_ps(c, x));
+        }
+    }
+    _mm256_storeu_ps(strips->code + lane, code);
+    _mm256_storeu_ps(strips->code2 + lane, code2);
+    _mm256_storeu_ps(strips->cross + lane, cross);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_sums(aq_simd_strips *strips, float most) {
+    aq_avx2_strips_half(strips, 0, most);
+    aq_avx2_strips_half(strips, 8, most);
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_codes(const aq_simd_strips *strips, float most,
+                                              const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 top = _mm256_set1_ps(most);
+    size_t i;
+    for (i = 0; i < 16; i++) {
+        __m256 base = _mm256_set1_ps(strips->base[i]), inverse = _mm256_set1_ps(strips->inverse[i]);
+        __m256i low = _mm256_cvttps_epi32(
+            aq_avx2_strip_code(_mm256_loadu_ps(x + 16 * i), base, inverse, top));
+        __m256i high = _mm256_cvttps_epi32(
+            aq_avx2_strip_code(_mm256_loadu_ps(x + 16 * i + 8), base, inverse, top));
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
+        _mm_storeu_si128((__m128i *)(void *)(codes + 16 * i),
+                         _mm_packus_epi16(_mm256_castsi256_si128(words),
+                                          _mm256_extracti128_si256(words, 1)));
+    }
+}
+
+AQ_X86_END
+#endif
+
+/* ---- end src/simd/avx2_strips.c ---- */
+
 /* ---- begin src/simd/avx2_dots.c ---- */
 
 /* AVX2 kernels: exact dot products of 8-bit integers, and of packed codes with them, 32 at a time.
@@ -4406,6 +4780,139 @@ AQ_X86_END
 
 /* ---- end src/simd/avx512_linear.c ---- */
 
+/* ---- begin src/simd/avx512_strips.c ---- */
+
+/* AVX-512 kernels: sixteen strips of sixteen weights, a register a step. */
+
+#if defined(AQ_HAVE_AVX512)
+AQ_X86_BEGIN
+
+/* Row i of `row` becomes lane i of every row. */
+AQ_AVX512_INLINE static inline void aq_avx512_turn16(__m512 *row) {
+    __m512 part[16];
+    size_t i;
+    for (i = 0; i < 16; i += 4) { /* 4 × 4 inside each quarter of the registers */
+        __m512 a = _mm512_unpacklo_ps(row[i], row[i + 1]), b = _mm512_unpackhi_ps(row[i], row[i + 1]);
+        __m512 c = _mm512_unpacklo_ps(row[i + 2], row[i + 3]);
+        __m512 d = _mm512_unpackhi_ps(row[i + 2], row[i + 3]);
+        part[i] = _mm512_shuffle_ps(a, c, 0x44);
+        part[i + 1] = _mm512_shuffle_ps(a, c, 0xEE);
+        part[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+        part[i + 3] = _mm512_shuffle_ps(b, d, 0xEE);
+    }
+    for (i = 0; i < 4; i++) { /* the quarters themselves */
+        __m512 a = _mm512_shuffle_f32x4(part[i], part[i + 4], 0x88);
+        __m512 b = _mm512_shuffle_f32x4(part[i + 8], part[i + 12], 0x88);
+        __m512 c = _mm512_shuffle_f32x4(part[i], part[i + 4], 0xDD);
+        __m512 d = _mm512_shuffle_f32x4(part[i + 8], part[i + 12], 0xDD);
+        row[i] = _mm512_shuffle_f32x4(a, b, 0x88);
+        row[i + 8] = _mm512_shuffle_f32x4(a, b, 0xDD);
+        row[i + 4] = _mm512_shuffle_f32x4(c, d, 0x88);
+        row[i + 12] = _mm512_shuffle_f32x4(c, d, 0xDD);
+    }
+}
+
+AQ_AVX512_INLINE static inline void aq_avx512_take16(const float *x, __m512 *row) {
+    size_t i;
+    for (i = 0; i < 16; i++) {
+        row[i] = _mm512_loadu_ps(x + 16 * i);
+    }
+    aq_avx512_turn16(row);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_load(const float *x, const float *weights,
+                                                 aq_simd_strips *out) {
+    AQ_SIMD_EXACT_BODY
+    __m512 row[16], weight[16], low, high;
+    __m512 total = _mm512_setzero_ps(), sum = total, square = total;
+    size_t i;
+    aq_avx512_take16(x, row);
+    low = high = row[0];
+    for (i = 0; i < 16; i++) {
+        low = _mm512_min_ps(row[i], low);
+        high = _mm512_max_ps(row[i], high);
+        _mm512_storeu_ps(out->x + 16 * i, row[i]);
+    }
+    if (weights) {
+        aq_avx512_take16(weights, weight);
+        for (i = 0; i < 16; i++) {
+            __m512 product = _mm512_mul_ps(weight[i], row[i]);
+            total = _mm512_add_ps(total, weight[i]);
+            sum = _mm512_add_ps(sum, product);
+            square = _mm512_add_ps(square, _mm512_mul_ps(product, row[i]));
+            _mm512_storeu_ps(out->weights + 16 * i, weight[i]);
+        }
+    } else {
+        total = _mm512_set1_ps(16.0f);
+        for (i = 0; i < 16; i++) {
+            sum = _mm512_add_ps(sum, row[i]);
+            square = _mm512_add_ps(square, _mm512_mul_ps(row[i], row[i]));
+        }
+    }
+    _mm512_storeu_ps(out->low, low);
+    _mm512_storeu_ps(out->high, high);
+    _mm512_storeu_ps(out->weight, total);
+    _mm512_storeu_ps(out->sum, sum);
+    _mm512_storeu_ps(out->square, square);
+    out->weighted = weights != NULL;
+}
+
+AQ_AVX512_INLINE static inline __m512 aq_avx512_strip_code(__m512 x, __m512 base, __m512 inverse,
+                                                           __m512 most) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 magic = _mm512_set1_ps(AQ_X86_MAGIC);
+    __m512 code = _mm512_mul_ps(_mm512_sub_ps(x, base), inverse);
+    code = _mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), most);
+    return _mm512_sub_ps(_mm512_add_ps(code, magic), magic);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_sums(aq_simd_strips *strips, float most) {
+    AQ_SIMD_EXACT_BODY
+    __m512 base = _mm512_loadu_ps(strips->base), inverse = _mm512_loadu_ps(strips->inverse);
+    __m512 code = _mm512_setzero_ps(), code2 = code, cross = code, top = _mm512_set1_ps(most);
+    size_t i;
+    if (strips->weighted) {
+        for (i = 0; i < 256; i += 16) {
+            __m512 x = _mm512_loadu_ps(strips->x + i);
+            __m512 c = aq_avx512_strip_code(x, base, inverse, top);
+            __m512 product = _mm512_mul_ps(_mm512_loadu_ps(strips->weights + i), c);
+            code = _mm512_add_ps(code, product);
+            code2 = _mm512_add_ps(code2, _mm512_mul_ps(product, c));
+            cross = _mm512_add_ps(cross, _mm512_mul_ps(product, x));
+        }
+    } else {
+        for (i = 0; i < 256; i += 16) {
+            __m512 x = _mm512_loadu_ps(strips->x + i);
+            __m512 c = aq_avx512_strip_code(x, base, inverse, top);
+            code = _mm512_add_ps(code, c);
+            code2 = _mm512_add_ps(code2, _mm512_mul_ps(c, c));
+            cross = _mm512_add_ps(cross, _mm512_mul_ps(c, x));
+        }
+    }
+    _mm512_storeu_ps(strips->code, code);
+    _mm512_storeu_ps(strips->code2, code2);
+    _mm512_storeu_ps(strips->cross, cross);
+}
+
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_codes(const aq_simd_strips *strips, float most,
+                                                  const float *x, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    const __m512 top = _mm512_set1_ps(most);
+    size_t i;
+    for (i = 0; i < 16; i++) {
+        __m512 code = aq_avx512_strip_code(_mm512_loadu_ps(x + 16 * i),
+                                           _mm512_set1_ps(strips->base[i]),
+                                           _mm512_set1_ps(strips->inverse[i]), top);
+        _mm_storeu_si128((__m128i *)(void *)(codes + 16 * i),
+                         _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(code)));
+    }
+}
+
+AQ_X86_END
+#endif
+
+/* ---- end src/simd/avx512_strips.c ---- */
+
 /* ---- begin src/simd/avx512_dots.c ---- */
 
 /* AVX-512 kernels: exact dot products of 8-bit integers, and of packed codes with them, by VNNI:
@@ -4567,6 +5074,9 @@ static const struct aq_kernels aq_scalar_kernels = {
     NULL,
     NULL,
     aq_scalar_update,
+    aq_scalar_strips_load,
+    aq_scalar_strips_sums,
+    aq_scalar_strips_codes,
     "scalar",
     aq_scalar_dot,
     aq_scalar_dot_codes,
@@ -4591,6 +5101,9 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_stream,
     aq_avx2_decode_past,
     aq_avx2_update,
+    aq_avx2_strips_load,
+    aq_avx2_strips_sums,
+    aq_avx2_strips_codes,
     "avx2",
     aq_avx2_dot,
     aq_avx2_dot_codes,
@@ -4606,7 +5119,8 @@ static const struct aq_kernels aq_avx2_kernels = {
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
               aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, dots, dot, dot_codes, unpack                                       \
+              aq_avx512_update, aq_avx512_strips_load, aq_avx512_strips_sums,                      \
+              aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -4625,7 +5139,8 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, NULL, aq_neon_update, dots, dot, dot_codes, aq_neon_unpack          \
+              aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_strips_load,                    \
+              aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
                                                                aq_neon_dot_codes);

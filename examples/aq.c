@@ -82,6 +82,8 @@ static const flag FLAGS[] = {
       "choose bits by layer: so many stored bits a weight on average" },
     { "--target-size-mb", "N", CONFIGURED, FLAG_FIELD, "target_model_size_mb", NULL,
       "choose bits by layer: an output of at most so many MB" },
+    { "--gguf-type", "NAME", CONFIGURED, FLAG_FIELD, "gguf_type", NULL,
+      "Q8_0, Q4_0, Q4_1, Q4_K, Q2_K, F16, BF16 or F32" },
     { "--symmetric", NULL, CONFIGURED, FLAG_FIELD, "symmetric", "true",
       "a scale and no minimum for each group" },
     { "--fast", NULL, CONFIGURED, FLAG_FIELD, "fit", "fast",
@@ -1066,6 +1068,13 @@ static void print_notes(const char *const *notes, size_t count) {
 }
 
 static void print_spec(const aq_config *c) {
+    if (c->output_format == AQ_OUTPUT_GGUF) {
+        if (c->gguf_type != AQ_GGUF_TYPE_AUTO)
+            printf("GGUF, %s", aq_gguf_type_choice_name(c->gguf_type));
+        else
+            printf("GGUF, %u bits", (unsigned)c->bit_width);
+        return;
+    }
     printf("INT%u, %s, group size %u, %u-bit parameters%s", (unsigned)c->bit_width,
            c->symmetric ? "symmetric" : "affine", (unsigned)c->group_size,
            (unsigned)c->parameter_bits, c->fit == AQ_FIT_FAST ? ", fast fit" : "");

@@ -163,7 +163,15 @@ ARROWQUANT_API size_t aq_dtype_size(aq_dtype dtype);      /* bytes an element; 0
 typedef enum aq_code {
     AQ_CODE_AFFINE,    /* w = scale·q + min,          q in 0 … 2^bits − 1 */
     AQ_CODE_SYMMETRIC, /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
-    AQ_CODE_ZERO_POINT /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
+    AQ_CODE_ZERO_POINT, /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
+    /* The blocks of GGUF files, docs/FORMATS.md: everything is in `codes`, F16 parameters among them;
+     * bits and group_size must be those given here, columns a multiple of group_size. */
+    AQ_CODE_Q8_0, /* 8 bits, blocks of 32:  w = d·q */
+    AQ_CODE_Q4_0, /* 4 bits, blocks of 32:  w = d·(q − 8) */
+    AQ_CODE_Q4_1, /* 4 bits, blocks of 32:  w = d·q + m */
+    AQ_CODE_Q4_K, /* 4 bits, blocks of 256: w = d·s·q − m·t, s and t of 6 bits for each 32 weights */
+    AQ_CODE_Q2_K, /* 2 bits, blocks of 256: the same, s and t of 4 bits for each 16 weights */
+    AQ_CODE_COUNT
 } aq_code;
 
 /* How the parameters of a group are stored. */
@@ -190,6 +198,10 @@ typedef struct aq_quant_spec {
     uint32_t group_size; /* 32, 64, 128 or 256 */
     aq_fit fit;          /* of aq_quantize; aq_dequantize does not look at it */
 } aq_quant_spec;
+
+/* The spec of a block code: its bits and group size, F16 parameters. Other codes: zeros. */
+ARROWQUANT_API aq_quant_spec aq_block_spec(aq_code code);
+ARROWQUANT_API const char *aq_code_name(aq_code code); /* "affine", "symmetric", "Q8_0", … */
 
 /* Sizes of the three buffers of one quantized tensor seen as [rows, cols]; groups run along cols,
  * the last one of a row may be short. All buffers hold the bytes of the file format (little
@@ -218,7 +230,8 @@ ARROWQUANT_API double aq_quality_cosine(const aq_quality *quality);  /* two zero
 ARROWQUANT_API double aq_quality_sqnr_db(const aq_quality *quality); /* no error: +infinity */
 ARROWQUANT_API void aq_quality_add(aq_quality *total, const aq_quality *part);
 
-/* Fills `out`; AQ_ERR_BIT_WIDTH, AQ_ERR_GROUP_SIZE, or AQ_ERR_SHAPE when a size overflows. */
+/* Fills `out`; AQ_ERR_BIT_WIDTH, AQ_ERR_GROUP_SIZE, or AQ_ERR_SHAPE when a size overflows or the
+ * columns are not whole blocks. */
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err);
 
@@ -398,6 +411,19 @@ typedef enum aq_output_format {
     AQ_OUTPUT_ARROW
 } aq_output_format;
 
+/* The type of a GGUF file's quantized tensors. F32, F16 and BF16 quantize nothing. */
+typedef enum aq_gguf_type_choice {
+    AQ_GGUF_TYPE_AUTO, /* 2 bits: Q2_K; 4: Q4_K, with groups of 32 Q4_1 (symmetric: Q4_0); 8: Q8_0 */
+    AQ_GGUF_TYPE_F32,
+    AQ_GGUF_TYPE_F16,
+    AQ_GGUF_TYPE_BF16,
+    AQ_GGUF_TYPE_Q8_0,
+    AQ_GGUF_TYPE_Q4_0,
+    AQ_GGUF_TYPE_Q4_1,
+    AQ_GGUF_TYPE_Q4_K,
+    AQ_GGUF_TYPE_Q2_K
+} aq_gguf_type_choice;
+
 /* Bits of the layers whose name matches `pattern` (a whole tensor name, or a glob with * ? [ ]);
  * 16 keeps them. The first match wins. */
 typedef struct aq_layer_bits {
@@ -430,6 +456,7 @@ typedef struct aq_config {
     aq_output_format output_format; /* YAML: format */
     aq_method method;
     double target_bits;            /* mean stored bits a weight, see aq_plan_create; NaN: none */
+    aq_gguf_type_choice gguf_type;
     uint64_t target_model_size_mb; /* 0: none */
     uint64_t max_memory_limit_mb;  /* 0: none */
 
@@ -446,6 +473,7 @@ typedef struct aq_config {
 
     const char *const *calibration;      /* files for aq_calibration_open; none: data-free */
     size_t calibration_count;
+    const char *gguf_architecture;       /* general.architecture; NULL: detect it */
     const char *variant;                 /* "fp16": read model.fp16.safetensors; NULL: none */
     const char *const *components;       /* pipeline folders to quantize; none: the denoiser */
     size_t component_count;
@@ -468,6 +496,7 @@ ARROWQUANT_API const char *aq_fit_name(aq_fit fit);                /* "least_squ
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
 ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", "r2q", "gptq" */
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
+ARROWQUANT_API const char *aq_gguf_type_choice_name(aq_gguf_type_choice type); /* "auto", "F32", … */
 
 /* Sets one field by its name (a dotted path for nested ones, as in YAML) from text that is read as
  * a YAML value. AQ_ERR_CONFIGURATION and its kin name the field, the range and what was found; an
@@ -796,6 +825,11 @@ typedef struct aq_plan_tensor {
     const char *detail;         /* which rule or pattern decided, or "" */
     const char *output_name;    /* in the output file: its own, unless the format has other names */
     aq_dtype output_dtype;      /* of a kept tensor in the output: its own, unless the format says */
+    /* A format may stack tensors along their first dimension under one output_name: then this is the
+     * index of the first of them, and their bytes follow one another. Else the tensor's own index. */
+    size_t output_leader;
+    uint32_t output_slot;       /* its place in the stack, from 0 */
+    uint64_t turn;              /* the input is read from this byte on, and then from the start */
     uint64_t output_offset, output_bytes; /* in the output file's data, predicted before the run */
     aq_method method;           /* when bits < 16; never AUTO */
     const char *method_detail;  /* why this method */

@@ -18,6 +18,8 @@ static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
 static const char *const aq_fit_names[] = {"least_squares", "fast"};
+static const char *const aq_gguf_type_names[] = {"auto", "F32", "F16", "BF16", "Q8_0", "Q4_0",
+                                                 "Q4_1", "Q4_K", "Q2_K"};
 
 /* ------------------------------------------------------------------ names */
 
@@ -28,6 +30,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
+    if (kind == AQ_KIND_GGUF_TYPE && value < 9) return aq_gguf_type_names[value];
     return NULL;
 }
 
@@ -53,6 +56,11 @@ ARROWQUANT_API const char *aq_method_name(aq_method method) {
 
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format) {
     const char *name = aq_field_value_name(AQ_KIND_OUTPUT_FORMAT, (unsigned)format);
+    return name ? name : "unknown";
+}
+
+ARROWQUANT_API const char *aq_gguf_type_choice_name(aq_gguf_type_choice type) {
+    const char *name = aq_field_value_name(AQ_KIND_GGUF_TYPE, (unsigned)type);
     return name ? name : "unknown";
 }
 
@@ -140,6 +148,7 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_METHOD: return (double)*(const aq_method *)member;
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
+    case AQ_KIND_GGUF_TYPE: return (double)*(const aq_gguf_type_choice *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -164,6 +173,9 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
         *(aq_output_format *)member = (aq_output_format)(unsigned)number;
         break;
     case AQ_KIND_FIT: *(aq_fit *)member = (aq_fit)(unsigned)number; break;
+    case AQ_KIND_GGUF_TYPE:
+        *(aq_gguf_type_choice *)member = (aq_gguf_type_choice)(unsigned)number;
+        break;
     default: break;
     }
 }
@@ -192,7 +204,7 @@ ARROWQUANT_API aq_config aq_config_from_profile(aq_profile profile) {
     for (i = 0; i < AQ_FIELD_COUNT; i++)
         if (!aq_field_is_text(aq_field_table[i].kind))
             aq_field_put_number(&config, (aq_field_id)i, aq_field_table[i].defaults[profile]);
-    config.variant = NULL; /* where NULL is not all zero bits */
+    config.variant = config.gguf_architecture = NULL; /* where NULL is not all zero bits */
     config.calibration = config.components = config.sensitive_layers = config.sensitive_patterns = NULL;
     config.layer_bits = NULL;
     config.owned = NULL;
@@ -321,6 +333,10 @@ AQ_LIB aq_status aq_config_copy(aq_arena *arena, const aq_config *from, aq_confi
     if (done && from->calibration_count != 0) {
         copy.calibration = aq_copy_texts(arena, from->calibration, from->calibration_count);
         done = copy.calibration != NULL;
+    }
+    if (done && from->gguf_architecture) {
+        copy.gguf_architecture = aq_arena_string(arena, from->gguf_architecture);
+        done = copy.gguf_architecture != NULL;
     }
     if (done && from->component_count != 0) {
         copy.components = aq_copy_texts(arena, from->components, from->component_count);

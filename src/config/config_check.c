@@ -212,8 +212,10 @@ static aq_status aq_field_check(const aq_config *config, aq_field_id id, aq_erro
     aq_field_kind kind = aq_field_at(id)->kind;
     char found[AQ_FOUND_TEXT];
     double number;
-    if (kind == AQ_KIND_NAME)
-        return config->variant ? aq_field_check_item(id, config->variant, err) : AQ_OK;
+    if (kind == AQ_KIND_NAME) {
+        const char *name = *(const char *const *)aq_field_of_const(config, id);
+        return name ? aq_field_check_item(id, name, err) : AQ_OK;
+    }
     if (aq_field_is_text(kind)) return aq_field_check_list(config, id, err);
     number = aq_field_number(config, id);
     if (aq_field_fits(id, number)) return AQ_OK;

@@ -217,8 +217,8 @@ static void aq_append_value(aq_builder *out, const aq_config *config, aq_field_i
         aq_append_number(out, config, id);
     } else if (kind == AQ_KIND_NAME) {
         aq_append(out, " ", 1);
-        if (config->variant)
-            aq_append_yaml_text(out, config->variant);
+        if (*(const char *const *)member)
+            aq_append_yaml_text(out, *(const char *const *)member);
         else
             aq_append_string(out, "null");
     } else if (count == 0) {

@@ -72,6 +72,11 @@
     X(output_format, OUTPUT_FORMAT, output_format, "format", 0, 3, AQ_OUTPUT_NATIVE,               \
       AQ_OUTPUT_NATIVE, AQ_OUTPUT_NATIVE, "", AQ_ERR_CONFIGURATION,                                \
       "what the output is: our own safetensors, or what other programs load")                      \
+    X(gguf_type, GGUF_TYPE, gguf_type, "gguf_type", 0, 8, AQ_GGUF_TYPE_AUTO, AQ_GGUF_TYPE_AUTO,    \
+      AQ_GGUF_TYPE_AUTO, "", AQ_ERR_CONFIGURATION,                                                 \
+      "type of quantized GGUF tensors; auto: by bits")                                              \
+    X(gguf_architecture, NAME, gguf_architecture, "gguf_architecture", 0, 0, 0, 0, 0, "",          \
+      AQ_ERR_CONFIGURATION, "general.architecture of a GGUF file; null: detect it")                 \
     X(num_threads, INT, num_threads, "num_threads", 0, 1024, 0, 0, 0, "ARROW_QUANT_NUM_THREADS",   \
       AQ_ERR_CONFIGURATION, "threads; 0: all cores")                                               \
     X(enable_streaming, BOOL, enable_streaming, "enable_streaming", 0, 1, 1, 0, 0,                 \
@@ -131,6 +136,7 @@ typedef enum aq_field_kind {
     AQ_KIND_METHOD,
     AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_FIT,
+    AQ_KIND_GGUF_TYPE,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */

@@ -10,8 +10,8 @@
 AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
     switch (format) {
     case AQ_OUTPUT_NATIVE: return aq_container_native();
+    case AQ_OUTPUT_GGUF: return aq_container_gguf();
     case AQ_OUTPUT_COMPRESSED_TENSORS: return aq_container_compressed();
-    case AQ_OUTPUT_GGUF:
     case AQ_OUTPUT_ARROW: break;
     }
     return NULL;
@@ -64,6 +64,33 @@ AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *
     return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
 }
 
+AQ_LIB aq_status aq_stack_level(aq_plan *plan, const size_t *stack, size_t count, bool *level,
+                                aq_error *err) {
+    uint32_t most = 0;
+    aq_dtype dtype = AQ_DTYPE_COUNT;
+    aq_status status = AQ_OK;
+    *level = true;
+    for (size_t i = 0; i < count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[stack[i]];
+        most = tensor->bits > most ? tensor->bits : most;
+        if (tensor->bits == 16 &&
+            (dtype == AQ_DTYPE_COUNT || aq_dtype_size(tensor->output_dtype) > aq_dtype_size(dtype)))
+            dtype = tensor->output_dtype;
+    }
+    for (size_t i = 0; status == AQ_OK && i < count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[stack[i]];
+        if (tensor->bits == most && (most < 16 || tensor->output_dtype == dtype)) continue;
+        *level = false;
+        if (tensor->bits < most) tensor->reason = AQ_REASON_RAISED;
+        if (!*tensor->detail) tensor->detail = "as the tensors that it is stored with";
+        tensor->bits = most;
+        if (most < 16) status = aq_plan_store(plan, tensor, err);
+        else status = aq_plan_keep(plan, tensor, err);
+        if (most == 16) tensor->output_dtype = dtype;
+    }
+    return status;
+}
+
 /* ---- outputs */
 
 static aq_status aq_plan_same_outputs(aq_plan *plan, aq_error *err) {
@@ -103,8 +130,13 @@ static aq_status aq_plan_lay_out_file(aq_plan *plan, size_t number, aq_error *er
     if (status == AQ_OK) status = container->data_start(plan, number, &start, err);
     if (status != AQ_OK) return status;
     for (size_t i = 0; i < plan->outputs[number].tensor_count; i++) {
-        plan->tensors[order[i]].output_offset = offset;
-        offset = aq_container_align(container, offset + plan->tensors[order[i]].output_bytes);
+        const aq_plan_tensor *next =
+            i + 1 < plan->outputs[number].tensor_count ? &plan->tensors[order[i + 1]] : NULL;
+        aq_plan_tensor *tensor = &plan->tensors[order[i]];
+        tensor->output_offset = offset;
+        offset += tensor->output_bytes;
+        if (!next || next->output_leader != tensor->output_leader)
+            offset = aq_container_align(container, offset);
     }
     plan->predicted_output_bytes += start + offset;
     return AQ_OK;

@@ -175,11 +175,25 @@ static aq_status aq_plain_path(aq_plain_run *run, bool output, const char *relat
     return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
 }
 
+/* The path of a shard's plain form: a GGUF file becomes safetensors. */
+static aq_status aq_plain_name(aq_plain_run *run, const aq_model_shard *shard, const char **out,
+                               aq_error *err) {
+    size_t size = strlen(shard->path) - (shard->is_gguf ? strlen(".gguf") : 0);
+    char *path = (char *)aq_arena_alloc(&run->arena, size + sizeof(".safetensors"));
+    if (!path) return aq_fail_memory(err, size);
+    memcpy(path, shard->path, size);
+    if (shard->is_gguf) memcpy(path + size, ".safetensors", sizeof(".safetensors"));
+    *out = path;
+    return AQ_OK;
+}
+
 static aq_status aq_plain_shard(aq_plain_run *run, size_t number, aq_error *err) {
     const aq_model_shard *shard = &run->model->state->shards[number];
     char *metadata = NULL, *path = NULL;
+    const char *name = NULL;
     size_t size = 0, count = 0;
-    aq_status status = aq_plain_path(run, true, shard->path, &path, err);
+    aq_status status = aq_plain_name(run, shard, &name, err);
+    if (status == AQ_OK) status = aq_plain_path(run, true, name, &path, err);
     if (status == AQ_OK) status = aq_plain_list(run, number, &count, err);
     if (status == AQ_OK)
         status = aq_native_remove(run->context, shard->file->metadata, &metadata, &size, err);
@@ -317,8 +331,10 @@ static aq_status aq_plain_begin(aq_plain_run *run, const char *quantized_path,
         return aq_fail(err, AQ_ERR_METADATA,
                        "%s: not a model that this library has quantized; there is nothing to "
                        "dequantize", quantized_path);
-    if (is_file && aq_ends_with(output_path, ".safetensors"))
-        only_file = run->model->state->shards[0].path;
+    if (is_file && aq_ends_with(output_path, ".safetensors")) {
+        aq_status status = aq_plain_name(run, &run->model->state->shards[0], &only_file, err);
+        if (status != AQ_OK) return status;
+    }
     return aq_staging_begin(&run->staging, run->context, is_file ? quantized_path : folder->root,
                             output_path, only_file, overwrite, false, err);
 }

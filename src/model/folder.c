@@ -185,6 +185,16 @@ static aq_status aq_check_unique(aq_arena *arena, const aq_folder *folder,
     return AQ_OK;
 }
 
+/* A GGUF file is read when the model is opened; here it has a size and no tensors. */
+static aq_status aq_gguf_stand_in(const char *path, aq_st_file *out, aq_error *err) {
+    aq_file file = AQ_FILE_CLOSED;
+    memset(out, 0, sizeof(*out));
+    out->path = path;
+    aq_status status = aq_file_open(&file, path, &out->file_size, err);
+    (void)aq_file_close(&file, NULL);
+    return status;
+}
+
 static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_error *err) {
     aq_arena *arena = walk->arena;
     component->files = (aq_st_file *)aq_arena_alloc(arena, component->shard_count * sizeof(aq_st_file));
@@ -196,7 +206,9 @@ static aq_status aq_read_headers(aq_walk *walk, aq_component *component, aq_erro
             return aq_fail(err, AQ_ERR_MODEL_NOT_FOUND,
                            "%s/%s: names the shard %s, which is not there; download it again",
                            walk->folder->root, component->index, component->shards[i]);
-        aq_status status = aq_st_read_header(arena, path, &component->files[i], err);
+        aq_status status = aq_ends_with(path, ".gguf")
+                               ? aq_gguf_stand_in(path, &component->files[i], err)
+                               : aq_st_read_header(arena, path, &component->files[i], err);
         if (status != AQ_OK) return status;
     }
     return component->index ? aq_check_index(walk->folder, component, err)
@@ -356,12 +368,12 @@ static aq_status aq_open_file(aq_walk *walk, const char *path, aq_error *err) {
     if (strstr(name, ".safetensors.index.") && aq_ends_with(name, ".json")) {
         folder->kind = AQ_FOLDER_PLAIN;
         files.index = name;
-    } else if (aq_ends_with(name, ".safetensors")) {
+    } else if (aq_ends_with(name, ".safetensors") || aq_ends_with(name, ".gguf")) {
         folder->kind = AQ_FOLDER_FILE;
         files.shards = &name;
         files.shard_count = 1;
     } else {
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: only .safetensors files are read; load the "
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: only .safetensors and .gguf files are read; load the "
                        "model and save it with safe_serialization=True", path);
     }
     return aq_add_component(walk, "", "", &files, err);

@@ -56,6 +56,7 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
                                  const char **variant, aq_error *err) {
     aq_folder_entry *entries = NULL;
     size_t count = 0;
+    bool gguf = false, weights = false;
     *native = false;
     aq_status status = aq_list_folder(arena, folder, &entries, &count, NULL);
     if (status == AQ_ERR_OUT_OF_MEMORY) return aq_fail_memory(err, strlen(folder));
@@ -63,7 +64,9 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
     for (size_t i = 0; i < count && !*native; i++) {
         const char *name = entries[i].name, *found = NULL;
         size_t size = 0;
+        if (entries[i].kind == AQ_PATH_FILE && aq_ends_with(name, ".gguf")) gguf = true;
         if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(name, ".safetensors")) continue;
+        weights = true;
         char *path = aq_path_join(arena, folder, name);
         if (!path) return aq_fail_memory(err, strlen(folder));
         status = aq_file_is_native(arena->context, path, native, err);
@@ -72,6 +75,7 @@ static aq_status aq_probe_folder(aq_arena *arena, const char *folder, bool *nati
         *variant = aq_arena_copy(arena, found, size);
         if (!*variant) return aq_fail_memory(err, size);
     }
+    *native = *native || (gguf && !weights);
     return AQ_OK;
 }
 
@@ -138,6 +142,13 @@ static aq_status aq_open_shard(aq_model *model, aq_model_shard *shard, aq_error 
                        "again", shard->file->path, (unsigned long long)shard->file->file_size,
                        (unsigned long long)shard->map.size);
     model->weight_bytes += shard->map.size;
+    shard->is_gguf = aq_ends_with(shard->path, ".gguf");
+    if (shard->is_gguf)
+        status = aq_gguf_parse(&state->arena, shard->map.data, shard->map.size, shard->file->path,
+                               &shard->gguf, err);
+    for (size_t i = 0; status == AQ_OK && i < shard->gguf.tensor_count; i++)
+        model->quantized = model->quantized || shard->gguf.tensors[i].type->weights > 1;
+    if (status != AQ_OK || shard->is_gguf) return status;
     shard->by_name = aq_st_sort_by_name(&state->arena, shard->file);
     if (!shard->by_name) return aq_fail_memory(err, shard->file->tensor_count);
     status =
@@ -304,6 +315,20 @@ static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *cla
     return AQ_OK;
 }
 
+static aq_status aq_open_gguf(aq_open_list *list, size_t number) {
+    const aq_model_shard *shard = &list->model->state->shards[number];
+    for (size_t i = 0; i < shard->gguf.tensor_count; i++) {
+        const aq_gguf_tensor *from = &shard->gguf.tensors[i];
+        aq_open_item *item = &list->items[list->count++];
+        aq_status status = aq_open_name(list, shard, from->name, &item->tensor.name);
+        if (status != AQ_OK) return status;
+        item->shard = number;
+        item->own_name = from->name;
+        aq_open_gguf_tensor(shard, from, &item->tensor);
+    }
+    return AQ_OK;
+}
+
 static int aq_open_by_name(const void *a, const void *b) {
     return strcmp(((const aq_open_item *)a)->tensor.name, ((const aq_open_item *)b)->tensor.name);
 }
@@ -345,7 +370,7 @@ static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
     size_t most = 1, widest = 1;
     for (size_t s = 0; s < state->shard_count; s++) {
         const aq_model_shard *shard = &state->shards[s];
-        most += shard->file->tensor_count + shard->native.tensor_count;
+        most += shard->file->tensor_count + shard->native.tensor_count + shard->gguf.tensor_count;
         if (widest < shard->file->tensor_count) widest = shard->file->tensor_count;
     }
     aq_arena_init(&scratch, state->context);
@@ -361,6 +386,7 @@ static aq_status aq_open_tensors(aq_model *model, aq_error *err) {
         status = aq_open_quantized(&list, s, claimed);
         if (status == AQ_OK) status = aq_open_compressed(&list, s, claimed);
         if (status == AQ_OK) status = aq_open_kept(&list, s, claimed);
+        if (status == AQ_OK) status = aq_open_gguf(&list, s);
     }
     if (status == AQ_OK) status = aq_open_arrange(&list, &scratch);
     aq_arena_free(&scratch);
@@ -462,6 +488,10 @@ static aq_status aq_tensor_check_rows(const aq_tensor *tensor, uint64_t first_ro
                               (unsigned long long)first_row,
                               (unsigned long long)(first_row + row_count),
                               (unsigned long long)tensor->rows);
+    if (tensor->quantized && tensor->spec.code == AQ_CODE_COUNT)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                              "tensor %s is stored as %s, which this version does not decode",
+                              tensor->name, tensor->code_name);
     if (tensor->quantized || aq_dtype_is_float(tensor->dtype)) return AQ_OK;
     return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
                           "tensor %s: dtype %s holds no weights; read its data as it is",

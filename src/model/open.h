@@ -3,6 +3,7 @@
 #define AQ_OPEN_H
 
 #include "../format/compressed_tensors.h"
+#include "../format/gguf.h"
 #include "../format/native.h"
 #include "folder.h"
 #include "fp8.h"
@@ -22,6 +23,8 @@ typedef struct aq_model_shard {
     bool native_present;
     aq_native native;
     const aq_ct_config *compressed; /* of its component; NULL: not compressed-tensors */
+    bool is_gguf;
+    aq_gguf gguf; /* then `file` has no tensors */
 } aq_model_shard;
 
 struct aq_model_state {
@@ -40,6 +43,9 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
+/* model/open_gguf.c: fills a tensor from one of a GGUF shard, but for its name. */
+AQ_LIB void aq_open_gguf_tensor(const aq_model_shard *shard, const aq_gguf_tensor *from,
+                                aq_tensor *out);
 /* Rows as F32 on the calling thread alone. */
 AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *tensor,
                                     uint64_t first_row, uint64_t row_count, float *out,

@@ -55,7 +55,8 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
 /* ---- shards and tensors */
 
 /* rows = d0, cols = d1·d2·…; the reader has checked that the product fits. */
-static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t shard) {
+static void aq_fill_tensor(aq_plan *plan, const aq_st_tensor *in, uint32_t shard) {
+    aq_plan_tensor *out = &plan->tensors[plan->tensor_count];
     out->name = in->name;
     out->shard = shard;
     out->dtype = in->dtype;
@@ -70,6 +71,7 @@ static void aq_fill_tensor(aq_plan_tensor *out, const aq_st_tensor *in, uint32_t
     out->detail = out->method_detail = "";
     out->output_name = in->name;
     out->output_dtype = in->dtype;
+    out->output_leader = plan->tensor_count++;
 }
 
 static aq_status aq_plan_shards(aq_plan *plan, aq_error *err) {
@@ -106,8 +108,7 @@ static aq_status aq_plan_shards(aq_plan *plan, aq_error *err) {
             shard->tensor_count = file->tensor_count;
             plan->input_bytes += file->file_size;
             for (size_t t = 0; t < file->tensor_count; t++)
-                aq_fill_tensor(&plan->tensors[plan->tensor_count++], &file->tensors[t],
-                               (uint32_t)number);
+                aq_fill_tensor(plan, &file->tensors[t], (uint32_t)number);
         }
     }
     return AQ_OK;
@@ -297,6 +298,12 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
     aq_append_json_string(json, reason, strlen(reason));
     aq_append_string(json, ",\"detail\":");
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
+    if (tensor->output_name != tensor->name) {
+        aq_append_string(json, ",\"output_name\":");
+        aq_append_json_string(json, tensor->output_name, strlen(tensor->output_name));
+    }
+    if (tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
+        aq_append_format(json, ",\"output_dtype\":\"%s\"", aq_dtype_name(tensor->output_dtype));
     aq_append_format(json, ",\"offset\":%llu,\"bytes\":%llu,\"output_offset\":%llu,"
                      "\"output_bytes\":%llu}", (unsigned long long)tensor->offset,
                      (unsigned long long)tensor->bytes, (unsigned long long)tensor->output_offset,

@@ -64,6 +64,10 @@ AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *ten
 AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
 /* The tensor is kept: its dtype and bytes in the output. */
 AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* Tensors that are stored as one are stored alike: *level is false when one of them is wider than the
+ * others, which have now got as many bits. */
+AQ_LIB aq_status aq_stack_level(aq_plan *plan, const size_t *stack, size_t count, bool *level,
+                                aq_error *err);
 /* Outputs, offsets, the predicted size. */
 AQ_LIB aq_status aq_plan_lay_out(aq_plan *plan, aq_error *err);
 /* Indices of an output's tensors in the order they are written (arena). */

@@ -1,5 +1,6 @@
 /* What a plan refuses: switches whose work needs what this version lacks, and inputs that are
  * quantized already. A profile's default of such a switch runs data-free, and a note says so. */
+#include "../base/text.h"
 #include "../config/fields.h"
 #include "../quant/quant.h"
 #include "plan.h"
@@ -63,6 +64,9 @@ static aq_status aq_check_component(aq_plan *plan, const aq_component *component
     }
     for (size_t s = 0; s < component->shard_count; s++) {
         const aq_st_file *file = &component->files[s];
+        if (aq_ends_with(file->path, ".gguf"))
+            return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: GGUF files are not quantized again; give "
+                           "the original, or dequantize it first", file->path);
         for (size_t t = 0; t < file->tensor_count; t++) {
             const char *name = file->tensors[t].name;
             if (aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||

@@ -249,6 +249,12 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
     aq_append_json_string(json, reason, strlen(reason));
     aq_append_string(json, ",\"detail\":");
     aq_append_json_string(json, tensor->detail, strlen(tensor->detail));
+    if (tensor->output_name != tensor->name) {
+        aq_append_string(json, ",\"output_name\":");
+        aq_append_json_string(json, tensor->output_name, strlen(tensor->output_name));
+    }
+    if (tensor->bits == 16 && tensor->output_dtype != tensor->dtype)
+        aq_append_format(json, ",\"output_dtype\":\"%s\"", aq_dtype_name(tensor->output_dtype));
     if (tensor->bits < 16) {
         aq_append_format(json, ",\"code\":\"%s\",\"group_size\":%u,\"params\":\"%s\","
                          "\"method\":\"%s\",\"method_reason\":\"%s\",\"fit\":\"%s\"",

@@ -80,7 +80,10 @@ AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint6
 AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix, aq_dtype dtype,
                                uint32_t rank, const uint64_t *shape, uint64_t bytes, uint32_t crc,
                                aq_error *err);
-/* model/run_copy.c: a kept tensor as it is, or as tensor->output_dtype; `scale` is that of an FP8
+/* model/run_copy.c: bytes of a tensor from the open input, turned as the plan says */
+AQ_LIB aq_status aq_run_read(aq_run *run, const aq_plan_tensor *tensor, uint64_t offset, void *data,
+                             size_t size, aq_error *err);
+/* A kept tensor as it is, or as tensor->output_dtype; `scale` is that of an FP8
  * weight to be folded in, or has no values */
 AQ_LIB aq_status aq_copy_tensor(aq_run *run, const aq_plan_tensor *tensor, aq_error *err);
 AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,

@@ -71,6 +71,18 @@ AQ_LIB aq_status aq_run_stored(aq_run *run, const char *name, const char *suffix
     return AQ_OK;
 }
 
+AQ_LIB aq_status aq_run_read(aq_run *run, const aq_plan_tensor *tensor, uint64_t offset, void *data,
+                             size_t size, aq_error *err) {
+    uint64_t begin = offset + tensor->turn;
+    if (begin >= tensor->bytes) begin -= tensor->bytes;
+    uint64_t left = tensor->bytes - begin;
+    size_t first = left < size ? (size_t)left : size;
+    aq_status status = aq_file_read(&run->input, tensor->offset + begin, data, first, err);
+    if (status != AQ_OK || first == size) return status;
+    return aq_file_read(&run->input, tensor->offset, (unsigned char *)data + first, size - first,
+                        err);
+}
+
 /* ---- copying */
 
 typedef struct aq_copy_job {
@@ -87,7 +99,7 @@ static aq_status aq_copy_task(void *user, size_t index, uint32_t worker, aq_erro
     uint64_t left = job->tensor->bytes - begin;
     size_t size = (size_t)(left < job->chunk ? left : job->chunk);
     unsigned char *buffer = run->buffer + worker * run->buffer_size;
-    aq_status status = aq_file_read(&run->input, job->tensor->offset + begin, buffer, size, err);
+    aq_status status = aq_run_read(run, job->tensor, begin, buffer, size, err);
     if (status != AQ_OK) return status;
     job->crcs[index] = aq_crc32(&run->crc, 0, buffer, size);
     status = aq_file_write(&run->out.file, job->target + begin, buffer, size, err);
@@ -162,8 +174,7 @@ static aq_status aq_convert_task(void *user, size_t index, uint32_t worker, aq_e
     float *values = (float *)(void *)(buffer + job->in_bytes);
     unsigned char *out = buffer + job->in_bytes + job->f32_bytes;
     uint64_t begin = first * job->unit;
-    aq_status status = aq_file_read(&run->input, tensor->offset + begin * in_size, buffer,
-                                    elements * in_size, err);
+    aq_status status = aq_run_read(run, tensor, begin * in_size, buffer, elements * in_size, err);
     if (status != AQ_OK) return status;
     aq_little_endian(buffer, elements, in_size);
     aq_to_f32(run->context, tensor->dtype, buffer, values, elements);

@@ -41,6 +41,36 @@ static aq_status aq_run_align(aq_run *run, aq_error *err) {
     return status;
 }
 
+/* How many tensors from order[first] on are stored as one. */
+static size_t aq_stack_length(const aq_plan *plan, const size_t *order, size_t count,
+                              size_t first) {
+    size_t end = first + 1, leader = plan->tensors[order[first]].output_leader;
+    while (end < count && plan->tensors[order[end]].output_leader == leader) end++;
+    return end - first;
+}
+
+static aq_status aq_run_stack(aq_run *run, const size_t *stack, size_t count, aq_error *err) {
+    aq_plan *plan = run->plan;
+    uint64_t cursor = run->out.cursor, done = run->meter.done;
+    size_t stored = run->out.stored_count;
+    bool level = false;
+    aq_status status = AQ_OK;
+    while (status == AQ_OK && !level) {
+        run->out.cursor = cursor;
+        run->out.stored_count = stored;
+        run->meter.done = done;
+        for (size_t i = 0; status == AQ_OK && i < count; i++) {
+            aq_plan_tensor *tensor = &plan->tensors[stack[i]];
+            tensor->output_offset = run->out.cursor;
+            status = aq_run_input(run, tensor->shard, err);
+            if (status == AQ_OK) status = aq_run_tensor(run, tensor, err);
+        }
+        level = count == 1;
+        if (status == AQ_OK && !level) status = aq_stack_level(plan, stack, count, &level, err);
+    }
+    return status;
+}
+
 static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     aq_plan *plan = run->plan;
     const aq_container *container = plan->state->container;
@@ -50,11 +80,9 @@ static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     if (status == AQ_OK) status = aq_output_order(plan, output, &order, err);
     run->out.cursor = 0;
     run->out.stored_first = run->out.stored_count;
-    for (size_t i = 0; status == AQ_OK && i < plan->outputs[output].tensor_count; i++) {
-        aq_plan_tensor *tensor = &plan->tensors[order[i]];
-        tensor->output_offset = run->out.cursor;
-        status = aq_run_input(run, tensor->shard, err);
-        if (status == AQ_OK) status = aq_run_tensor(run, tensor, err);
+    for (size_t i = 0, count; status == AQ_OK && i < plan->outputs[output].tensor_count; i += count) {
+        count = aq_stack_length(plan, order, plan->outputs[output].tensor_count, i);
+        status = aq_run_stack(run, order + i, count, err);
         if (status == AQ_OK) status = aq_run_align(run, err);
     }
     if (status != AQ_OK) return status;

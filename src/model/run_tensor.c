@@ -222,8 +222,8 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
     uint64_t rows = left < job->chunk_rows ? left : job->chunk_rows;
     uint64_t row_bytes = job->tensor->cols * aq_dtype_size(job->tensor->dtype);
     unsigned char *buffer = run->buffer + worker * run->buffer_size;
-    aq_status status = aq_file_read(&run->input, job->tensor->offset + first * row_bytes, buffer,
-                                    (size_t)(rows * row_bytes), err);
+    aq_status status = aq_run_read(run, job->tensor, first * row_bytes, buffer,
+                                   (size_t)(rows * row_bytes), err);
     if (status != AQ_OK) return status;
     aq_little_endian(buffer, (size_t)(rows * job->tensor->cols),
                      aq_dtype_size(job->tensor->dtype));
@@ -481,6 +481,10 @@ static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_
                               float **values, size_t *count, aq_error *err) {
     const aq_plan *plan = run->plan;
     const aq_plan_tensor *scale = &plan->tensors[weight->scale];
+    if (weight->turn && scale->bytes > aq_dtype_size(scale->dtype))
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, weight->name, 0,
+                              "tensor %s: its halves change places in this format, which is not done "
+                              "to FP8 weights with more than one scale", weight->name);
     size_t element = aq_dtype_size(scale->dtype);
     aq_arena *arena = &plan->state->arena;
     aq_fp8_shape weight_shape = aq_plan_shape(run->plan, weight);

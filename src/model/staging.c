@@ -56,7 +56,8 @@ static aq_status aq_staging_may_replace(aq_staging *staging, aq_error *err) {
     for (size_t i = 0; i < count; i++) {
         const char *name = entries[i].name;
         if (strcmp(name, "config.json") == 0 || strcmp(name, "model_index.json") == 0 ||
-            strcmp(name, "arrowquant_report.json") == 0 || aq_ends_with(name, ".safetensors"))
+            strcmp(name, "arrowquant_report.json") == 0 || aq_ends_with(name, ".safetensors") ||
+            aq_ends_with(name, ".gguf"))
             return AQ_OK;
     }
     return aq_fail(err, AQ_ERR_EXISTS, "%s: holds no model, so it is not overwritten; remove it or "

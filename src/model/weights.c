@@ -163,7 +163,8 @@ static aq_status aq_no_weights(const char *folder, const aq_folder_entry *entrie
     return aq_fail(err, AQ_ERR_MODEL_NOT_FOUND, "%s: no .safetensors file in it", folder);
 }
 
-/* The index of known stems, then a single file, then numbered shards, then the only file. */
+/* The index of known stems, then a single file, then numbered shards, then the only file, then the
+ * only GGUF file. */
 AQ_LIB aq_status aq_choose_weights(aq_arena *arena, const char *folder,
                                    const aq_folder_entry *entries, size_t entry_count,
                                    const char *variant, aq_weight_files *out, aq_error *err) {
@@ -201,6 +202,14 @@ AQ_LIB aq_status aq_choose_weights(aq_arena *arena, const char *folder,
         return aq_fail(err, AQ_ERR_METADATA,
                        "%s: several weight files (%s, %s, …) and no index; name one of them",
                        folder, only, second);
+    if (only) return aq_one_weight(arena, only, out, err);
+    for (size_t i = 0; i < entry_count && !variant; i++) {
+        if (entries[i].kind != AQ_PATH_FILE || !aq_ends_with(entries[i].name, ".gguf")) continue;
+        if (only)
+            return aq_fail(err, AQ_ERR_METADATA, "%s: several GGUF files (%s, %s, …); name one of "
+                           "them", folder, only, entries[i].name);
+        only = entries[i].name;
+    }
     if (only) return aq_one_weight(arena, only, out, err);
     return aq_no_weights(folder, entries, entry_count, variant, err);
 }

@@ -1,5 +1,5 @@
 /* Codes and parameters in, weights out. */
-#include "tile.h"
+#include "blocks.h"
 
 #include "../base/thread.h"
 
@@ -64,6 +64,7 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     const uint8_t *extra = run->extra ? run->extra + (size_t)(row * layout->row_extra_bytes) : NULL;
     size_t begin, cols = (size_t)layout->cols, group = run->spec.group_size;
     size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups);
+    bool blocks = aq_code_is_block(run->spec.code);
     aq_simd_grid grids[AQ_TILE_GROUPS];
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
     /* Placed in a cache line as the result is: else `stream` takes twice as long. */
@@ -72,16 +73,19 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);
-        float *target = past || run->direct ? (float *)(void *)to : decoded;
-        if (run->spec.code == AQ_CODE_ZERO_POINT && run->spec.params == AQ_PARAM_F32) {
+        float *into = past || run->direct ? (float *)(void *)to : decoded;
+        if (blocks) {
+            aq_blocks_decode(run->kernels, run->spec.code,
+                             codes + begin / group * aq_block_bytes(run->spec.code), count, into);
+        } else if (run->spec.code == AQ_CODE_ZERO_POINT && run->spec.params == AQ_PARAM_F32) {
             aq_dequantize_zero_point(run, codes + begin * run->spec.bits / 8,
-                                     params + begin / group * param_bytes, count, target);
+                                     params + begin / group * param_bytes, count, into);
         } else {
             aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                           (count + group - 1) / group, grids);
             (past ? run->kernels->decode_past : run->kernels->decode)(
                 codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-                run->spec.code == AQ_CODE_SYMMETRIC, grids, target);
+                run->spec.code == AQ_CODE_SYMMETRIC, grids, into);
         }
         if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
@@ -151,8 +155,8 @@ static aq_status aq_dequantize_check(const aq_dequantize_run *run, aq_error *err
         return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] does not fit this machine's memory",
                        (unsigned long long)layout->rows, (unsigned long long)layout->cols);
     }
-    if (bytes && (!run->codes || !run->params || (!run->extra && layout->extra_bytes) ||
-                  !run->out)) {
+    if (bytes && (!run->codes || (!run->params && layout->param_bytes) ||
+                  (!run->extra && layout->extra_bytes) || !run->out)) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_dequantize: %s is NULL",
                        !run->codes    ? "codes"
                        : !run->params ? "params"

@@ -26,13 +26,51 @@ AQ_LIB bool aq_dtype_is_float(aq_dtype dtype) {
            dtype == AQ_DTYPE_BF16 || dtype == AQ_DTYPE_F8_E4M3 || dtype == AQ_DTYPE_F8_E5M2;
 }
 
-AQ_LIB const char *aq_code_name(aq_code code) {
+/* The block codes, from AQ_CODE_Q8_0 on. */
+typedef struct aq_block_info {
+    const char *name;
+    uint32_t bits, weights, bytes;
+} aq_block_info;
+
+static const aq_block_info aq_block_infos[AQ_CODE_COUNT - AQ_CODE_Q8_0] = {
+    { "Q8_0", 8, 32, 34 },   { "Q4_0", 4, 32, 18 },  { "Q4_1", 4, 32, 20 },
+    { "Q4_K", 4, 256, 144 }, { "Q2_K", 2, 256, 84 },
+};
+
+AQ_LIB bool aq_code_is_block(aq_code code) {
+    return code >= AQ_CODE_Q8_0 && code < AQ_CODE_COUNT;
+}
+
+AQ_LIB uint32_t aq_block_weights(aq_code code) {
+    return aq_block_infos[code - AQ_CODE_Q8_0].weights;
+}
+
+AQ_LIB uint32_t aq_block_bytes(aq_code code) {
+    return aq_block_infos[code - AQ_CODE_Q8_0].bytes;
+}
+
+ARROWQUANT_API aq_quant_spec aq_block_spec(aq_code code) {
+    aq_quant_spec spec;
+    memset(&spec, 0, sizeof spec);
+    if (aq_code_is_block(code)) {
+        spec.code = code;
+        spec.params = AQ_PARAM_F16;
+        spec.bits = aq_block_infos[code - AQ_CODE_Q8_0].bits;
+        spec.group_size = aq_block_infos[code - AQ_CODE_Q8_0].weights;
+    }
+    return spec;
+}
+
+ARROWQUANT_API const char *aq_code_name(aq_code code) {
+    if (aq_code_is_block(code)) {
+        return aq_block_infos[code - AQ_CODE_Q8_0].name;
+    }
     switch (code) {
     case AQ_CODE_AFFINE: return "affine";
     case AQ_CODE_SYMMETRIC: return "symmetric";
     case AQ_CODE_ZERO_POINT: return "zero_point";
+    default: return "unknown";
     }
-    return "unknown";
 }
 
 AQ_LIB const char *aq_param_type_name(aq_param_type type) {
@@ -45,9 +83,31 @@ AQ_LIB const char *aq_param_type_name(aq_param_type type) {
     return "unknown";
 }
 
+/* A block code leaves nothing to choose. */
+static aq_status aq_block_spec_check(const aq_quant_spec *spec, aq_error *err) {
+    aq_quant_spec right = aq_block_spec(spec->code);
+    if (spec->bits != right.bits) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; %s has %u", (unsigned)spec->bits,
+                       aq_code_name(spec->code), (unsigned)right.bits);
+    }
+    if (spec->group_size != right.group_size) {
+        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; %s has %u",
+                       (unsigned)spec->group_size, aq_code_name(spec->code),
+                       (unsigned)right.group_size);
+    }
+    if (spec->params != AQ_PARAM_F16) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s has F16 parameters alone; use AQ_PARAM_F16",
+                       aq_code_name(spec->code));
+    }
+    return AQ_OK;
+}
+
 AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
     if (!spec) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "the quantization spec is NULL");
+    }
+    if (aq_code_is_block(spec->code)) {
+        return aq_block_spec_check(spec, err);
     }
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) {
         return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8",
@@ -79,6 +139,29 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
     return AQ_OK;
 }
 
+static aq_status aq_block_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
+                               aq_quant_layout *out, aq_error *err) {
+    aq_quant_layout layout;
+    uint64_t weights;
+    memset(&layout, 0, sizeof layout);
+    layout.rows = rows;
+    layout.cols = cols;
+    layout.groups = cols / spec->group_size;
+    if (cols % spec->group_size) {
+        return aq_fail(err, AQ_ERR_SHAPE, "%llu columns are no multiple of %u, the block of %s",
+                       (unsigned long long)cols, (unsigned)spec->group_size,
+                       aq_code_name(spec->code));
+    }
+    if (!aq_mul_u64(layout.groups, aq_block_bytes(spec->code), &layout.row_code_bytes) ||
+        !aq_mul_u64(layout.row_code_bytes, rows, &layout.code_bytes) ||
+        !aq_mul_u64(rows, cols, &weights)) {
+        return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] is too large: its size needs over 64 bits",
+                       (unsigned long long)rows, (unsigned long long)cols);
+    }
+    *out = layout;
+    return AQ_OK;
+}
+
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err) {
     aq_quant_layout layout;
@@ -89,6 +172,9 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
     }
     if (!out) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantized_size: out is NULL");
+    }
+    if (aq_code_is_block(spec->code)) {
+        return aq_block_size(spec, rows, cols, out, err);
     }
     per_word = 32u / spec->bits;
     values = spec->code == AQ_CODE_AFFINE ? 2u : 1u;

@@ -141,6 +141,41 @@ AQ_LIB void aq_grids_f16(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
     }
 }
 
+AQ_LIB void aq_grids_block(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                           aq_fit_kind *kinds, uint8_t *out) {
+    float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
+    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS];
+    size_t i, count = tile->group_count;
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        float low = tile->range[i].low;
+        scales[i] = !group->constant ? aq_scale_by(group->fit.scale, 0 - group->exponent)
+                    : job->symmetric ? aq_constant_grid(job, low == 0.0f ? 0.0f : low).scale : 0.0f;
+        if (group->constant && low == 0.0f) {
+            scales[i] = 0.0f;
+        }
+    }
+    aq_through_f16(job, scales, scale_bits, count);
+    for (i = 0; i < count; i++) {
+        const aq_tile_group *group = &tile->group[i];
+        mins[i] = group->constant ? aq_constant_grid(job, tile->range[i].low).min
+                  : aq_is_finite(scales[i]) ? aq_solved_min(job, group, scales[i]) : 0.0f;
+    }
+    aq_through_f16(job, mins, min_bits, count);
+    for (i = 0; i < count; i++) {
+        bool fits = aq_is_finite(scales[i]) && aq_is_finite(mins[i]);
+        kinds[i] = fits ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
+        grids[i].scale = fits && scales[i] != 0.0f ? scales[i] : 1.0f;
+        grids[i].min = fits ? mins[i] : 0.0f;
+        aq_put_u16(out, scale_bits[i]);
+        out += 2;
+        if (!job->symmetric) {
+            aq_put_u16(out, min_bits[i]);
+            out += 2;
+        }
+    }
+}
+
 /* Keeps the scale off zero and every decoded weight finite. A denormal scale that has lost much in
  * rounding is rounded away from zero instead, so that the codes still reach the outer weights. */
 static void aq_tame(const aq_row_job *job, const aq_tile_group *group, float *scale) {

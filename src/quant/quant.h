@@ -60,7 +60,16 @@ AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 
-AQ_LIB const char *aq_code_name(aq_code code);         /* "affine", "symmetric" */
+AQ_LIB bool aq_code_is_block(aq_code code);
+/* Weights and bytes of a block of a block code. */
+AQ_LIB uint32_t aq_block_weights(aq_code code);
+AQ_LIB uint32_t aq_block_bytes(aq_code code);
+/* Between native codes and blocks that hold the same numbers: Q8_0 and Q4_0 with symmetric, Q4_1 with
+ * affine codes of groups of 32 and F16 parameters. `blocks` blocks; packed codes, parameters. */
+AQ_LIB void aq_blocks_from_native(aq_code code, const void *codes, const void *params,
+                                  size_t blocks, void *out);
+AQ_LIB void aq_blocks_to_native(aq_code code, const void *in, size_t blocks, void *codes,
+                                void *params);
 AQ_LIB const char *aq_param_type_name(aq_param_type type); /* "F16", "F32", "Q8" */
 AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err);
 

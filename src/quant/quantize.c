@@ -1,5 +1,5 @@
 /* Weights in, codes and parameters out: rows of a block, then blocks over threads. */
-#include "tile.h"
+#include "blocks.h"
 
 #include "../base/thread.h"
 
@@ -173,11 +173,17 @@ static void aq_quantize_rows(const aq_row_job *job, const aq_quant_layout *layou
         aq_quality sums;
         memset(&sums, 0, sizeof sums);
         memset(parts.codes + (size_t)layout->row_code_bytes - 4, 0, 4); /* the padding */
-        (job->spec.params == AQ_PARAM_Q8 ? aq_row_q8 : aq_row_direct)(job, from, row * job->cols,
-                                                                      &parts, &sums, outcome);
+        if (aq_code_is_block(job->spec.code)) {
+            aq_row_blocks(job, from, row * job->cols, parts.codes, &sums, outcome);
+        } else {
+            (job->spec.params == AQ_PARAM_Q8 ? aq_row_q8 : aq_row_direct)(
+                job, from, row * job->cols, &parts, &sums, outcome);
+        }
         aq_quality_add(&outcome->quality, &sums);
         parts.codes += (size_t)layout->row_code_bytes;
-        parts.params += (size_t)layout->row_param_bytes;
+        if (parts.params) {
+            parts.params += (size_t)layout->row_param_bytes;
+        }
         if (parts.extra) {
             parts.extra += (size_t)layout->row_extra_bytes;
         }
@@ -231,7 +237,8 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
     (void)err;
     aq_quantize_rows(&run->job, &run->layout, run->weights + (size_t)first * row_bytes, rows,
                      run->codes + (size_t)(first * run->layout.row_code_bytes),
-                     run->params + (size_t)(first * run->layout.row_param_bytes),
+                     run->params ? run->params + (size_t)(first * run->layout.row_param_bytes)
+                                 : NULL,
                      run->extra ? run->extra + (size_t)(first * run->layout.row_extra_bytes) : NULL,
                      &run->outcomes[index]);
     return AQ_OK;
@@ -257,6 +264,17 @@ AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first
     return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
                           "the group at [%llu, %llu] is constant, which Q8 parameters cannot hold; "
                           "use AQ_PARAM_F16 or AQ_PARAM_F32", row, col);
+}
+
+/* Blocks have no wider parameters to turn to. */
+static aq_status aq_block_fail(const aq_quantize_run *run, const aq_block_outcome *outcome,
+                               uint64_t first_row, aq_error *err) {
+    uint64_t index = first_row * run->layout.cols + outcome->bad_index;
+    return aq_fail_tensor(err, AQ_ERR_QUANTIZATION, "", index,
+                          "the block at [%llu, %llu] does not fit %s: its scale is beyond F16; keep "
+                          "the tensor as it is", (unsigned long long)(index / run->layout.cols),
+                          (unsigned long long)(index % run->layout.cols),
+                          aq_code_name(run->job.spec.code));
 }
 
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err) {
@@ -285,7 +303,7 @@ static aq_status aq_quantize_check(const aq_quantize_run *run, aq_error *err) {
         return aq_fail(err, AQ_ERR_SHAPE, "[%llu, %llu] does not fit this machine's memory",
                        (unsigned long long)layout->rows, (unsigned long long)layout->cols);
     }
-    if (bytes && (!run->weights || !run->codes || !run->params ||
+    if (bytes && (!run->weights || !run->codes || (!run->params && layout->param_bytes) ||
                   (!run->extra && layout->extra_bytes))) {
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantize: %s is NULL",
                        !run->weights  ? "weights"
@@ -320,6 +338,10 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
         }
         for (i = 0; i < count; i++) {
             if (aq_outcome_is_final(&run->outcomes[i])) {
+                if (run->outcomes[i].needs_f32 && aq_code_is_block(run->job.spec.code)) {
+                    return aq_block_fail(run, &run->outcomes[i],
+                                         (run->first_block + i) * run->block_rows, err);
+                }
                 return aq_outcome_fail(&run->outcomes[i], (run->first_block + i) * run->block_rows,
                                        run->layout.cols, run->job.spec.params, err);
             }

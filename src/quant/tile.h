@@ -90,6 +90,11 @@ AQ_LIB aq_fit_kind aq_q8_close_min(const aq_row_job *job, aq_q8_row *row, uint8_
 AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_simd_fit *fit,
                        aq_simd_grid *grid, uint8_t *out);
 
+/* As aq_grids_f16, for blocks: there are no wider parameters to turn to, so denormal ones are taken,
+ * and a group without extent has scale 0. */
+AQ_LIB void aq_grids_block(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
+                           aq_fit_kind *kinds, uint8_t *out);
+
 /* The grids of `count` groups from their stored bytes; `extra` is the row's, Q8 only. */
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,

@@ -96,6 +96,11 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
+                                     aq_simd_strips *out);
+AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most);
+AQ_SIMD_LIB void aq_neon_strips_codes(const aq_simd_strips *strips, float most,
+                                      const float *x, uint8_t *codes);
 AQ_SIMD_LIB int32_t aq_neon_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_neon_dot_codes(const void *codes, size_t row_bytes, size_t rows, uint32_t bits,
                                    const int8_t *x, size_t count, size_t group, int32_t *out);

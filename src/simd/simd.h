@@ -78,6 +78,17 @@ typedef struct aq_simd_sums {
     float max_error; /* max |a − b| */
 } aq_simd_sums;
 
+/* 256 weights as 16 strips of 16, strip i in lane i of each array; `x` and `weights` are transposed,
+ * one step of all strips after the other. */
+typedef struct aq_simd_strips {
+    float x[256], weights[256];      /* weights: when weighted */
+    float low[16], high[16];         /* of x */
+    float weight[16], sum[16], square[16]; /* Σ w, Σ w·x, Σ w·x² */
+    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most) */
+    float code[16], code2[16], cross[16];  /* Σ w·c, Σ w·c², Σ w·c·x */
+    bool weighted;
+} aq_simd_strips;
+
 /* `count` values of one row are cut into groups of `group` (a multiple of 32, at most 256); the
  * last one may be short. Arrays of ranges, fits and grids hold one entry a group. Pointers to
  * floats are aligned as floats, others not at all. `bits` is 2, 4 or 8. */
@@ -119,6 +130,12 @@ struct aq_kernels {
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
     void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
                    size_t columns);
+    /* Of 256 weights: `weights` is NULL or as long as x. Everything down to `square`. */
+    void (*strips_load)(const float *x, const float *weights, aq_simd_strips *out);
+    /* The three sums over codes; `most` is the greatest code. */
+    void (*strips_sums)(aq_simd_strips *strips, float most);
+    /* The codes themselves, a byte each, in the order of x. */
+    void (*strips_codes)(const aq_simd_strips *strips, float most, const float *x, uint8_t *codes);
     const char *dots; /* which instructions the three below use: "scalar", "avx2", "vnni" … */
     /* Exact: Σ a·b. count ≤ 65536 */
     int32_t (*dot)(const int8_t *a, const int8_t *b, size_t count);
@@ -202,6 +219,10 @@ AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
                                   size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights, aq_simd_strips *out);
+AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most);
+AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most, const float *x,
+                                        uint8_t *codes);
 AQ_SIMD_LIB int32_t aq_scalar_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_SIMD_LIB void aq_scalar_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                      uint32_t bits, const int8_t *x, size_t count, size_t group,

@@ -140,6 +140,11 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_compare(const float *a, const float *b, size_t count,
                                          aq_simd_sums *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_load(const float *x, const float *weights,
+                                             aq_simd_strips *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_sums(aq_simd_strips *strips, float most);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_strips_codes(const aq_simd_strips *strips, float most,
+                                              const float *x, uint8_t *codes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_stream(const void *in, void *out, size_t bytes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, size_t group,
                                              uint32_t bits, bool symmetric,
@@ -176,6 +181,11 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_compare(const float *a, const float *b, size_t count,
                                              aq_simd_sums *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_load(const float *x, const float *weights,
+                                                 aq_simd_strips *out);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_sums(aq_simd_strips *strips, float most);
+AQ_AVX512 AQ_SIMD_LIB void aq_avx512_strips_codes(const aq_simd_strips *strips, float most,
+                                                  const float *x, uint8_t *codes);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_stream(const void *in, void *out, size_t bytes);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count, size_t group,
                                                  uint32_t bits, bool symmetric,

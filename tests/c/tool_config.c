@@ -50,8 +50,8 @@ static void print_value(const aq_config *config, aq_field_id id) {
     double number = aq_field_number(config, id);
     if (kind == AQ_KIND_BOOL)
         printf(number != 0.0 ? "true" : "false");
-    else if (kind == AQ_KIND_NAME && config->variant)
-        print_string(config->variant);
+    else if (kind == AQ_KIND_NAME && *(const char *const *)aq_field_of_const(config, id))
+        print_string(*(const char *const *)aq_field_of_const(config, id));
     else if (kind == AQ_KIND_NAME)
         printf("null");
     else if (aq_field_is_text(kind))
@@ -153,6 +153,7 @@ static void randomize_lists(aq_config *config, const char *lists[3][4], aq_layer
     count = (size_t)below(state, 5);
     config->layer_bits_count = count;
     if (below(state, 2)) config->variant = variants[below(state, 8)];
+    if (below(state, 2)) config->gguf_architecture = variants[below(state, 8)];
 }
 
 static int random_configs(uint64_t seed, unsigned long count) {
@@ -217,7 +218,8 @@ static const char *kind_name(aq_field_kind kind) {
     case AQ_KIND_INTERPOLATION:
     case AQ_KIND_METHOD:
     case AQ_KIND_OUTPUT_FORMAT:
-    case AQ_KIND_FIT: return "choice";
+    case AQ_KIND_FIT:
+    case AQ_KIND_GGUF_TYPE: return "choice";
     case AQ_KIND_NAME: return "text";
     case AQ_KIND_BITS_LIST: return "map";
     default: return "list";

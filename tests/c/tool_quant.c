@@ -1,6 +1,6 @@
 /* Quantizes a file of raw weights for tests/py/test_quant_reference.py and test_gptq.py:
  *
- *     quant affine|symmetric[-fast] F16|F32|Q8 BITS GROUP ROWS COLS DTYPE WEIGHTS COLUMN_WEIGHTS|- OUT
+ *     quant CODE[-fast] F16|F32|Q8 BITS GROUP ROWS COLS DTYPE WEIGHTS COLUMN_WEIGHTS|- OUT
  *
  * writes codes, parameters, row parameters, decoded F32, then dot, original, quantized, error and
  * max_error as F64. Prints one line, "ok" or the error. GPTQ:HESSIAN in place of the column weights
@@ -30,6 +30,19 @@ static aq_dtype dtype_of(const char *name) {
     exit(2);
 }
 
+static aq_code code_of(const char *name) {
+    int i;
+    for (i = 0; i < (int)AQ_CODE_COUNT; i++) {
+        const char *code = aq_code_name((aq_code)i);
+        size_t size = strlen(code);
+        if (strncmp(name, code, size) == 0 && (name[size] == 0 || name[size] == '-')) {
+            return (aq_code)i;
+        }
+    }
+    printf("no such code: %s\n", name);
+    exit(2);
+}
+
 int main(int argc, char **argv) {
     aq_quant_spec spec;
     aq_quant_layout layout;
@@ -49,7 +62,7 @@ int main(int argc, char **argv) {
     if (argc != 11) {
         return 2;
     }
-    spec.code = strncmp(argv[1], "affine", 6) == 0 ? AQ_CODE_AFFINE : AQ_CODE_SYMMETRIC;
+    spec.code = code_of(argv[1]);
     spec.params = strcmp(argv[2], "F16") == 0   ? AQ_PARAM_F16
                   : strcmp(argv[2], "F32") == 0 ? AQ_PARAM_F32 : AQ_PARAM_Q8;
     spec.bits = (uint32_t)strtoul(argv[3], NULL, 10);

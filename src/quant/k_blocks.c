@@ -1,0 +1,119 @@
+/* The bytes of a superblock of 256 weights: Q4_K and Q2_K. docs/FORMATS.md draws them. */
+#include "blocks.h"
+
+/* 6-bit numbers of eight sub-blocks in 12 bytes: the low halves of the first four scales, of their
+ * mins, then nibbles of the last four, whose upper bits lie above the first four. */
+static void aq_k_pack6(const uint8_t *scale, const uint8_t *min, uint8_t *out) {
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        out[i] = (uint8_t)(scale[i] | (scale[i + 4] >> 4) << 6);
+        out[i + 4] = (uint8_t)(min[i] | (min[i + 4] >> 4) << 6);
+        out[i + 8] = (uint8_t)((scale[i + 4] & 15) | (min[i + 4] & 15) << 4);
+    }
+}
+
+static void aq_k_unpack6(const uint8_t *in, uint8_t *scale, uint8_t *min) {
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        scale[i] = in[i] & 63;
+        min[i] = in[i + 4] & 63;
+        scale[i + 4] = (uint8_t)((in[i + 8] & 15) | (in[i] >> 6) << 4);
+        min[i + 4] = (uint8_t)(in[i + 8] >> 4 | (in[i + 4] >> 6) << 4);
+    }
+}
+
+static void aq_k_put_f16(uint8_t *out, float value) {
+    uint16_t half = aq_simd_to_f16(value);
+    out[0] = (uint8_t)(half & 0xFFu);
+    out[1] = (uint8_t)(half >> 8);
+}
+
+static float aq_k_get_f16(const uint8_t *in) {
+    return aq_simd_from_f16((uint16_t)(in[0] | in[1] << 8));
+}
+
+static void aq_k_pack_q4(const aq_k_fit *fit, const uint8_t *codes, uint8_t *out) {
+    size_t i, pair;
+    aq_k_put_f16(out, fit->d);
+    aq_k_put_f16(out + 2, fit->dmin);
+    aq_k_pack6(fit->scale, fit->min, out + 4);
+    out += 16;
+    for (pair = 0; pair < 4; pair++, codes += 64, out += 32) {
+        for (i = 0; i < 32; i++) {
+            out[i] = (uint8_t)(codes[i] | codes[i + 32] << 4);
+        }
+    }
+}
+
+static void aq_k_pack_q2(const aq_k_fit *fit, const uint8_t *codes, uint8_t *out) {
+    size_t i, half;
+    for (i = 0; i < 16; i++) {
+        out[i] = (uint8_t)(fit->scale[i] | fit->min[i] << 4);
+    }
+    for (half = 0; half < 2; half++, codes += 128) {
+        for (i = 0; i < 32; i++) {
+            out[16 + 32 * half + i] = (uint8_t)(codes[i] | codes[i + 32] << 2 | codes[i + 64] << 4 |
+                                                codes[i + 96] << 6);
+        }
+    }
+    aq_k_put_f16(out + 80, fit->d);
+    aq_k_put_f16(out + 82, fit->dmin);
+}
+
+AQ_LIB void aq_k_pack(aq_code code, const aq_k_fit *fit, const uint8_t *codes, uint8_t *out) {
+    (code == AQ_CODE_Q4_K ? aq_k_pack_q4 : aq_k_pack_q2)(fit, codes, out);
+}
+
+/* Every product is exact, so that there is one rounding, whoever computes it. */
+AQ_SIMD_EXACT static void aq_k_decode_q4(const uint8_t *in, float *out) {
+    AQ_SIMD_EXACT_BODY
+    float d = aq_k_get_f16(in), dmin = aq_k_get_f16(in + 2), value[16];
+    uint8_t scale[8], min[8];
+    size_t sub, i;
+    aq_k_unpack6(in + 4, scale, min);
+    in += 16;
+    for (sub = 0; sub < 8; sub++, out += 32) {
+        float step = d * (float)scale[sub], low = dmin * (float)min[sub];
+        uint32_t shift = sub % 2 ? 4u : 0u;
+        for (i = 0; i < 16; i++) {
+            value[i] = step * (float)i - low;
+        }
+        for (i = 0; i < 32; i++) {
+            out[i] = value[in[i] >> shift & 15];
+        }
+        in += sub % 2 ? 32 : 0;
+    }
+}
+
+AQ_SIMD_EXACT static void aq_k_decode_q2(const uint8_t *in, float *out) {
+    AQ_SIMD_EXACT_BODY
+    float d = aq_k_get_f16(in + 80), dmin = aq_k_get_f16(in + 82), value[4];
+    const uint8_t *codes = in + 16;
+    size_t sub, i;
+    for (sub = 0; sub < 16; sub++, out += 16) {
+        float step = d * (float)(in[sub] & 15), low = dmin * (float)(in[sub] >> 4);
+        const uint8_t *from = codes + 32 * (sub / 8) + 16 * (sub % 2);
+        uint32_t shift = (uint32_t)(sub % 8 / 2 * 2);
+        for (i = 0; i < 4; i++) {
+            value[i] = step * (float)i - low;
+        }
+        for (i = 0; i < 16; i++) {
+            out[i] = value[from[i] >> shift & 3];
+        }
+    }
+}
+
+AQ_LIB void aq_k_decode(aq_code code, const uint8_t *in, float *out) {
+    (code == AQ_CODE_Q4_K ? aq_k_decode_q4 : aq_k_decode_q2)(in, out);
+}
+
+AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code) {
+    /* Tuned on Gaussian, Laplacian and trained weights; the first start is plain min/max. */
+    static const aq_k_kind kinds[2] = {
+        { 8, 15, 63, 6, 1, 2, { 15.0f, 15.2f, 15.6f, 14.0f, 15.2f, 14.8f, 0, 0 },
+          { 0.0f, -0.01f, 0.038f, 0.0f, 0.01f, 0.01f, 0, 0 } },
+        { 16, 3, 15, 4, 1, 2, { 3.0f, 3.7f, 3.4f, 3.4f, 0, 0, 0, 0 },
+          { 0.0f, 0.05f, 0.118f, -0.05f, 0, 0, 0, 0 } },
+    };
+    return &kinds[code == AQ_CODE_Q4_K ? 0 : 1];
+}

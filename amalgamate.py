@@ -65,6 +65,7 @@ KERNELS = [
     "simd/neon_forward.c",
     "simd/avx2_forward.c",
     "simd/avx512_forward.c",
+    "simd/vnni_forward.c",
     "simd/forward_dispatch.c",
 ]
 

@@ -6459,6 +6459,35 @@ typedef struct aq_linear_combine {
     int32_t half;         /* 2^(bits−1) of symmetric codes, 0 of affine ones */
 } aq_linear_combine;
 
+/* Σ code·x of every group of some rows of packed codes. */
+typedef struct aq_linear_dots {
+    const uint8_t *codes; /* [rows], row_bytes apart */
+    size_t row_bytes, rows;
+    uint32_t bits, group;
+    const int8_t *x;      /* as `arrange` makes it */
+    int32_t *out;         /* [rows], out_stride apart; whole sixteens of groups are written */
+    size_t out_stride;
+    const uint8_t *next;  /* what is read soon, next_bytes for each row; it need not exist */
+    size_t next_bytes;
+} aq_linear_dots;
+
+/* 16 rows or less of packed codes by many tokens: what `dots` and `combine` do, token by token. */
+typedef struct aq_linear_tiles {
+    const uint8_t *codes;
+    size_t row_bytes, rows;
+    uint32_t bits, group;
+    const int8_t *x;      /* [tokens], x_stride apart, as `arrange` makes it */
+    size_t x_stride, tokens, groups;
+    const int32_t *sums;  /* [tokens][groups] */
+    const int32_t *zeros; /* [tokens]; or NULL: all of them are 0 */
+    const int32_t *codes_turned; /* as aq_linear_combine.codes */
+    const float *params;  /* as aq_linear_combine.params */
+    int32_t half;
+    float *acc;           /* [tokens][2][16] */
+} aq_linear_tiles;
+
+#define AQ_ARRANGED 256u /* `arrange` writes whole multiples of so many values */
+
 struct aq_linear_kernels {
     const char *name; /* that of the table of kernels it goes with */
     /* y[t][r] += Σ w[r][i]·x[t][i] for count ≤ AQ_LINEAR_STRETCH: element i goes to lane i % 16,
@@ -6471,6 +6500,10 @@ struct aq_linear_kernels {
     void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
     /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
     void (*combine)(const aq_linear_combine *job, float *acc);
+    /* All three or none. x in the order in which `dots` and `tiles` meet the codes, with zeros behind. */
+    void (*arrange)(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
+    void (*dots)(const aq_linear_dots *job);
+    void (*tiles)(const aq_linear_tiles *job);
 };
 
 /* The kernels that go with a table; never NULL. */
@@ -6503,6 +6536,11 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
                                                uint32_t *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_VNNI)
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job);
 #endif
 #if defined(AQ_HAVE_NEON)
 AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
@@ -7077,27 +7115,371 @@ AQ_X86_END
 
 /* ---- end src/simd/avx512_forward.c ---- */
 
+/* ---- begin src/simd/vnni_forward.c ---- */
+
+/* AVX-512 VNNI kernels of the forward pass: dots of packed codes with INT8 activations, row by row for
+ * few tokens, 16 rows at a time for many. Codes are taken 64 bytes at a time, in planes: the first
+ * code of every byte, the second, …; the activations are laid out accordingly. */
+
+#if defined(AQ_HAVE_VNNI)
+AQ_X86_BEGIN
+
+#define AQ_VNNI_AHEAD 2048 /* bytes between what is read and what is fetched */
+
+/* 256 values in four planes, 128 in two, 64 as they are. */
+AQ_VNNI_INLINE static inline void aq_vnni_arrange_chunk(const int8_t *x, uint32_t bits,
+                                                        int8_t *out) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    const __m512i even = _mm512_set1_epi16(0x00FF);
+    const size_t planes = 8u / bits;
+    __m512i v[4], part[4];
+    size_t i;
+    for (i = 0; i < planes; i++) {
+        v[i] = _mm512_loadu_si512((const void *)(x + 64 * i));
+    }
+    if (bits == 2) { /* even and odd values of each half, then again */
+        for (i = 0; i < 4; i += 2) {
+            part[i / 2] = _mm512_packus_epi16(_mm512_and_si512(v[i], even),
+                                              _mm512_and_si512(v[i + 1], even));
+            part[i / 2 + 2] = _mm512_packus_epi16(_mm512_srli_epi16(v[i], 8),
+                                                  _mm512_srli_epi16(v[i + 1], 8));
+        }
+        for (i = 0; i < 4; i++) {
+            part[i] = _mm512_permutexvar_epi64(order, part[i]);
+        }
+        v[0] = _mm512_packus_epi16(_mm512_and_si512(part[0], even),
+                                   _mm512_and_si512(part[1], even));
+        v[2] = _mm512_packus_epi16(_mm512_srli_epi16(part[0], 8), _mm512_srli_epi16(part[1], 8));
+        v[1] = _mm512_packus_epi16(_mm512_and_si512(part[2], even),
+                                   _mm512_and_si512(part[3], even));
+        v[3] = _mm512_packus_epi16(_mm512_srli_epi16(part[2], 8), _mm512_srli_epi16(part[3], 8));
+    } else if (bits == 4) {
+        part[0] = _mm512_packus_epi16(_mm512_and_si512(v[0], even), _mm512_and_si512(v[1], even));
+        v[1] = _mm512_packus_epi16(_mm512_srli_epi16(v[0], 8), _mm512_srli_epi16(v[1], 8));
+        v[0] = part[0];
+    }
+    for (i = 0; i < planes; i++) {
+        _mm512_storeu_si512((void *)(out + 64 * i),
+                            bits == 8 ? v[i] : _mm512_permutexvar_epi64(order, v[i]));
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_arrange(const int8_t *x, size_t count, uint32_t bits,
+                                         int8_t *out) {
+    const size_t whole = 512u / bits;
+    int8_t rest[256];
+    size_t begin;
+    for (begin = 0; begin < count; begin += whole) {
+        const int8_t *from = x + begin;
+        if (count - begin < whole) {
+            memset(rest, 0, sizeof rest);
+            memcpy(rest, from, count - begin);
+            from = rest;
+        }
+        switch (bits) {
+        case 2: aq_vnni_arrange_chunk(from, 2, out + begin); break;
+        case 4: aq_vnni_arrange_chunk(from, 4, out + begin); break;
+        default: aq_vnni_arrange_chunk(from, 8, out + begin); break;
+        }
+    }
+}
+
+/* Plane `plane` of 64 bytes, one byte a code. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_plane(__m512i packed, uint32_t bits, size_t plane) {
+    const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
+    switch (plane * bits) {
+    case 0: break;
+    case 2: packed = _mm512_srli_epi16(packed, 2); break;
+    case 4: packed = _mm512_srli_epi16(packed, 4); break;
+    default: packed = _mm512_srli_epi16(packed, 6); break;
+    }
+    return bits == 8 ? packed : _mm512_and_si512(packed, mask);
+}
+
+/* ---- row by row */
+
+/* Adds 64 bytes of codes, of which `left` are there; sums of four bytes in 16 lanes. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_chunk(__m512i sum, const uint8_t *codes, size_t left,
+                                                   uint32_t bits, const int8_t *x) {
+    const size_t planes = 8u / bits;
+    __m512i packed = left < 64 ? _mm512_maskz_loadu_epi8((UINT64_C(1) << left) - 1u, codes)
+                               : _mm512_loadu_si512((const void *)codes);
+    size_t plane;
+    AQ_UNROLL
+    for (plane = 0; plane < planes; plane++) {
+        sum = _mm512_dpbusd_epi32(sum, aq_vnni_plane(packed, bits, plane),
+                                  _mm512_loadu_si512((const void *)(x + 64 * plane)));
+    }
+    return sum;
+}
+
+/* One vector of sums: a chunk with several groups in it, or the chunks of one group. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_sums(const uint8_t *codes, size_t left, uint32_t bits,
+                                                  size_t group_bytes, const int8_t *x) {
+    const size_t bytes = group_bytes < 64 ? 64 : group_bytes;
+    __m512i sum = _mm512_setzero_si512();
+    size_t at;
+    AQ_UNROLL
+    for (at = 0; at < bytes; at += 64) {
+        if (at < left) {
+            sum = aq_vnni_chunk(sum, codes + at, left - at, bits, x + at * (8u / bits));
+        }
+    }
+    return sum;
+}
+
+/* Quarter k of the result: the sums of quarter k of a, b, c and d. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_fold4(const __m512i *v) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
+                                  _mm512_unpackhi_epi32(v[0], v[1]));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
+                                  _mm512_unpackhi_epi32(v[2], v[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/* Neighbouring quarters of a, then of b, added. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_fold2(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+}
+
+/* The sums of 16 groups, in order, of which only the bytes `left` are there. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_groups16(const uint8_t *codes, size_t left,
+                                                      uint32_t bits, size_t group_bytes,
+                                                      const int8_t *x) {
+    const size_t step = group_bytes < 64 ? 64 : group_bytes; /* bytes of a vector of sums */
+    const size_t vectors = 16 * group_bytes / step;
+    __m512i v[4], four[4], all;
+    size_t i, k;
+    AQ_UNROLL
+    for (i = 0; i < vectors; i += 4) {
+        AQ_UNROLL
+        for (k = 0; k < 4; k++) {
+            const size_t at = (i + k) * step;
+            v[k] = i + k < vectors && at < left
+                       ? aq_vnni_sums(codes + at, left - at, bits, group_bytes, x + at * (8u / bits))
+                       : _mm512_setzero_si512();
+        }
+        if (vectors > 2) {
+            four[i / 4] = aq_vnni_fold4(v);
+        }
+    }
+    if (vectors == 16) {
+        return aq_vnni_fold2(aq_vnni_fold2(four[0], four[1]), aq_vnni_fold2(four[2], four[3]));
+    }
+    if (vectors == 8) {
+        all = aq_vnni_fold2(four[0], four[1]);
+        return _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), all);
+    }
+    if (vectors == 4) {
+        return _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), four[0]);
+    }
+    all = _mm512_add_epi32( /* neighbouring lanes */
+        _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(v[0]), _mm512_castsi512_ps(v[1]),
+                                              0x88)),
+        _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(v[0]), _mm512_castsi512_ps(v[1]),
+                                              0xDD)));
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15), all);
+}
+
+AQ_VNNI_INLINE static inline void aq_vnni_rows(const aq_linear_dots *job, uint32_t bits,
+                                               size_t group_bytes) {
+    const size_t batch = 16 * group_bytes;
+    size_t row, at, i;
+    for (row = 0; row < job->rows; row++) {
+        const uint8_t *codes = job->codes + row * job->row_bytes;
+        int32_t *out = job->out + row * job->out_stride;
+        for (at = 0; at < job->next_bytes; at += 64) {
+            _mm_prefetch((const char *)(job->next + row * job->next_bytes + at), _MM_HINT_T0);
+        }
+        for (at = 0; at + batch <= job->row_bytes; at += batch, out += 16) {
+            for (i = 0; i < batch; i += 64) {
+                _mm_prefetch((const char *)(codes + at + i + AQ_VNNI_AHEAD), _MM_HINT_T1);
+            }
+            _mm512_storeu_si512((void *)out, aq_vnni_groups16(codes + at, batch, bits, group_bytes,
+                                                              job->x + at * (8u / bits)));
+        }
+        if (at < job->row_bytes) {
+            _mm512_storeu_si512((void *)out,
+                                aq_vnni_groups16(codes + at, job->row_bytes - at, bits, group_bytes,
+                                                 job->x + at * (8u / bits)));
+        }
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job) {
+    switch (job->bits * 1000u + job->group) {
+    case 2032: aq_vnni_rows(job, 2, 8); break;
+    case 2064: aq_vnni_rows(job, 2, 16); break;
+    case 2128: aq_vnni_rows(job, 2, 32); break;
+    case 2256: aq_vnni_rows(job, 2, 64); break;
+    case 4032: aq_vnni_rows(job, 4, 16); break;
+    case 4064: aq_vnni_rows(job, 4, 32); break;
+    case 4128: aq_vnni_rows(job, 4, 64); break;
+    case 4256: aq_vnni_rows(job, 4, 128); break;
+    case 8032: aq_vnni_rows(job, 8, 32); break;
+    case 8064: aq_vnni_rows(job, 8, 64); break;
+    case 8128: aq_vnni_rows(job, 8, 128); break;
+    default: aq_vnni_rows(job, 8, 256); break;
+    }
+}
+
+/* ---- 16 rows at a time */
+
+/* One group of 16 rows by `tokens` tokens, at most 8: what the accumulators gain. `codes` are
+ * [dwords][planes] vectors of 16 rows by 4 codes; the group's are `dwords` of them from `first` on. */
+AQ_VNNI_INLINE static inline void aq_vnni_tile(const aq_linear_tiles *job, const __m512i *codes,
+                                               size_t dwords, size_t planes, const int8_t *x,
+                                               size_t group, size_t token, size_t tokens) {
+    AQ_SIMD_EXACT_BODY
+    const float *params = job->params + 32 * group;
+    const __m512 scales = _mm512_loadu_ps(params), mins = _mm512_loadu_ps(params + 16);
+    __m512i sum[8];
+    size_t i, plane, t;
+    AQ_UNROLL
+    for (t = 0; t < tokens; t++) {
+        sum[t] = _mm512_setzero_si512();
+    }
+    for (i = 0; i < dwords; i++) {
+        AQ_UNROLL
+        for (plane = 0; plane < planes; plane++) {
+            const __m512i weights = codes[i * planes + plane];
+            const int8_t *from = x + (i / 16 * planes + plane) * 64 + i % 16 * 4;
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                int32_t four;
+                memcpy(&four, from + t * job->x_stride, 4);
+                sum[t] = _mm512_dpbusd_epi32(sum[t], weights, _mm512_set1_epi32(four));
+            }
+        }
+    }
+    AQ_UNROLL
+    for (t = 0; t < tokens; t++) {
+        float *acc = job->acc + (token + t) * 32;
+        const int32_t total = job->sums[(token + t) * job->groups + group];
+        __m512i dots = _mm512_sub_epi32(sum[t], _mm512_set1_epi32(job->half * total));
+        if (job->zeros) {
+            dots = _mm512_sub_epi32(
+                dots, _mm512_mullo_epi32(_mm512_set1_epi32(job->zeros[token + t]),
+                                         _mm512_loadu_si512((const void *)(job->codes_turned +
+                                                                           16 * group))));
+        }
+        _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc),
+                                            _mm512_mul_ps(scales, _mm512_cvtepi32_ps(dots))));
+        _mm512_storeu_ps(acc + 16,
+                         _mm512_add_ps(_mm512_loadu_ps(acc + 16),
+                                       _mm512_mul_ps(mins, _mm512_set1_ps((float)total))));
+    }
+}
+
+/* 64 bytes of each of 16 rows, of which `left` are there, as [16 dwords][planes] vectors. */
+AQ_VNNI_INLINE static inline void aq_vnni_turn_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m512i *out) {
+    const size_t planes = 8u / bits, left = job->row_bytes - at;
+    uint32_t packed[256], turned[256];
+    size_t i, plane;
+    for (i = 0; i < 16; i++) {
+        const uint8_t *row = job->codes + (i < job->rows ? i : job->rows - 1) * job->row_bytes + at;
+        __mmask64 bytes = left < 64 ? (UINT64_C(1) << left) - 1u : ~UINT64_C(0);
+        _mm512_storeu_si512((void *)(packed + 16 * i), _mm512_maskz_loadu_epi8(bytes, row));
+        _mm_prefetch((const char *)(row + 256), _MM_HINT_T0);
+    }
+    aq_avx512_transpose(packed, 16, 16, turned);
+    for (i = 0; i < 16; i++) {
+        __m512i dword = _mm512_loadu_si512((const void *)(turned + 16 * i));
+        AQ_UNROLL
+        for (plane = 0; plane < planes; plane++) {
+            out[i * planes + plane] = aq_vnni_plane(dword, bits, plane);
+        }
+    }
+}
+
+AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, uint32_t bits,
+                                                   size_t group_bytes) {
+    const size_t planes = 8u / bits, dwords = group_bytes / 4;
+    const size_t span = group_bytes < 64 ? 64 : group_bytes;
+    __m512i codes[64];
+    size_t at, chunk, i, t, group = 0;
+    for (at = 0; at < job->row_bytes; at += span) {
+        for (chunk = 0; chunk < span; chunk += 64) {
+            if (at + chunk < job->row_bytes) {
+                aq_vnni_turn_chunk(job, at + chunk, bits, codes + chunk / 4 * planes);
+            } else {
+                memset(codes + chunk / 4 * planes, 0, 16 * planes * sizeof *codes);
+            }
+        }
+        for (i = 0; i * dwords < span / 4 && group < job->groups; i++, group++) {
+            const __m512i *first = codes + i * dwords * planes;
+            const int8_t *x = job->x + at * planes + i * dwords * 4;
+            for (t = 0; t + 8 <= job->tokens; t += 8) {
+                aq_vnni_tile(job, first, dwords, planes, x + t * job->x_stride, group, t, 8);
+            }
+            for (; t + 4 <= job->tokens; t += 4) {
+                aq_vnni_tile(job, first, dwords, planes, x + t * job->x_stride, group, t, 4);
+            }
+            for (; t < job->tokens; t++) {
+                aq_vnni_tile(job, first, dwords, planes, x + t * job->x_stride, group, t, 1);
+            }
+        }
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job) {
+    switch (job->bits * 1000u + job->group) {
+    case 2032: aq_vnni_tiles_of(job, 2, 8); break;
+    case 2064: aq_vnni_tiles_of(job, 2, 16); break;
+    case 2128: aq_vnni_tiles_of(job, 2, 32); break;
+    case 2256: aq_vnni_tiles_of(job, 2, 64); break;
+    case 4032: aq_vnni_tiles_of(job, 4, 16); break;
+    case 4064: aq_vnni_tiles_of(job, 4, 32); break;
+    case 4128: aq_vnni_tiles_of(job, 4, 64); break;
+    case 4256: aq_vnni_tiles_of(job, 4, 128); break;
+    case 8032: aq_vnni_tiles_of(job, 8, 32); break;
+    case 8064: aq_vnni_tiles_of(job, 8, 64); break;
+    case 8128: aq_vnni_tiles_of(job, 8, 128); break;
+    default: aq_vnni_tiles_of(job, 8, 256); break;
+    }
+}
+
+#undef AQ_VNNI_AHEAD
+AQ_X86_END
+#endif /* AQ_HAVE_VNNI */
+
+/* ---- end src/simd/vnni_forward.c ---- */
+
 /* ---- begin src/simd/forward_dispatch.c ---- */
 
 /* The tables of the forward pass, one for each instruction set. */
 
 static const struct aq_linear_kernels aq_linear_scalar = {
     "scalar", aq_scalar_product, aq_scalar_to_int8, aq_scalar_transpose, aq_scalar_combine,
+    NULL, NULL, NULL,
 };
 
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_linear_kernels aq_linear_avx2 = {
     "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
+    NULL, NULL, NULL,
 };
 #endif
 #if defined(AQ_HAVE_AVX512)
 static const struct aq_linear_kernels aq_linear_avx512 = {
     "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
+    NULL, NULL, NULL,
+};
+#endif
+#if defined(AQ_HAVE_VNNI)
+static const struct aq_linear_kernels aq_linear_vnni = {
+    "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
+    aq_vnni_arrange, aq_vnni_dots, aq_vnni_tiles,
 };
 #endif
 #if defined(AQ_HAVE_NEON)
 static const struct aq_linear_kernels aq_linear_neon = {
     "neon", aq_neon_product, aq_neon_to_int8, aq_neon_transpose, aq_neon_combine,
+    NULL, NULL, NULL,
 };
 #endif
 
@@ -7117,6 +7499,11 @@ static const struct aq_linear_kernels *const aq_linear_tables[] = {
 AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kernels *kernels) {
     const size_t count = sizeof aq_linear_tables / sizeof *aq_linear_tables;
     size_t i;
+#if defined(AQ_HAVE_VNNI)
+    if (strcmp(kernels->dots, "vnni") == 0) {
+        return &aq_linear_vnni;
+    }
+#endif
     for (i = 0; i + 1 < count; i++) {
         if (strcmp(kernels->name, aq_linear_tables[i]->name) == 0) {
             return aq_linear_tables[i];
@@ -19660,6 +20047,7 @@ ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha) 
 extern "C" {
 #endif
 
+#define AQ_TASK_TOKENS ((size_t)256) /* the most that a task takes */
 #define AQ_LINEAR_LINE 64u /* pieces of scratch begin at multiples of it */
 
 /* A layer as the forward pass sees it. */
@@ -19681,11 +20069,19 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
 /* Columns begin … begin + count − 1 of a row; begin is a multiple of AQ_LINEAR_STRETCH. */
 AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
                               float *out);
-/* Scale and min of every group of a row: [groups][2]. */
-AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out);
-/* Σ code·q of every group of `count` rows: [count][groups]. */
+/* Scale and min of every group of some rows: [count][groups][2]. */
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out);
+/* INT8 activations in the order in which the functions below want them: multiples of AQ_ARRANGED. */
+AQ_LIB void aq_weights_arrange(const aq_weights *weights, const int8_t *q, int8_t *out);
+/* Σ code·q of every group of `count` rows; a row of `out` has whole sixteens of groups. */
 AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
                             int32_t *out);
+/* Fills what describes the codes of rows row … row + count − 1, where there is a kernel for many
+ * tokens; false where there is none. */
+AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count,
+                             aq_linear_tiles *job);
+/* Up to whole sixteens. */
+AQ_LIB size_t aq_groups_up(size_t groups);
 /* Biases row … row + count − 1, or zeros. */
 AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out);
 /* `count` little-endian numbers of F32, F16 or BF16 at any address. */
@@ -19853,15 +20249,11 @@ AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begi
     }
 }
 
-AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out) {
+static void aq_weights_row_grids(const aq_weights *weights, size_t row, float *out) {
     const uint8_t *params = aq_weights_row_params(weights, row);
     const uint8_t *extra = aq_weights_row_extra(weights, row);
     size_t begin, n, each;
     aq_simd_grid grids[AQ_TILE_GROUPS];
-    if (weights->linear->spec.params == AQ_PARAM_F16 && weights->half == 0) {
-        aq_widen_file(weights->kernels, AQ_DTYPE_F16, params, out, 2 * weights->groups);
-        return;
-    }
     each = weights->groups ? (size_t)(weights->layout.row_param_bytes / weights->groups) : 0;
     for (begin = 0; begin < weights->groups; begin += n) {
         n = weights->groups - begin < AQ_TILE_GROUPS ? weights->groups - begin : AQ_TILE_GROUPS;
@@ -19871,12 +20263,76 @@ AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out)
     }
 }
 
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out) {
+    const uint16_t one = 1;
+    size_t i;
+    if (weights->linear->spec.params == AQ_PARAM_F16 && weights->half == 0 &&
+        *(const uint8_t *)&one == 1) { /* as they lie in the file */
+        weights->kernels->f16_to_f32(aq_weights_row_params(weights, row), out,
+                                     2 * count * weights->groups);
+        return;
+    }
+    for (i = 0; i < count; i++) {
+        aq_weights_row_grids(weights, row + i, out + 2 * i * weights->groups);
+    }
+}
+
+AQ_LIB size_t aq_groups_up(size_t groups) {
+    return (groups + AQ_LINEAR_ROWS - 1) / AQ_LINEAR_ROWS * AQ_LINEAR_ROWS;
+}
+
+AQ_LIB void aq_weights_arrange(const aq_weights *weights, const int8_t *q, int8_t *out) {
+    if (weights->infer->arrange) {
+        weights->infer->arrange(q, weights->cols, weights->linear->spec.bits, out);
+    } else {
+        memcpy(out, q, weights->cols);
+    }
+}
+
+static const uint8_t *aq_weights_codes(const aq_weights *weights, size_t row) {
+    return (const uint8_t *)weights->linear->codes + row * (size_t)weights->layout.row_code_bytes;
+}
+
 AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
                             int32_t *out) {
-    const aq_linear *linear = weights->linear;
-    size_t stride = (size_t)weights->layout.row_code_bytes;
-    weights->kernels->dot_codes((const uint8_t *)linear->codes + row * stride, stride, count,
-                                linear->spec.bits, q, weights->cols, linear->spec.group_size, out);
+    const aq_quant_spec *spec = &weights->linear->spec;
+    const size_t stride = aq_groups_up(weights->groups);
+    aq_linear_dots job;
+    size_t i;
+    job.codes = aq_weights_codes(weights, row);
+    job.row_bytes = (size_t)weights->layout.row_code_bytes;
+    job.rows = count;
+    job.bits = spec->bits;
+    job.group = spec->group_size;
+    job.x = q;
+    job.out = out;
+    job.out_stride = stride;
+    job.next = aq_weights_row_params(weights, row) +
+               AQ_LINEAR_ROWS * (size_t)weights->layout.row_param_bytes;
+    job.next_bytes = (size_t)weights->layout.row_param_bytes;
+    if (weights->infer->dots) {
+        weights->infer->dots(&job);
+        return;
+    }
+    for (i = 0; i < count; i++) {
+        weights->kernels->dot_codes(job.codes + i * job.row_bytes, job.row_bytes, 1, spec->bits, q,
+                                    weights->cols, spec->group_size, out + i * stride);
+    }
+}
+
+AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count,
+                             aq_linear_tiles *job) {
+    if (!weights->infer->tiles || weights->groups == 0) {
+        return false;
+    }
+    job->codes = aq_weights_codes(weights, row);
+    job->row_bytes = (size_t)weights->layout.row_code_bytes;
+    job->rows = count;
+    job->bits = weights->linear->spec.bits;
+    job->group = weights->linear->spec.group_size;
+    job->groups = weights->groups;
+    job->half = weights->half;
+    return true;
 }
 
 AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out) {
@@ -19896,9 +20352,8 @@ AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count,
 
 /* The forward pass of a linear layer: scratch, threads, and products with float activations. */
 
-/* Multiply-adds that are worth a task of their own, and the most tokens of one. */
+/* Multiply-adds that are worth a task of their own. */
 #define AQ_TASK_PRODUCTS ((size_t)1 << 18)
-#define AQ_TASK_TOKENS ((size_t)256)
 #ifdef ARROWQUANT_NO_THREADS
 #  define AQ_FLOAT_ROWS ((size_t)2) /* decoded at once: small memory */
 #else
@@ -20236,7 +20691,6 @@ ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const a
 #endif
 
 #undef AQ_TASK_PRODUCTS
-#undef AQ_TASK_TOKENS
 #undef AQ_FLOAT_ROWS
 
 /* ---- end src/infer/linear.c ---- */
@@ -20252,8 +20706,11 @@ typedef struct aq_int8_shared {
 } aq_int8_shared;
 
 typedef struct aq_int8_own {
-    size_t rows, params, dots, dots_turned, codes, end;
+    size_t rows, params, dots, dots_turned, codes, acc, end;
 } aq_int8_own;
+
+/* Fewer tokens go one by one. */
+#define AQ_INT8_TILE_TOKENS 4u
 
 /* `count` × `size` bytes behind *end, which moves to the next line. */
 static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
@@ -20266,7 +20723,8 @@ static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits)
 
 static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_int8_shared *out) {
     bool fits = true;
-    uint64_t end = 0, stride = ((uint64_t)weights->cols + 63) / 64 * 64;
+    uint64_t end = 0;
+    uint64_t stride = ((uint64_t)weights->cols + AQ_ARRANGED - 1) / AQ_ARRANGED * AQ_ARRANGED;
     out->stride = (size_t)stride;
     (void)aq_piece(&end, tokens, stride, &fits);
     out->sums = aq_piece(&end, tokens, (uint64_t)weights->groups * 4, &fits);
@@ -20277,15 +20735,19 @@ static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_i
     return fits;
 }
 
-static bool aq_int8_own_pieces(const aq_weights *weights, aq_int8_own *out) {
+static bool aq_int8_own_pieces(const aq_weights *weights, size_t tokens, aq_int8_own *out) {
     bool fits = true;
     uint64_t end = 0, block = (uint64_t)weights->groups * AQ_LINEAR_ROWS;
-    uint64_t row = (uint64_t)weights->cols; /* while a token is prepared */
-    out->rows = aq_piece(&end, block * 2 > row ? block * 2 : row, 4, &fits);
+    uint64_t whole = (uint64_t)aq_groups_up(weights->groups) * AQ_LINEAR_ROWS;
+    uint64_t token = ((uint64_t)weights->cols + 63) / 64 * 80; /* F32 and INT8, in preparation */
+    out->rows = aq_piece(&end, block * 8 > token ? block * 8 : token, 1, &fits);
     out->params = aq_piece(&end, block * 2, 4, &fits);
-    out->dots = aq_piece(&end, block, 4, &fits);
+    out->dots = aq_piece(&end, whole, 4, &fits);
     out->dots_turned = aq_piece(&end, block, 4, &fits);
     out->codes = aq_piece(&end, block, 4, &fits);
+    out->acc = aq_piece(&end, weights->infer->tiles && tokens >= AQ_INT8_TILE_TOKENS
+                                  ? tokens < AQ_TASK_TOKENS ? tokens : AQ_TASK_TOKENS : 0,
+                        2 * 4 * AQ_LINEAR_ROWS, &fits);
     out->end = (size_t)end;
     return fits;
 }
@@ -20293,7 +20755,7 @@ static bool aq_int8_own_pieces(const aq_weights *weights, aq_int8_own *out) {
 AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own) {
     aq_int8_shared pieces;
     aq_int8_own others;
-    if (!aq_int8_shared_pieces(weights, tokens, &pieces) || !aq_int8_own_pieces(weights, &others)) {
+    if (!aq_int8_shared_pieces(weights, tokens, &pieces) || !aq_int8_own_pieces(weights, tokens, &others)) {
         return false;
     }
     *shared = pieces.end;
@@ -20354,20 +20816,20 @@ AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own) {
     const size_t cols = weights->cols;
     aq_int8_shared at;
     float *x = (float *)(void *)own, inverse = 0.0f, scale;
+    int8_t *q = (int8_t *)own + (cols + 15) / 16 * 64;
     int32_t zero = run->activation.type == AQ_ACTIVATION_STATIC ? run->activation.zero_point : 0;
-    int8_t *q;
     (void)aq_int8_shared_pieces(weights, run->tokens, &at);
-    q = (int8_t *)run->shared + token * at.stride;
     aq_forward_widen(run, token, x);
     scale = aq_int8_scale(&run->activation, aq_largest(weights->kernels, x, cols), &inverse);
     weights->infer->to_int8(x, cols, inverse, zero, q);
-    memset(q + cols, 0, at.stride - cols);
+    aq_weights_arrange(weights, q, (int8_t *)run->shared + token * at.stride);
     aq_int8_sums(weights, q, zero,
                  (int32_t *)(void *)(run->shared + at.sums) + token * weights->groups);
     memcpy(run->shared + at.scales + 4 * token, &scale, 4);
     memcpy(run->shared + at.zeros + 4 * token, &zero, 4);
-    if (token == 0) {
-        memset(run->shared + at.ones, 1, at.stride);
+    if (token == 0 && zero != 0) {
+        memset(q, 1, cols);
+        aq_weights_arrange(weights, q, (int8_t *)run->shared + at.ones);
     }
 }
 
@@ -20381,6 +20843,7 @@ typedef struct aq_int8_job {
     const uint8_t *activations;
     uint8_t *scratch;
     size_t row, rows;
+    bool zeros; /* the activations have a zero point */
     float bias[AQ_LINEAR_ROWS];
 } aq_int8_job;
 
@@ -20389,7 +20852,7 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
     const size_t groups = job->weights->groups;
     int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
     aq_weights_dots(job->weights, job->row, job->rows, q, dots);
-    job->weights->infer->transpose((const uint32_t *)(const void *)dots, groups, groups,
+    job->weights->infer->transpose((const uint32_t *)(const void *)dots, aq_groups_up(groups), groups,
                                    (uint32_t *)(void *)out);
 }
 
@@ -20397,10 +20860,7 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
 static void aq_int8_params(const aq_int8_job *job) {
     const size_t each = 2 * job->weights->groups;
     float *rows = (float *)(void *)(job->scratch + job->own.rows);
-    size_t i;
-    for (i = 0; i < job->rows; i++) {
-        aq_weights_params(job->weights, job->row + i, rows + i * each);
-    }
+    aq_weights_params(job->weights, job->row, job->rows, rows);
     job->weights->infer->transpose((const uint32_t *)(const void *)rows, each, each,
                                    (uint32_t *)(void *)(job->scratch + job->own.params));
 }
@@ -20434,30 +20894,66 @@ static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
     aq_int8_finish(job, acc, scale, y);
 }
 
+/* Many tokens at once; false where there is no kernel for it. */
+static bool aq_int8_tokens(const aq_int8_job *job, size_t token, size_t tokens, float *y) {
+    const uint8_t *shared = job->activations;
+    const aq_weights *weights = job->weights;
+    aq_linear_tiles tiles;
+    size_t i;
+    float scale;
+    if (tokens < AQ_INT8_TILE_TOKENS || !aq_weights_tiles(weights, job->row, job->rows, &tiles)) {
+        return false;
+    }
+    tiles.x = (const int8_t *)shared + token * job->shared.stride;
+    tiles.x_stride = job->shared.stride;
+    tiles.tokens = tokens;
+    tiles.sums = (const int32_t *)(const void *)(shared + job->shared.sums) +
+                 token * weights->groups;
+    tiles.zeros = job->zeros ? (const int32_t *)(const void *)(shared + job->shared.zeros) + token
+                             : NULL;
+    tiles.codes_turned = (const int32_t *)(const void *)(job->scratch + job->own.codes);
+    tiles.params = (const float *)(const void *)(job->scratch + job->own.params);
+    tiles.acc = (float *)(void *)(job->scratch + job->own.acc);
+    memset(tiles.acc, 0, tokens * 2 * AQ_LINEAR_ROWS * sizeof(float));
+    weights->infer->tiles(&tiles);
+    for (i = 0; i < tokens; i++) {
+        memcpy(&scale, shared + job->shared.scales + 4 * (token + i), 4);
+        aq_int8_finish(job, tiles.acc + i * 2 * AQ_LINEAR_ROWS, scale, y + i * weights->rows);
+    }
+    return true;
+}
+
 AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
                           size_t tokens, uint8_t *own) {
+    float *y = run->y + token * run->weights.rows + row;
     aq_int8_job job;
     size_t i;
     job.weights = &run->weights;
     (void)aq_int8_shared_pieces(&run->weights, run->tokens, &job.shared);
-    (void)aq_int8_own_pieces(&run->weights, &job.own);
+    (void)aq_int8_own_pieces(&run->weights, run->tokens, &job.own);
     job.activations = run->shared;
     job.scratch = own;
     job.row = row;
     job.rows = rows;
+    job.zeros = run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0;
     aq_weights_bias(&run->weights, row, rows, job.bias);
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);
     }
     aq_int8_params(&job);
-    if (run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0) {
+    if (job.zeros) {
         aq_int8_dots(&job, (const int8_t *)run->shared + job.shared.ones,
                      (int32_t *)(void *)(own + job.own.codes));
     }
-    for (i = token; i < token + tokens; i++) {
-        aq_int8_token(&job, i, run->y + i * run->weights.rows + row);
+    if (aq_int8_tokens(&job, token, tokens, y)) {
+        return;
+    }
+    for (i = 0; i < tokens; i++) {
+        aq_int8_token(&job, token + i, y + i * run->weights.rows);
     }
 }
+
+#undef AQ_INT8_TILE_TOKENS
 
 /* ---- end src/infer/int8.c ---- */
 
@@ -36268,6 +36764,7 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_HAS_SQUARES
 #  undef AQ_HAS_SKETCH
 #  undef AQ_HAS_PERCENTILES
+#  undef AQ_TASK_TOKENS
 #  undef AQ_LINEAR_LINE
 #  undef AQ_ST_HEADER_LIMIT
 #  undef AQ_ST_INDEX_LIMIT

@@ -9,6 +9,7 @@
 extern "C" {
 #endif
 
+#define AQ_TASK_TOKENS ((size_t)256) /* the most that a task takes */
 #define AQ_LINEAR_LINE 64u /* pieces of scratch begin at multiples of it */
 
 /* A layer as the forward pass sees it. */
@@ -30,11 +31,19 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
 /* Columns begin … begin + count − 1 of a row; begin is a multiple of AQ_LINEAR_STRETCH. */
 AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
                               float *out);
-/* Scale and min of every group of a row: [groups][2]. */
-AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out);
-/* Σ code·q of every group of `count` rows: [count][groups]. */
+/* Scale and min of every group of some rows: [count][groups][2]. */
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out);
+/* INT8 activations in the order in which the functions below want them: multiples of AQ_ARRANGED. */
+AQ_LIB void aq_weights_arrange(const aq_weights *weights, const int8_t *q, int8_t *out);
+/* Σ code·q of every group of `count` rows; a row of `out` has whole sixteens of groups. */
 AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
                             int32_t *out);
+/* Fills what describes the codes of rows row … row + count − 1, where there is a kernel for many
+ * tokens; false where there is none. */
+AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count,
+                             aq_linear_tiles *job);
+/* Up to whole sixteens. */
+AQ_LIB size_t aq_groups_up(size_t groups);
 /* Biases row … row + count − 1, or zeros. */
 AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out);
 /* `count` little-endian numbers of F32, F16 or BF16 at any address. */

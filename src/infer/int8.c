@@ -8,8 +8,11 @@ typedef struct aq_int8_shared {
 } aq_int8_shared;
 
 typedef struct aq_int8_own {
-    size_t rows, params, dots, dots_turned, codes, end;
+    size_t rows, params, dots, dots_turned, codes, acc, end;
 } aq_int8_own;
+
+/* Fewer tokens go one by one. */
+#define AQ_INT8_TILE_TOKENS 4u
 
 /* `count` × `size` bytes behind *end, which moves to the next line. */
 static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
@@ -22,7 +25,8 @@ static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits)
 
 static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_int8_shared *out) {
     bool fits = true;
-    uint64_t end = 0, stride = ((uint64_t)weights->cols + 63) / 64 * 64;
+    uint64_t end = 0;
+    uint64_t stride = ((uint64_t)weights->cols + AQ_ARRANGED - 1) / AQ_ARRANGED * AQ_ARRANGED;
     out->stride = (size_t)stride;
     (void)aq_piece(&end, tokens, stride, &fits);
     out->sums = aq_piece(&end, tokens, (uint64_t)weights->groups * 4, &fits);
@@ -33,15 +37,19 @@ static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_i
     return fits;
 }
 
-static bool aq_int8_own_pieces(const aq_weights *weights, aq_int8_own *out) {
+static bool aq_int8_own_pieces(const aq_weights *weights, size_t tokens, aq_int8_own *out) {
     bool fits = true;
     uint64_t end = 0, block = (uint64_t)weights->groups * AQ_LINEAR_ROWS;
-    uint64_t row = (uint64_t)weights->cols; /* while a token is prepared */
-    out->rows = aq_piece(&end, block * 2 > row ? block * 2 : row, 4, &fits);
+    uint64_t whole = (uint64_t)aq_groups_up(weights->groups) * AQ_LINEAR_ROWS;
+    uint64_t token = ((uint64_t)weights->cols + 63) / 64 * 80; /* F32 and INT8, in preparation */
+    out->rows = aq_piece(&end, block * 8 > token ? block * 8 : token, 1, &fits);
     out->params = aq_piece(&end, block * 2, 4, &fits);
-    out->dots = aq_piece(&end, block, 4, &fits);
+    out->dots = aq_piece(&end, whole, 4, &fits);
     out->dots_turned = aq_piece(&end, block, 4, &fits);
     out->codes = aq_piece(&end, block, 4, &fits);
+    out->acc = aq_piece(&end, weights->infer->tiles && tokens >= AQ_INT8_TILE_TOKENS
+                                  ? tokens < AQ_TASK_TOKENS ? tokens : AQ_TASK_TOKENS : 0,
+                        2 * 4 * AQ_LINEAR_ROWS, &fits);
     out->end = (size_t)end;
     return fits;
 }
@@ -49,7 +57,7 @@ static bool aq_int8_own_pieces(const aq_weights *weights, aq_int8_own *out) {
 AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own) {
     aq_int8_shared pieces;
     aq_int8_own others;
-    if (!aq_int8_shared_pieces(weights, tokens, &pieces) || !aq_int8_own_pieces(weights, &others)) {
+    if (!aq_int8_shared_pieces(weights, tokens, &pieces) || !aq_int8_own_pieces(weights, tokens, &others)) {
         return false;
     }
     *shared = pieces.end;
@@ -110,20 +118,20 @@ AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own) {
     const size_t cols = weights->cols;
     aq_int8_shared at;
     float *x = (float *)(void *)own, inverse = 0.0f, scale;
+    int8_t *q = (int8_t *)own + (cols + 15) / 16 * 64;
     int32_t zero = run->activation.type == AQ_ACTIVATION_STATIC ? run->activation.zero_point : 0;
-    int8_t *q;
     (void)aq_int8_shared_pieces(weights, run->tokens, &at);
-    q = (int8_t *)run->shared + token * at.stride;
     aq_forward_widen(run, token, x);
     scale = aq_int8_scale(&run->activation, aq_largest(weights->kernels, x, cols), &inverse);
     weights->infer->to_int8(x, cols, inverse, zero, q);
-    memset(q + cols, 0, at.stride - cols);
+    aq_weights_arrange(weights, q, (int8_t *)run->shared + token * at.stride);
     aq_int8_sums(weights, q, zero,
                  (int32_t *)(void *)(run->shared + at.sums) + token * weights->groups);
     memcpy(run->shared + at.scales + 4 * token, &scale, 4);
     memcpy(run->shared + at.zeros + 4 * token, &zero, 4);
-    if (token == 0) {
-        memset(run->shared + at.ones, 1, at.stride);
+    if (token == 0 && zero != 0) {
+        memset(q, 1, cols);
+        aq_weights_arrange(weights, q, (int8_t *)run->shared + at.ones);
     }
 }
 
@@ -137,6 +145,7 @@ typedef struct aq_int8_job {
     const uint8_t *activations;
     uint8_t *scratch;
     size_t row, rows;
+    bool zeros; /* the activations have a zero point */
     float bias[AQ_LINEAR_ROWS];
 } aq_int8_job;
 
@@ -145,7 +154,7 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
     const size_t groups = job->weights->groups;
     int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
     aq_weights_dots(job->weights, job->row, job->rows, q, dots);
-    job->weights->infer->transpose((const uint32_t *)(const void *)dots, groups, groups,
+    job->weights->infer->transpose((const uint32_t *)(const void *)dots, aq_groups_up(groups), groups,
                                    (uint32_t *)(void *)out);
 }
 
@@ -153,10 +162,7 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
 static void aq_int8_params(const aq_int8_job *job) {
     const size_t each = 2 * job->weights->groups;
     float *rows = (float *)(void *)(job->scratch + job->own.rows);
-    size_t i;
-    for (i = 0; i < job->rows; i++) {
-        aq_weights_params(job->weights, job->row + i, rows + i * each);
-    }
+    aq_weights_params(job->weights, job->row, job->rows, rows);
     job->weights->infer->transpose((const uint32_t *)(const void *)rows, each, each,
                                    (uint32_t *)(void *)(job->scratch + job->own.params));
 }
@@ -190,27 +196,63 @@ static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
     aq_int8_finish(job, acc, scale, y);
 }
 
+/* Many tokens at once; false where there is no kernel for it. */
+static bool aq_int8_tokens(const aq_int8_job *job, size_t token, size_t tokens, float *y) {
+    const uint8_t *shared = job->activations;
+    const aq_weights *weights = job->weights;
+    aq_linear_tiles tiles;
+    size_t i;
+    float scale;
+    if (tokens < AQ_INT8_TILE_TOKENS || !aq_weights_tiles(weights, job->row, job->rows, &tiles)) {
+        return false;
+    }
+    tiles.x = (const int8_t *)shared + token * job->shared.stride;
+    tiles.x_stride = job->shared.stride;
+    tiles.tokens = tokens;
+    tiles.sums = (const int32_t *)(const void *)(shared + job->shared.sums) +
+                 token * weights->groups;
+    tiles.zeros = job->zeros ? (const int32_t *)(const void *)(shared + job->shared.zeros) + token
+                             : NULL;
+    tiles.codes_turned = (const int32_t *)(const void *)(job->scratch + job->own.codes);
+    tiles.params = (const float *)(const void *)(job->scratch + job->own.params);
+    tiles.acc = (float *)(void *)(job->scratch + job->own.acc);
+    memset(tiles.acc, 0, tokens * 2 * AQ_LINEAR_ROWS * sizeof(float));
+    weights->infer->tiles(&tiles);
+    for (i = 0; i < tokens; i++) {
+        memcpy(&scale, shared + job->shared.scales + 4 * (token + i), 4);
+        aq_int8_finish(job, tiles.acc + i * 2 * AQ_LINEAR_ROWS, scale, y + i * weights->rows);
+    }
+    return true;
+}
+
 AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
                           size_t tokens, uint8_t *own) {
+    float *y = run->y + token * run->weights.rows + row;
     aq_int8_job job;
     size_t i;
     job.weights = &run->weights;
     (void)aq_int8_shared_pieces(&run->weights, run->tokens, &job.shared);
-    (void)aq_int8_own_pieces(&run->weights, &job.own);
+    (void)aq_int8_own_pieces(&run->weights, run->tokens, &job.own);
     job.activations = run->shared;
     job.scratch = own;
     job.row = row;
     job.rows = rows;
+    job.zeros = run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0;
     aq_weights_bias(&run->weights, row, rows, job.bias);
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);
     }
     aq_int8_params(&job);
-    if (run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0) {
+    if (job.zeros) {
         aq_int8_dots(&job, (const int8_t *)run->shared + job.shared.ones,
                      (int32_t *)(void *)(own + job.own.codes));
     }
-    for (i = token; i < token + tokens; i++) {
-        aq_int8_token(&job, i, run->y + i * run->weights.rows + row);
+    if (aq_int8_tokens(&job, token, tokens, y)) {
+        return;
+    }
+    for (i = 0; i < tokens; i++) {
+        aq_int8_token(&job, token + i, y + i * run->weights.rows);
     }
 }
+
+#undef AQ_INT8_TILE_TOKENS

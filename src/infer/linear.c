@@ -3,9 +3,8 @@
 
 #include "../base/thread.h"
 
-/* Multiply-adds that are worth a task of their own, and the most tokens of one. */
+/* Multiply-adds that are worth a task of their own. */
 #define AQ_TASK_PRODUCTS ((size_t)1 << 18)
-#define AQ_TASK_TOKENS ((size_t)256)
 #ifdef ARROWQUANT_NO_THREADS
 #  define AQ_FLOAT_ROWS ((size_t)2) /* decoded at once: small memory */
 #else
@@ -343,5 +342,4 @@ ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const a
 #endif
 
 #undef AQ_TASK_PRODUCTS
-#undef AQ_TASK_TOKENS
 #undef AQ_FLOAT_ROWS

@@ -123,15 +123,11 @@ AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begi
     }
 }
 
-AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out) {
+static void aq_weights_row_grids(const aq_weights *weights, size_t row, float *out) {
     const uint8_t *params = aq_weights_row_params(weights, row);
     const uint8_t *extra = aq_weights_row_extra(weights, row);
     size_t begin, n, each;
     aq_simd_grid grids[AQ_TILE_GROUPS];
-    if (weights->linear->spec.params == AQ_PARAM_F16 && weights->half == 0) {
-        aq_widen_file(weights->kernels, AQ_DTYPE_F16, params, out, 2 * weights->groups);
-        return;
-    }
     each = weights->groups ? (size_t)(weights->layout.row_param_bytes / weights->groups) : 0;
     for (begin = 0; begin < weights->groups; begin += n) {
         n = weights->groups - begin < AQ_TILE_GROUPS ? weights->groups - begin : AQ_TILE_GROUPS;
@@ -141,12 +137,76 @@ AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, float *out)
     }
 }
 
+AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out) {
+    const uint16_t one = 1;
+    size_t i;
+    if (weights->linear->spec.params == AQ_PARAM_F16 && weights->half == 0 &&
+        *(const uint8_t *)&one == 1) { /* as they lie in the file */
+        weights->kernels->f16_to_f32(aq_weights_row_params(weights, row), out,
+                                     2 * count * weights->groups);
+        return;
+    }
+    for (i = 0; i < count; i++) {
+        aq_weights_row_grids(weights, row + i, out + 2 * i * weights->groups);
+    }
+}
+
+AQ_LIB size_t aq_groups_up(size_t groups) {
+    return (groups + AQ_LINEAR_ROWS - 1) / AQ_LINEAR_ROWS * AQ_LINEAR_ROWS;
+}
+
+AQ_LIB void aq_weights_arrange(const aq_weights *weights, const int8_t *q, int8_t *out) {
+    if (weights->infer->arrange) {
+        weights->infer->arrange(q, weights->cols, weights->linear->spec.bits, out);
+    } else {
+        memcpy(out, q, weights->cols);
+    }
+}
+
+static const uint8_t *aq_weights_codes(const aq_weights *weights, size_t row) {
+    return (const uint8_t *)weights->linear->codes + row * (size_t)weights->layout.row_code_bytes;
+}
+
 AQ_LIB void aq_weights_dots(const aq_weights *weights, size_t row, size_t count, const int8_t *q,
                             int32_t *out) {
-    const aq_linear *linear = weights->linear;
-    size_t stride = (size_t)weights->layout.row_code_bytes;
-    weights->kernels->dot_codes((const uint8_t *)linear->codes + row * stride, stride, count,
-                                linear->spec.bits, q, weights->cols, linear->spec.group_size, out);
+    const aq_quant_spec *spec = &weights->linear->spec;
+    const size_t stride = aq_groups_up(weights->groups);
+    aq_linear_dots job;
+    size_t i;
+    job.codes = aq_weights_codes(weights, row);
+    job.row_bytes = (size_t)weights->layout.row_code_bytes;
+    job.rows = count;
+    job.bits = spec->bits;
+    job.group = spec->group_size;
+    job.x = q;
+    job.out = out;
+    job.out_stride = stride;
+    job.next = aq_weights_row_params(weights, row) +
+               AQ_LINEAR_ROWS * (size_t)weights->layout.row_param_bytes;
+    job.next_bytes = (size_t)weights->layout.row_param_bytes;
+    if (weights->infer->dots) {
+        weights->infer->dots(&job);
+        return;
+    }
+    for (i = 0; i < count; i++) {
+        weights->kernels->dot_codes(job.codes + i * job.row_bytes, job.row_bytes, 1, spec->bits, q,
+                                    weights->cols, spec->group_size, out + i * stride);
+    }
+}
+
+AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count,
+                             aq_linear_tiles *job) {
+    if (!weights->infer->tiles || weights->groups == 0) {
+        return false;
+    }
+    job->codes = aq_weights_codes(weights, row);
+    job->row_bytes = (size_t)weights->layout.row_code_bytes;
+    job->rows = count;
+    job->bits = weights->linear->spec.bits;
+    job->group = weights->linear->spec.group_size;
+    job->groups = weights->groups;
+    job->half = weights->half;
+    return true;
 }
 
 AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count, float *out) {

@@ -34,6 +34,35 @@ typedef struct aq_linear_combine {
     int32_t half;         /* 2^(bits−1) of symmetric codes, 0 of affine ones */
 } aq_linear_combine;
 
+/* Σ code·x of every group of some rows of packed codes. */
+typedef struct aq_linear_dots {
+    const uint8_t *codes; /* [rows], row_bytes apart */
+    size_t row_bytes, rows;
+    uint32_t bits, group;
+    const int8_t *x;      /* as `arrange` makes it */
+    int32_t *out;         /* [rows], out_stride apart; whole sixteens of groups are written */
+    size_t out_stride;
+    const uint8_t *next;  /* what is read soon, next_bytes for each row; it need not exist */
+    size_t next_bytes;
+} aq_linear_dots;
+
+/* 16 rows or less of packed codes by many tokens: what `dots` and `combine` do, token by token. */
+typedef struct aq_linear_tiles {
+    const uint8_t *codes;
+    size_t row_bytes, rows;
+    uint32_t bits, group;
+    const int8_t *x;      /* [tokens], x_stride apart, as `arrange` makes it */
+    size_t x_stride, tokens, groups;
+    const int32_t *sums;  /* [tokens][groups] */
+    const int32_t *zeros; /* [tokens]; or NULL: all of them are 0 */
+    const int32_t *codes_turned; /* as aq_linear_combine.codes */
+    const float *params;  /* as aq_linear_combine.params */
+    int32_t half;
+    float *acc;           /* [tokens][2][16] */
+} aq_linear_tiles;
+
+#define AQ_ARRANGED 256u /* `arrange` writes whole multiples of so many values */
+
 struct aq_linear_kernels {
     const char *name; /* that of the table of kernels it goes with */
     /* y[t][r] += Σ w[r][i]·x[t][i] for count ≤ AQ_LINEAR_STRETCH: element i goes to lane i % 16,
@@ -46,6 +75,10 @@ struct aq_linear_kernels {
     void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
     /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
     void (*combine)(const aq_linear_combine *job, float *acc);
+    /* All three or none. x in the order in which `dots` and `tiles` meet the codes, with zeros behind. */
+    void (*arrange)(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
+    void (*dots)(const aq_linear_dots *job);
+    void (*tiles)(const aq_linear_tiles *job);
 };
 
 /* The kernels that go with a table; never NULL. */
@@ -78,6 +111,11 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_to_int8(const float *x, size_t count, float
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_transpose(const uint32_t *in, size_t stride, size_t count,
                                                uint32_t *out);
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float *acc);
+#endif
+#if defined(AQ_HAVE_VNNI)
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job);
 #endif
 #if defined(AQ_HAVE_NEON)
 AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,

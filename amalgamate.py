@@ -195,6 +195,7 @@ LIBRARY = [
     "model/method.c",
     "model/container_compressed.c",
     "model/container_gguf.c",
+    "model/container_arrow.c",
     "model/container.c",
     "model/plan_checks.c",
     "model/plan.c",
@@ -218,6 +219,9 @@ LIBRARY = [
     "model/compare.c",
     "model/dequantize_model.c",
     "model/arrow_model.c",
+    "model/convert.h",
+    "model/convert_layer.c",
+    "model/convert_model.c",
 ]
 
 QUOTED = re.compile(r'\s*#\s*include\s*"([^"]+)"')

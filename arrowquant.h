@@ -1099,6 +1099,14 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
                                          aq_error *err);
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
 
+/* Writes the same weights in another format: native and compressed-tensors to each other, tables of
+ * layers in Arrow to both, and every model to such a table (a file). Codes stay as they are; where the
+ * parameters would have to be rounded, AQ_ERR_UNSUPPORTED names the layer and says why. */
+ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input_path,
+                                          const char *output_path, aq_output_format format,
+                                          bool overwrite, aq_progress_fn progress, void *user,
+                                          aq_error *err);
+
 /* ------------------------------------------------------------------- Arrow */
 
 /* The Arrow C data and stream interfaces: fixed structs that pyarrow, polars, DuckDB and others
@@ -28187,6 +28195,7 @@ AQ_LIB const aq_container *aq_container_of(aq_output_format format);
 AQ_LIB const aq_container *aq_container_native(void);
 AQ_LIB const aq_container *aq_container_compressed(void);
 AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
+AQ_LIB const aq_container *aq_container_arrow(void);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
 AQ_LIB aq_status aq_beside_config(struct aq_run *run, const aq_component *component,
                                   const char *value, aq_error *err);
@@ -31038,6 +31047,135 @@ AQ_LIB const aq_container *aq_container_gguf(void) {
 
 /* ---- end src/model/container_gguf.c ---- */
 
+/* ---- begin src/model/container_arrow.c ---- */
+
+/* Arrow: each component becomes a table of layers in one IPC file. The component is written as the
+ * native format first, in the temporary folder, and then turned into the table, whose batches need
+ * what is known of a layer at its end; for a moment both are there. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+static aq_status aq_table_check(aq_plan *plan, aq_error *err) {
+    if (!plan->config.resume) return AQ_OK;
+    return aq_fail(err, AQ_ERR_UNSUPPORTED, "resume: a run that writes Arrow cannot be taken up, because "
+                   "its finished files go into the table at the end; leave it out");
+}
+
+/* ---- what the native format does */
+
+static aq_status aq_table_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
+                               aq_quant_spec *spec, const char **detail, aq_error *err) {
+    return aq_container_native()->spec(plan, tensor, bits, spec, detail, err);
+}
+
+static aq_status aq_table_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
+                                const aq_quant_spec *spec, const aq_quant_layout *layout,
+                                aq_part *parts, size_t *count, aq_error *err) {
+    return aq_container_native()->parts(plan, tensor, spec, layout, parts, count, err);
+}
+
+static aq_status aq_table_data_start(aq_plan *plan, size_t output, uint64_t *start, aq_error *err) {
+    return aq_container_native()->data_start(plan, output, start, err);
+}
+
+static aq_status aq_table_finish(aq_run *run, size_t output, uint64_t *end, aq_error *err) {
+    return aq_container_native()->finish(run, output, end, err);
+}
+
+/* ---- the table */
+
+static bool aq_table_owns(const aq_plan *plan, size_t output, const aq_component *component) {
+    return plan->state->shard_component[plan->outputs[output].first_shard] == component;
+}
+
+/* "transformer/x-00001-of-00002.safetensors" → "transformer/x.arrow"; a lone file that is to become the
+ * output keeps its name until then. */
+static char *aq_table_name(const aq_plan *plan, const char *shard) {
+    size_t size = strlen(shard);
+    if (plan->state->staging.only_file) return aq_arena_string(&plan->state->arena, shard);
+    if (aq_ends_with(shard, ".safetensors")) size -= strlen(".safetensors");
+    if (size > 15 && memcmp(shard + size - 15, "-00001-of-", 10) == 0) size -= 15;
+    char *name = (char *)aq_arena_alloc(&plan->state->arena, size + 16);
+    if (name) aq_format(name, size + 16, "%.*s.arrow", (int)size, shard);
+    return name;
+}
+
+/* The table of the component's finished files, beside them under a name of its own. */
+static aq_status aq_table_write(aq_run *run, const aq_component *component, size_t first,
+                                const char *target, aq_error *err) {
+    const aq_plan *plan = run->plan;
+    bool lone = plan->state->folder.kind == AQ_FOLDER_FILE;
+    struct ArrowArrayStream stream;
+    aq_model *model = NULL;
+    char *path;
+    aq_status status =
+        aq_run_path(run, true, lone ? plan->outputs[first].path : component->name, &path, err);
+    if (status == AQ_OK) status = aq_model_open(run->context, path, &model, err);
+    if (status == AQ_OK) {
+        model->modality = plan->modality;
+        status = aq_arrow_export_model(run->context, model, &stream, err);
+        if (status != AQ_OK) aq_model_close(model);
+    }
+    if (status != AQ_OK) return status;
+    status = aq_arrow_ipc_write(run->context, &stream, target, AQ_ARROW_FILE, err);
+    stream.release(&stream);
+    return status;
+}
+
+static aq_status aq_table_clear(aq_run *run, const aq_component *component, aq_error *err) {
+    const aq_plan *plan = run->plan;
+    aq_status status = AQ_OK;
+    char *path;
+    for (size_t i = 0; status == AQ_OK && i < plan->output_count; i++) {
+        uint64_t size = 0;
+        aq_file file = AQ_FILE_CLOSED;
+        if (!aq_table_owns(plan, i, component)) continue;
+        status = aq_run_path(run, true, plan->outputs[i].path, &path, err);
+        if (status == AQ_OK) status = aq_file_open(&file, path, &size, err);
+        (void)aq_file_close(&file, NULL);
+        if (status == AQ_OK) status = aq_remove_tree(run->context, path, err);
+        plan->state->output_bytes -= size;
+    }
+    if (status != AQ_OK || !component->index) return status;
+    status = aq_run_path(run, true, component->index, &path, err);
+    return status == AQ_OK ? aq_remove_tree(run->context, path, err) : status;
+}
+
+static aq_status aq_table_beside(aq_run *run, const aq_component *component, aq_error *err) {
+    const aq_plan *plan = run->plan;
+    char *table, *draft;
+    uint64_t size = 0;
+    aq_file file = AQ_FILE_CLOSED;
+    size_t first = 0;
+    while (first < plan->output_count && !aq_table_owns(plan, first, component)) first++;
+    if (first == plan->output_count) return AQ_OK;
+    char *name = aq_table_name(plan, plan->outputs[first].path);
+    if (!name) return aq_fail_memory(err, 0);
+    aq_status status = aq_run_path(run, true, name, &table, err);
+    if (status == AQ_OK) status = aq_run_path(run, true, "table.arrow.draft", &draft, err);
+    if (status == AQ_OK) status = aq_beside_index(run, component, err);
+    if (status == AQ_OK) status = aq_table_write(run, component, first, draft, err);
+    if (status == AQ_OK) status = aq_table_clear(run, component, err);
+    if (status == AQ_OK) status = aq_rename(draft, table, AQ_RENAME_REPLACE, err);
+    if (status == AQ_OK) status = aq_file_open(&file, table, &size, err);
+    (void)aq_file_close(&file, NULL);
+    plan->state->output_bytes += size;
+    return status == AQ_OK ? aq_beside_config(run, component, NULL, err) : status;
+}
+
+static const aq_container aq_arrow_container = {
+    AQ_OUTPUT_ARROW, ".arrow", true, 1, aq_table_check, NULL, NULL, aq_table_spec, NULL, NULL, aq_table_parts,
+    NULL, NULL, aq_native_order, aq_table_data_start, aq_table_finish, aq_table_beside
+};
+
+AQ_LIB const aq_container *aq_container_arrow(void) {
+    return &aq_arrow_container;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/container_arrow.c ---- */
+
 /* ---- begin src/model/container.c ---- */
 
 /* The containers, and how one lays out an output: which file each tensor goes into, in which order,
@@ -31050,7 +31188,7 @@ AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
     case AQ_OUTPUT_NATIVE: return aq_container_native();
     case AQ_OUTPUT_GGUF: return aq_container_gguf();
     case AQ_OUTPUT_COMPRESSED_TENSORS: return aq_container_compressed();
-    case AQ_OUTPUT_ARROW: break;
+    case AQ_OUTPUT_ARROW: return aq_container_arrow();
     }
     return NULL;
 }
@@ -36635,6 +36773,10 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_
         layer->method = "kept";
         return AQ_OK;
     }
+    if (tensor->spec.code > AQ_CODE_ZERO_POINT)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0, "tensor %s: the table has no "
+                              "column for the blocks of a GGUF type; dequantize the model first",
+                              tensor->name);
     layer->bit_width = (uint8_t)tensor->spec.bits;
     layer->group_size = tensor->spec.group_size;
     layer->data = tensor->codes;
@@ -36669,7 +36811,9 @@ static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray
 /* ---- the stream's functions */
 
 static int aq_arrow_source_code(aq_status status) {
-    return status == AQ_OK ? 0 : status == AQ_ERR_OUT_OF_MEMORY ? ENOMEM : EINVAL;
+    return status == AQ_OK                   ? 0
+           : status == AQ_ERR_OUT_OF_MEMORY ? ENOMEM
+           : status == AQ_ERR_UNSUPPORTED   ? ENOSYS : EINVAL;
 }
 
 static int aq_arrow_source_schema(struct ArrowArrayStream *stream, struct ArrowSchema *out) {
@@ -36731,6 +36875,672 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/arrow_model.c ---- */
+
+/* ---- begin src/model/convert.h ---- */
+
+/* From one format to another without a change of any weight. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_CONVERT_PARTS 4u
+
+/* One stored tensor of the result. */
+typedef struct aq_converted_part {
+    const char *name;
+    aq_dtype dtype;
+    uint32_t rank;
+    const uint64_t *shape;
+    const void *data; /* in the opened model, or in the arena */
+    uint64_t bytes;
+} aq_converted_part;
+
+/* model/convert_layer.c: the parts of a quantized layer in the format, or AQ_ERR_UNSUPPORTED saying why
+ * its numbers do not allow it. `native` (for the native format) is filled as well. Made bytes live in
+ * the arena. `name` is the tensor's without its component. */
+AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
+                                  aq_output_format format, aq_converted_part *parts, size_t *count,
+                                  aq_native_tensor *native, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/convert.h ---- */
+
+/* ---- begin src/model/convert_layer.c ---- */
+
+/* One layer in another format: its codes as they are, its parameters as the other format has them, if
+ * they can be said there without rounding. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+typedef struct aq_recode {
+    aq_arena *arena;
+    const aq_tensor *tensor;
+    const char *name;
+    uint64_t groups;             /* of the whole tensor */
+    float *scales, *mins, *zeros;
+    aq_converted_part *parts;
+    size_t count;
+    aq_error *err;
+} aq_recode;
+
+static aq_status aq_recode_refuse(const aq_recode *recode, const char *why) {
+    return aq_fail_tensor(recode->err, AQ_ERR_UNSUPPORTED, recode->name, 0,
+                          "layer %s: %s; quantize the original for that format instead",
+                          recode->name, why);
+}
+
+static aq_status aq_recode_part(aq_recode *recode, const char *suffix, aq_dtype dtype,
+                                uint32_t rank, uint64_t d0, uint64_t d1, uint64_t d2,
+                                const void *data, void **made) {
+    aq_converted_part *part = &recode->parts[recode->count++];
+    size_t size = strlen(recode->name) + strlen(suffix) + 1;
+    char *name = (char *)aq_arena_alloc(recode->arena, size);
+    uint64_t *shape = (uint64_t *)aq_arena_alloc(recode->arena, 3 * sizeof(uint64_t));
+    if (!name || !shape) return aq_fail_memory(recode->err, size);
+    aq_format(name, size, "%s%s", recode->name, suffix);
+    shape[0] = d0;
+    shape[1] = d1;
+    shape[2] = d2;
+    part->name = name;
+    part->dtype = dtype;
+    part->rank = rank;
+    part->shape = shape;
+    part->bytes = aq_dtype_size(dtype);
+    for (uint32_t i = 0; i < rank; i++) part->bytes *= shape[i]; /* no more than the source has */
+    part->data = data;
+    if (data) return AQ_OK;
+    *made = aq_arena_alloc(recode->arena, (size_t)part->bytes);
+    part->data = *made;
+    return *made ? AQ_OK : aq_fail_memory(recode->err, (size_t)part->bytes);
+}
+
+/* All parameters as F32; those of every format are exact in it. */
+static aq_status aq_recode_load(aq_recode *recode) {
+    const aq_tensor *tensor = recode->tensor;
+    size_t bytes;
+    recode->groups = tensor->layout.rows * tensor->layout.groups;
+    bytes = (size_t)recode->groups * sizeof(float);
+    recode->scales = (float *)aq_arena_alloc(recode->arena, bytes);
+    recode->mins = (float *)aq_arena_alloc(recode->arena, bytes);
+    recode->zeros = (float *)aq_arena_alloc(recode->arena, bytes);
+    if (!recode->scales || !recode->mins || !recode->zeros)
+        return aq_fail_memory(recode->err, bytes);
+    return aq_quant_parameters(NULL, &tensor->spec, tensor->params, tensor->extra, tensor->rows,
+                               tensor->cols, recode->scales, recode->mins, recode->zeros,
+                               recode->err);
+}
+
+/* Numbers as `dtype`, little endian, `step` of them apart; false when one is not exactly that. */
+static bool aq_recode_put(const float *values, uint64_t count, aq_dtype dtype, size_t step,
+                          unsigned char *out) {
+    size_t size = aq_dtype_size(dtype);
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t stored = 0;
+        float back;
+        aq_from_f32(NULL, dtype, &values[i], &stored, 1);
+        aq_to_f32(NULL, dtype, &stored, &back, 1);
+        if (back != values[i]) return false;
+        aq_little_endian(&stored, 1, size);
+        memcpy(out + (size_t)i * step * size, &stored, size);
+    }
+    return true;
+}
+
+/* ---- to compressed-tensors */
+
+/* An affine group is one of theirs when its minimum is a whole number of steps below zero. */
+static bool aq_recode_whole_zeros(const aq_recode *recode) {
+    float top = (float)((1u << recode->tensor->spec.bits) - 1u);
+    for (uint64_t i = 0; i < recode->groups; i++) {
+        float zero = recode->zeros[i];
+        if (!(zero >= 0.0f && zero <= top) || zero != (float)(int32_t)zero) return false;
+        if ((double)recode->scales[i] * (double)zero != 0.0 - (double)recode->mins[i]) return false;
+    }
+    return true;
+}
+
+static aq_status aq_recode_zero_points(aq_recode *recode) {
+    const aq_quant_layout *layout = &recode->tensor->layout;
+    uint32_t bits = recode->tensor->spec.bits;
+    unsigned char *zeros = (unsigned char *)aq_arena_alloc(recode->arena, (size_t)recode->groups);
+    void *made = NULL;
+    if (!zeros) return aq_fail_memory(recode->err, (size_t)recode->groups);
+    for (uint64_t i = 0; i < recode->groups; i++) zeros[i] = (unsigned char)recode->zeros[i];
+    aq_status status =
+        aq_recode_part(recode, AQ_CT_ZERO_POINT, AQ_DTYPE_I32, 2,
+                       (layout->rows + 32 / bits - 1) / (32 / bits), layout->groups, 0, NULL, &made);
+    if (status == AQ_OK)
+        aq_ct_pack_zeros(zeros, layout->rows, layout->groups, bits, (unsigned char *)made);
+    return status;
+}
+
+static aq_status aq_recode_compressed(aq_recode *recode) {
+    const aq_tensor *tensor = recode->tensor;
+    const aq_quant_layout *layout = &tensor->layout;
+    bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
+    aq_dtype dtype = tensor->dtype == AQ_DTYPE_F16 || tensor->dtype == AQ_DTYPE_F32 ? tensor->dtype
+                                                                                   : AQ_DTYPE_BF16;
+    void *shape = NULL, *scales = NULL;
+    if (tensor->rank != 2 || !aq_ends_with(recode->name, ".weight"))
+        return aq_recode_refuse(recode, "compressed-tensors has weights of linear layers only");
+    if (tensor->cols % tensor->spec.group_size)
+        return aq_recode_refuse(recode, "its columns are no multiple of the group size");
+    if (!symmetric && !aq_recode_whole_zeros(recode))
+        return aq_recode_refuse(recode, "its minimums are no whole numbers of steps, as "
+                                "compressed-tensors wants them");
+    aq_status status = aq_recode_part(recode, AQ_CT_SHAPE, AQ_DTYPE_I64, 1, 2, 0, 0, NULL, &shape);
+    for (unsigned i = 0; status == AQ_OK && i < 16; i++)
+        ((unsigned char *)shape)[i] =
+            (unsigned char)((i < 8 ? tensor->rows : tensor->cols) >> (8 * (i % 8)));
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_CT_PACKED, AQ_DTYPE_I32, 2, layout->rows,
+                                layout->row_code_bytes / 4, 0, tensor->codes, NULL);
+    if (status == AQ_OK && !symmetric) status = aq_recode_zero_points(recode);
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_CT_SCALE, dtype, 2, layout->rows, layout->groups, 0, NULL,
+                                &scales);
+    if (status != AQ_OK) return status;
+    if (aq_recode_put(recode->scales, recode->groups, dtype, 1, (unsigned char *)scales))
+        return AQ_OK;
+    return aq_recode_refuse(recode, "a scale is no number of the model's dtype, as "
+                            "compressed-tensors wants it");
+}
+
+/* ---- to the native format */
+
+/* scale·q + min gives scale·(q − zero) when both products are exact: 16 significant bits at most. */
+static bool aq_recode_short_scales(const aq_recode *recode) {
+    for (uint64_t i = 0; i < recode->groups; i++) {
+        uint32_t bits;
+        memcpy(&bits, &recode->scales[i], sizeof(bits));
+        if (bits & 0xFFu) return false;
+    }
+    return true;
+}
+
+/* Whether the readers of F16 parameters take them all: normal numbers, exactly. */
+static bool aq_recode_f16(const aq_recode *recode, bool symmetric, unsigned char *out) {
+    size_t step = symmetric ? 1 : 2;
+    for (uint64_t i = 0; i < recode->groups; i++)
+        if (recode->scales[i] > -6.103515625e-05f && recode->scales[i] < 6.103515625e-05f)
+            return false;
+    return aq_recode_put(recode->scales, recode->groups, AQ_DTYPE_F16, step, out) &&
+           (symmetric ||
+            aq_recode_put(recode->mins, recode->groups, AQ_DTYPE_F16, step, out + 2));
+}
+
+static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
+    const aq_tensor *tensor = recode->tensor;
+    const aq_quant_layout *layout = &tensor->layout;
+    bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
+    uint64_t per_group = symmetric ? 1 : 2;
+    void *made = NULL;
+    if (tensor->spec.code == AQ_CODE_ZERO_POINT && !aq_recode_short_scales(recode))
+        return aq_recode_refuse(recode, "its scales have more bits than a minimum in F32 can hold");
+    memset(native, 0, sizeof(*native));
+    native->name = recode->name;
+    native->spec = tensor->spec;
+    native->spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    native->spec.params = AQ_PARAM_F16;
+    native->code = aq_code_name(native->spec.code);
+    native->known = true;
+    native->dtype = tensor->dtype;
+    native->rank = tensor->rank;
+    native->shape = tensor->shape;
+    native->method = tensor->method;
+    native->cosine_similarity = tensor->cosine_similarity;
+    native->sqnr_db = tensor->sqnr_db;
+    aq_status status =
+        aq_recode_part(recode, AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2, layout->rows,
+                       layout->row_code_bytes / 4, 0, tensor->codes, NULL);
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, layout->rows,
+                                layout->groups, per_group, NULL, &made);
+    if (status != AQ_OK || aq_recode_f16(recode, symmetric, (unsigned char *)made)) return status;
+    recode->count--; /* in F32 they always are what they are */
+    native->spec.params = AQ_PARAM_F32;
+    status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F32, 3, layout->rows, layout->groups,
+                            per_group, NULL, &made);
+    if (status != AQ_OK) return status;
+    (void)aq_recode_put(recode->scales, recode->groups, AQ_DTYPE_F32, (size_t)per_group,
+                        (unsigned char *)made);
+    if (!symmetric)
+        (void)aq_recode_put(recode->mins, recode->groups, AQ_DTYPE_F32, 2,
+                            (unsigned char *)made + 4);
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
+                                  aq_output_format format, aq_converted_part *parts, size_t *count,
+                                  aq_native_tensor *native, aq_error *err) {
+    aq_recode recode;
+    memset(&recode, 0, sizeof(recode));
+    recode.arena = arena;
+    recode.tensor = tensor;
+    recode.name = name;
+    recode.parts = parts;
+    recode.err = err;
+    aq_status status = aq_recode_load(&recode);
+    if (status == AQ_OK)
+        status = format == AQ_OUTPUT_COMPRESSED_TENSORS ? aq_recode_compressed(&recode)
+                                                        : aq_recode_native(&recode, native);
+    *count = recode.count;
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/convert_layer.c ---- */
+
+/* ---- begin src/model/convert_model.c ---- */
+
+/* aq_convert_model: the same weights in another format, or a refusal that names the layer. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+typedef struct aq_convert_run {
+    const aq_context *context;
+    aq_model *model;
+    aq_output_format format;
+    aq_staging staging;
+    aq_meter meter;
+    aq_arena arena; /* of the whole run: names and paths */
+    aq_st_index_output *names;
+    size_t name_count;
+    uint64_t total; /* bytes of all tensors */
+    aq_file file;
+    aq_crc32_tables crc;
+} aq_convert_run;
+
+/* A shard's parts, while it is written. */
+typedef struct aq_convert_shard {
+    aq_arena arena;
+    aq_converted_part *parts;
+    aq_st_output *outputs;
+    size_t count, native_count;
+    aq_native_tensor *native;
+} aq_convert_shard;
+
+static aq_status aq_convert_path(aq_convert_run *run, bool output, const char *relative,
+                                 char **path, aq_error *err) {
+    const char *root = output ? run->staging.folder : run->model->state->folder.root;
+    *path = aq_path_join(&run->arena, root, relative);
+    return *path ? AQ_OK : aq_fail_memory(err, strlen(relative));
+}
+
+/* ---- one file */
+
+static aq_status aq_convert_collect(aq_convert_run *run, size_t number, aq_convert_shard *shard,
+                                    aq_error *err) {
+    const aq_model *model = run->model;
+    size_t most = model->tensor_count * AQ_CONVERT_PARTS + 1;
+    aq_status status = AQ_OK;
+    shard->parts = (aq_converted_part *)aq_arena_alloc(&shard->arena, most * sizeof(*shard->parts));
+    shard->outputs = (aq_st_output *)aq_arena_alloc(&shard->arena, most * sizeof(*shard->outputs));
+    shard->native = (aq_native_tensor *)aq_arena_alloc(&shard->arena, most * sizeof(*shard->native));
+    if (!shard->parts || !shard->outputs || !shard->native)
+        return aq_fail_memory(err, most * sizeof(*shard->parts));
+    for (size_t i = 0; status == AQ_OK && i < model->tensor_count; i++) {
+        const aq_tensor *tensor = &model->tensors[i];
+        const char *name = model->state->tensor_own_name[i];
+        aq_converted_part *part = &shard->parts[shard->count];
+        size_t count = 1;
+        if (model->state->tensor_shard[i] != number) continue;
+        if (tensor->quantized) {
+            status = aq_convert_layer(&shard->arena, tensor, name, run->format, part, &count,
+                                      &shard->native[shard->native_count++], err);
+        } else {
+            part->name = name;
+            part->dtype = tensor->dtype;
+            part->rank = tensor->rank;
+            part->shape = tensor->shape;
+            part->data = tensor->data;
+            part->bytes = tensor->bytes;
+        }
+        shard->count += count;
+    }
+    return status;
+}
+
+/* Large elements first, so that every tensor is aligned. */
+static void aq_convert_order(aq_convert_shard *shard, aq_converted_part *sorted) {
+    size_t at = 0;
+    uint64_t begin = 0;
+    for (size_t size = 8; size; size /= 2)
+        for (size_t i = 0; i < shard->count; i++)
+            if (aq_dtype_size(shard->parts[i].dtype) == size) sorted[at++] = shard->parts[i];
+    for (size_t i = 0; i < shard->count; i++) {
+        aq_st_output *output = &shard->outputs[i];
+        shard->parts[i] = sorted[i];
+        output->name = sorted[i].name;
+        output->dtype = sorted[i].dtype;
+        output->rank = sorted[i].rank;
+        output->shape = sorted[i].shape;
+        output->begin = begin;
+        output->end = begin += sorted[i].bytes;
+    }
+}
+
+/* The JSON object of __metadata__, freed with aq_free(size + 1). */
+static aq_status aq_convert_metadata(const aq_convert_run *run, const aq_convert_shard *shard,
+                                     const char *original, char **text, size_t *size,
+                                     aq_error *err) {
+    aq_native native;
+    aq_builder plain;
+    aq_status status;
+    if (run->format == AQ_OUTPUT_NATIVE) {
+        memset(&native, 0, sizeof(native));
+        native.tensors = shard->native;
+        native.tensor_count = shard->native_count;
+        native.checksums = (aq_native_checksum *)aq_alloc(
+            run->context, (shard->count + 1) * sizeof(aq_native_checksum));
+        if (!native.checksums) return aq_fail_memory(err, shard->count);
+        native.checksum_count = shard->count;
+        for (size_t i = 0; i < shard->count; i++) {
+            native.checksums[i].name = shard->parts[i].name;
+            native.checksums[i].crc32 =
+                aq_crc32(&run->crc, 0, shard->parts[i].data, (size_t)shard->parts[i].bytes);
+        }
+        status = aq_native_write(run->context, &native, original, text, size, err);
+        aq_free(run->context, native.checksums, (shard->count + 1) * sizeof(aq_native_checksum));
+        return status;
+    }
+    status = aq_native_remove(run->context, original, text, size, err);
+    if (status != AQ_OK || *text) return status;
+    aq_builder_init(&plain, run->context);
+    aq_append_string(&plain, "{\"format\":\"pt\"}");
+    return aq_builder_finish(&plain, text, size, err);
+}
+
+static aq_status aq_convert_data(aq_convert_run *run, const aq_convert_shard *shard,
+                                 uint64_t start, aq_error *err) {
+    const size_t most = (size_t)8 << 20;
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && i < shard->count; i++) {
+        const aq_converted_part *part = &shard->parts[i];
+        for (uint64_t done = 0; status == AQ_OK && done < part->bytes;) {
+            uint64_t left = part->bytes - done;
+            size_t size = left < most ? (size_t)left : most;
+            status = aq_file_write(&run->file, start + shard->outputs[i].begin + done,
+                                   (const unsigned char *)part->data + (size_t)done, size, err);
+            done += size;
+            run->meter.done += size;
+            if (status == AQ_OK) status = aq_meter_tell(&run->meter, 0, false, err);
+            if (status == AQ_OK && aq_is_cancelled(run->context))
+                status = aq_fail(err, AQ_ERR_CANCELLED, "cancelled");
+        }
+    }
+    return status;
+}
+
+static aq_status aq_convert_write(aq_convert_run *run, const aq_convert_shard *shard,
+                                  const aq_model_shard *from, aq_error *err) {
+    char *metadata = NULL, *path = NULL;
+    size_t size = 0;
+    uint64_t header = 0;
+    aq_status status = aq_convert_metadata(run, shard, from->file->metadata, &metadata, &size, err);
+    if (status == AQ_OK) status = aq_convert_path(run, true, from->path, &path, err);
+    if (status == AQ_OK)
+        status = aq_st_header_size(run->context, shard->outputs, shard->count, metadata, &header,
+                                   err);
+    if (status == AQ_OK) status = aq_file_create(&run->file, path, err);
+    if (status == AQ_OK) {
+        status = aq_st_write_header(run->context, &run->file, header, shard->outputs, shard->count,
+                                    metadata, err);
+        if (status == AQ_OK) status = aq_convert_data(run, shard, 8 + header, err);
+        if (status == AQ_OK) status = aq_file_sync(&run->file, err);
+        aq_status closed = aq_file_close(&run->file, status == AQ_OK ? err : NULL);
+        if (status == AQ_OK) status = closed;
+    }
+    if (metadata) aq_free(run->context, metadata, size + 1);
+    return status;
+}
+
+static aq_status aq_convert_file(aq_convert_run *run, size_t number, aq_error *err) {
+    const aq_model_shard *from = &run->model->state->shards[number];
+    aq_convert_shard shard;
+    memset(&shard, 0, sizeof(shard));
+    aq_arena_init(&shard.arena, run->context);
+    aq_status status = aq_convert_collect(run, number, &shard, err);
+    aq_converted_part *sorted = (aq_converted_part *)aq_arena_alloc(
+        &shard.arena, (shard.count + 1) * sizeof(aq_converted_part));
+    if (status == AQ_OK && !sorted) status = aq_fail_memory(err, shard.count * sizeof(*sorted));
+    if (status == AQ_OK) {
+        aq_convert_order(&shard, sorted);
+        status = aq_convert_write(run, &shard, from, err);
+    }
+    for (size_t i = 0; status == AQ_OK && i < shard.count; i++) {
+        run->names[run->name_count].tensor = aq_arena_string(&run->arena, shard.parts[i].name);
+        if (!run->names[run->name_count].tensor) status = aq_fail_memory(err, 0);
+        run->names[run->name_count++].shard = aq_path_base(from->path);
+        run->total += shard.parts[i].bytes;
+    }
+    aq_arena_free(&shard.arena);
+    return status;
+}
+
+/* ---- beside the weights */
+
+static bool aq_convert_belongs(const aq_convert_run *run, size_t index,
+                               const aq_component *component) {
+    const struct aq_model_state *state = run->model->state;
+    return state->shards[state->tensor_shard[index]].component == component;
+}
+
+static void aq_convert_module(aq_builder *json, const char *name, bool *first) {
+    if (!*first) aq_append_string(json, ", ");
+    *first = false;
+    aq_append_json_string(json, name, strlen(name) - strlen(".weight"));
+}
+
+/* Every kind of layer is a group that names its layers. */
+static void aq_convert_groups(aq_builder *json, const aq_convert_run *run,
+                              const aq_component *component) {
+    static const uint32_t sizes[] = { 32, 64, 128, 256 };
+    const aq_model *model = run->model;
+    unsigned number = 0;
+    for (unsigned kind = 0; kind < 24; kind++) {
+        uint32_t bits = 2u << kind % 3, size = sizes[kind / 3 % 4];
+        bool symmetric = kind >= 12, first = true;
+        for (size_t i = 0; i < model->tensor_count; i++) {
+            const aq_tensor *tensor = &model->tensors[i];
+            if (!tensor->quantized || !aq_convert_belongs(run, i, component) ||
+                tensor->spec.bits != bits || tensor->spec.group_size != size ||
+                (tensor->spec.code == AQ_CODE_SYMMETRIC) != symmetric)
+                continue;
+            if (first)
+                aq_append_format(json, "%s\"group_%u\": {\"targets\": [", number ? ", " : "", number);
+            aq_convert_module(json, model->state->tensor_own_name[i], &first);
+        }
+        if (first) continue;
+        number++;
+        aq_append_format(json, "], \"weights\": {\"num_bits\": %u, \"type\": \"int\", \"symmetric\": "
+                         "%s, \"strategy\": \"group\", \"group_size\": %u, \"dynamic\": false}}", bits,
+                         symmetric ? "true" : "false", size);
+    }
+}
+
+static aq_status aq_convert_quantization(aq_convert_run *run, const aq_component *component,
+                                         char **text, size_t *size, aq_error *err) {
+    const aq_model *model = run->model;
+    bool first = true;
+    aq_builder json;
+    aq_builder_init(&json, run->context);
+    if (run->format == AQ_OUTPUT_NATIVE) {
+        aq_append_format(&json, "{\"quant_method\": \"arrowquant\", \"format_version\": %u, "
+                         "\"modality\": \"%s\"}", (unsigned)AQ_NATIVE_VERSION,
+                         aq_modality_name(model->modality));
+        return aq_builder_finish(&json, text, size, err);
+    }
+    aq_append_string(&json, "{\"quant_method\": \"compressed-tensors\", \"format\": "
+                     "\"pack-quantized\", \"quantization_status\": \"compressed\", "
+                     "\"config_groups\": {");
+    aq_convert_groups(&json, run, component);
+    aq_append_string(&json, "}, \"ignore\": [");
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const char *name = model->state->tensor_own_name[i];
+        if (!model->tensors[i].quantized && model->tensors[i].rank == 2 &&
+            aq_ends_with(name, ".weight") && aq_convert_belongs(run, i, component))
+            aq_convert_module(&json, name, &first);
+    }
+    aq_append_string(&json, "]}");
+    return aq_builder_finish(&json, text, size, err);
+}
+
+static aq_status aq_convert_config(aq_convert_run *run, const aq_component *component,
+                                   aq_error *err) {
+    char *from, *to, *text, *edited, *json = NULL;
+    size_t size, edited_size, json_size = 0;
+    aq_status status = aq_convert_path(run, false, component->config, &from, err);
+    if (status == AQ_OK) status = aq_convert_path(run, true, component->config, &to, err);
+    if (status == AQ_OK)
+        status = aq_read_text(&run->arena, from, (uint64_t)64 << 20, &text, &size, err);
+    if (status == AQ_OK) status = aq_convert_quantization(run, component, &json, &json_size, err);
+    if (status == AQ_OK)
+        status = aq_config_json_set(&run->arena, text, size, from, "quantization_config", json,
+                                    &edited, &edited_size, err);
+    if (status == AQ_OK) status = aq_write_text(to, edited, edited_size, err);
+    if (json) aq_free(run->context, json, json_size + 1);
+    return status;
+}
+
+static aq_status aq_convert_beside(aq_convert_run *run, aq_error *err) {
+    const aq_folder *folder = &run->model->state->folder;
+    aq_status status = AQ_OK;
+    char *from, *to;
+    for (size_t c = 0; status == AQ_OK && c < folder->component_count; c++) {
+        const aq_component *component = &folder->components[c];
+        if (component->config) status = aq_convert_config(run, component, err);
+        if (status != AQ_OK || !component->index) continue;
+        status = aq_convert_path(run, true, component->index, &to, err);
+        if (status == AQ_OK)
+            status = aq_st_write_index(run->context, to, run->names, run->name_count, run->total,
+                                       component->index_data.metadata, err);
+    }
+    for (size_t i = 0; status == AQ_OK && i < folder->other_count; i++) {
+        status = aq_convert_path(run, false, folder->others[i], &from, err);
+        if (status == AQ_OK) status = aq_convert_path(run, true, folder->others[i], &to, err);
+        if (status == AQ_OK) status = aq_copy_file(run->context, from, to, err);
+    }
+    return status;
+}
+
+static aq_status aq_convert_all(aq_convert_run *run, aq_error *err) {
+    const struct aq_model_state *state = run->model->state;
+    size_t most = run->model->tensor_count * AQ_CONVERT_PARTS + 1;
+    aq_status status = AQ_OK;
+    run->names = (aq_st_index_output *)aq_arena_alloc(&run->arena, most * sizeof(*run->names));
+    if (!run->names) return aq_fail_memory(err, most * sizeof(*run->names));
+    for (size_t i = 0; status == AQ_OK && i < state->folder.subfolder_count; i++) {
+        char *path;
+        status = aq_convert_path(run, true, state->folder.subfolders[i], &path, err);
+        if (status == AQ_OK) status = aq_make_folder(path, err);
+    }
+    for (size_t s = 0; status == AQ_OK && s < state->shard_count; s++)
+        status = aq_convert_file(run, s, err);
+    return status == AQ_OK ? aq_convert_beside(run, err) : status;
+}
+
+/* ---- the whole */
+
+static aq_status aq_convert_to_arrow(aq_context *context, aq_model *model, const char *output_path,
+                                     bool overwrite, aq_error *err) {
+    struct ArrowArrayStream stream;
+    aq_path_kind there = aq_path_kind_of(output_path);
+    aq_status status = AQ_OK;
+    if (there != AQ_PATH_NONE && (!overwrite || there != AQ_PATH_FILE))
+        status = aq_fail(err, AQ_ERR_EXISTS, "%s: exists already%s", output_path,
+                         there == AQ_PATH_FILE ? "" : ", and is not a file");
+    if (status == AQ_OK) status = aq_arrow_export_model(context, model, &stream, err);
+    if (status != AQ_OK) {
+        aq_model_close(model);
+        return status;
+    }
+    status = aq_arrow_ipc_write(context, &stream, output_path, AQ_ARROW_FILE, err);
+    stream.release(&stream);
+    return status;
+}
+
+static aq_status aq_convert_check(const aq_model *model, aq_output_format format,
+                                  const char *input_path, aq_error *err) {
+    size_t components = model->state->folder.component_count;
+    for (size_t i = 0; i < model->tensor_count; i++)
+        if (model->tensors[i].quantized && model->tensors[i].spec.code > AQ_CODE_ZERO_POINT)
+            return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s has "
+                                  "the blocks of a GGUF type, which no other format holds; quantize "
+                                  "the original with --format %s", input_path,
+                                  model->tensors[i].name, aq_output_format_name(format));
+    if (!model->quantized && format != AQ_OUTPUT_ARROW)
+        return aq_fail(err, AQ_ERR_METADATA, "%s: has no quantized layers; quantize it with --format",
+                       input_path);
+    if (format == AQ_OUTPUT_GGUF)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: cannot be converted to GGUF without rounding "
+                       "again; quantize the original with --format gguf", input_path);
+    if (format == AQ_OUTPUT_COMPRESSED_TENSORS && !model->state->folder.components[0].config)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: has no config.json, without which no program "
+                       "knows weights as compressed-tensors", input_path);
+    if (format != AQ_OUTPUT_ARROW && components > 1)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: has %zu quantized components; convert them one "
+                       "by one", input_path, components);
+    return AQ_OK;
+}
+
+static aq_status aq_convert_folder(aq_context *context, aq_model *model, const char *input_path,
+                                   const char *output_path, aq_output_format format, bool overwrite,
+                                   aq_progress_fn progress, void *user, aq_error *err) {
+    bool is_file = model->state->folder.kind == AQ_FOLDER_FILE;
+    const char *only_file = NULL;
+    aq_convert_run run;
+    memset(&run, 0, sizeof(run));
+    run.context = context;
+    run.model = model;
+    run.format = format;
+    run.file.handle = run.staging.lock.handle = -1;
+    aq_crc32_init(&run.crc);
+    aq_arena_init(&run.arena, context);
+    aq_meter_begin(&run.meter, progress, user, model->weight_bytes);
+    run.meter.phase = AQ_PHASE_COPY;
+    run.meter.layer = "";
+    if (is_file && aq_ends_with(output_path, ".safetensors"))
+        only_file = model->state->shards[0].path;
+    aq_status status = aq_staging_begin(&run.staging, context,
+                                        is_file ? input_path : model->state->folder.root,
+                                        output_path, only_file, overwrite, false, err);
+    if (status == AQ_OK) status = aq_convert_all(&run, err);
+    if (status == AQ_OK) status = aq_staging_commit(&run.staging, err);
+    aq_staging_end(&run.staging);
+    aq_arena_free(&run.arena);
+    return status;
+}
+
+ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input_path,
+                                          const char *output_path, aq_output_format format,
+                                          bool overwrite, aq_progress_fn progress, void *user,
+                                          aq_error *err) {
+    aq_model *model = NULL;
+    if (!input_path || !output_path)
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_convert_model: the paths must not be NULL");
+    aq_status status = aq_model_open(context, input_path, &model, err);
+    if (status != AQ_OK) return status;
+    status = aq_convert_check(model, format, input_path, err);
+    if (status == AQ_OK && format == AQ_OUTPUT_ARROW)
+        return aq_convert_to_arrow(context, model, output_path, overwrite, err);
+    if (status == AQ_OK)
+        status = aq_convert_folder(context, model, input_path, output_path, format, overwrite,
+                                   progress, user, err);
+    aq_model_close(model);
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/convert_model.c ---- */
 
 #undef AQ_AMALGAMATED
 #undef AQ_LIB
@@ -36794,6 +37604,7 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 #  undef AQ_PARTS_MAX
 #  undef AQ_PART_RANK
 #  undef AQ_NO_TENSOR
+#  undef AQ_CONVERT_PARTS
 #endif
 #endif /* ARROWQUANT_IMPLEMENTATION */
 

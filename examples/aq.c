@@ -31,8 +31,9 @@ enum {
     CONFIG = 1 << 4,
     DIFF = 1 << 5,
     HELP = 1 << 6,
+    CONVERT = 1 << 7,
     CONFIGURED = QUANTIZE | CONFIG,
-    READING = VALIDATE | INSPECT | DEQUANTIZE | DIFF,
+    READING = VALIDATE | INSPECT | DEQUANTIZE | DIFF | CONVERT,
     EVERY = CONFIGURED | READING
 };
 
@@ -74,7 +75,7 @@ static const flag FLAGS[] = {
     { "--bits", "N", CONFIGURED, FLAG_FIELD, "bit_width", NULL, "bits a weight: 2, 4 or 8" },
     { "--group-size", "N", CONFIGURED, FLAG_FIELD, "group_size", NULL,
       "weights that share a scale: 32, 64, 128 or 256" },
-    { "--format", "NAME", CONFIGURED, FLAG_FIELD, "format", NULL,
+    { "--format", "NAME", CONFIGURED | CONVERT, FLAG_FIELD, "format", NULL,
       "native (the default), gguf, compressed-tensors or arrow" },
     { "--method", "NAME", CONFIGURED, FLAG_FIELD, "method", NULL,
       "auto (the default), ptq or gptq: how codes are chosen" },
@@ -120,7 +121,7 @@ static const flag FLAGS[] = {
     { "--isa", "NAME", EVERY, FLAG_ISA, NULL, NULL,
       "instructions to use: auto, scalar, avx2, avx512 or neon" },
     { "--dtype", "NAME", DEQUANTIZE, FLAG_DTYPE, NULL, NULL, "f32 (the default), f16 or bf16" },
-    { "--overwrite", NULL, CONFIGURED | DEQUANTIZE, FLAG_FIELD, "overwrite", "true",
+    { "--overwrite", NULL, CONFIGURED | DEQUANTIZE | CONVERT, FLAG_FIELD, "overwrite", "true",
       "replace an existing output when the new one is complete" },
     { "--resume", NULL, CONFIGURED, FLAG_FIELD, "resume", "true",
       "take up what an interrupted run to the same OUT finished" },
@@ -154,6 +155,7 @@ static int run_quantize(tool *t);
 static int run_validate(tool *t);
 static int run_inspect(tool *t);
 static int run_dequantize(tool *t);
+static int run_convert(tool *t);
 static int run_config(tool *t);
 static int run_diff(tool *t);
 static int run_help(tool *t);
@@ -178,6 +180,10 @@ static const command COMMANDS[] = {
     { "dequantize", DEQUANTIZE, "QUANTIZED OUT", 2, 2,
       "write a quantized model as plain safetensors",
       "OUT has the original tensor names and loads in any tool.\n", run_dequantize },
+    { "convert", CONVERT, "QUANTIZED OUT", 2, 2, "write a quantized model in another format",
+      "Only where no number has to be rounded; the message names the layer where one would.\n"
+      "Native and compressed-tensors become each other, any model a table (--format arrow).\n",
+      run_convert },
     { "config", CONFIG, "", 0, 0, "print the effective config as YAML",
       "The output is a complete, commented config for --config.\n\n" PRECEDENCE, run_config },
     { "diff", DIFF, "A B", 2, 2, "compare two models tensor by tensor",
@@ -1661,6 +1667,31 @@ static int run_dequantize(tool *t) {
     end_progress(&t->progress);
     if (aq_model_open(t->context, t->paths[1], &model, &err)) return run_error(t, &err);
     print_dequantized(t, dtype, model->weight_bytes);
+    aq_model_close(model);
+    return EXIT_OK;
+}
+
+static int run_convert(tool *t) {
+    aq_model *model = NULL;
+    aq_error err;
+    if (aq_convert_model(t->context, t->paths[0], t->paths[1], t->config.output_format,
+                         t->config.overwrite, show_progress, &t->progress, &err))
+        return run_error(t, &err);
+    end_progress(&t->progress);
+    if (aq_model_open(t->context, t->paths[1], &model, &err)) return run_error(t, &err);
+    if (has(t, FLAG_JSON)) {
+        fputs("{\"output_path\": ", stdout);
+        json_string(t->paths[1]);
+        printf(", \"format\": \"%s\", \"model_size_mb\": ",
+               aq_output_format_name(t->config.output_format));
+        json_number((double)model->weight_bytes / 1e6);
+        puts("}");
+    } else if (!has(t, FLAG_QUIET)) {
+        number size;
+        put_clean(stdout, t->paths[1]);
+        printf("  %s, %s\n", show_bytes(size, model->weight_bytes),
+               aq_output_format_name(t->config.output_format));
+    }
     aq_model_close(model);
     return EXIT_OK;
 }

@@ -73,6 +73,10 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_
         layer->method = "kept";
         return AQ_OK;
     }
+    if (tensor->spec.code > AQ_CODE_ZERO_POINT)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0, "tensor %s: the table has no "
+                              "column for the blocks of a GGUF type; dequantize the model first",
+                              tensor->name);
     layer->bit_width = (uint8_t)tensor->spec.bits;
     layer->group_size = tensor->spec.group_size;
     layer->data = tensor->codes;
@@ -107,7 +111,9 @@ static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray
 /* ---- the stream's functions */
 
 static int aq_arrow_source_code(aq_status status) {
-    return status == AQ_OK ? 0 : status == AQ_ERR_OUT_OF_MEMORY ? ENOMEM : EINVAL;
+    return status == AQ_OK                   ? 0
+           : status == AQ_ERR_OUT_OF_MEMORY ? ENOMEM
+           : status == AQ_ERR_UNSUPPORTED   ? ENOSYS : EINVAL;
 }
 
 static int aq_arrow_source_schema(struct ArrowArrayStream *stream, struct ArrowSchema *out) {

@@ -12,7 +12,7 @@ AQ_LIB const aq_container *aq_container_of(aq_output_format format) {
     case AQ_OUTPUT_NATIVE: return aq_container_native();
     case AQ_OUTPUT_GGUF: return aq_container_gguf();
     case AQ_OUTPUT_COMPRESSED_TENSORS: return aq_container_compressed();
-    case AQ_OUTPUT_ARROW: break;
+    case AQ_OUTPUT_ARROW: return aq_container_arrow();
     }
     return NULL;
 }

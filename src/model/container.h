@@ -96,6 +96,7 @@ AQ_LIB const aq_container *aq_container_of(aq_output_format format);
 AQ_LIB const aq_container *aq_container_native(void);
 AQ_LIB const aq_container *aq_container_compressed(void);
 AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
+AQ_LIB const aq_container *aq_container_arrow(void);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
 AQ_LIB aq_status aq_beside_config(struct aq_run *run, const aq_component *component,
                                   const char *value, aq_error *err);

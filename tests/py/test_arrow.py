@@ -10,7 +10,7 @@ import pytest
 
 import aq_reader
 from conftest import BUILD, REPO, WARNINGS, LIBS, call, held, need, stale
-from tool_models import good
+from tool_models import bad, good, good_json, llm_tensors, sharded_folder
 
 pa = pytest.importorskip("pyarrow", reason="no pyarrow here (tests/py/requirements-heavy.txt)")
 SANITIZE = ["-fsanitize=address", "-g1"]
@@ -231,3 +231,69 @@ def test_types_that_are_not_read(column, word, library, tmp_path):
     with pytest.raises(ValueError, match="column c"):
         library.write(table, tmp_path / "out.arrow")
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.arrow"]
+
+
+# ---------------------------------------------------------------- the tool
+
+def test_quantize_to_arrow(library, aq, digits, quantized, tmp_path):
+    """A folder with a table in place of the weight files, one file, a sharded model in one table."""
+    flags = ["--group-size", "64", "--layer-bits", "*attn1.to_q*=8", "--format", "arrow"]
+    good(aq, "quantize", digits, tmp_path / "o", *flags)
+    names = {path.relative_to(tmp_path / "o").as_posix() for path in (tmp_path / "o").rglob("*")
+             if path.is_file()}
+    assert names == {"arrowquant_report.json", "model_index.json", "scheduler/scheduler_config.json",
+                     "transformer/config.json", "transformer/diffusion_pytorch_model.arrow"}
+    good(aq, "quantize", digits, tmp_path / "o.arrow", *flags)
+    expected = library.model(quantized).read_all()
+    for path in ("o.arrow", "o/transformer/diffusion_pytorch_model.arrow"):
+        assert library.read(tmp_path / path).equals(expected, check_metadata=True)
+    result = good_json(aq, "quantize", digits, tmp_path / "o.arrow", *flags, "--overwrite")
+    assert result["model_size_mb"] == (tmp_path / "o.arrow").stat().st_size / 1e6
+    shown = good_json(aq, "inspect", tmp_path / "o.arrow")["tensors"]
+    assert [tensor["name"] for tensor in shown] == expected["layer_name"].to_pylist()
+    validated = good_json(aq, "validate", digits, tmp_path / "o.arrow")
+    assert validated["passed"]
+    message = bad(aq, "quantize", digits, tmp_path / "o2", *flags, "--resume")
+    assert "resume" in message and not (tmp_path / "o2").exists()
+    sharded_folder(tmp_path / "m", llm_tensors())
+    good(aq, "quantize", tmp_path / "m", tmp_path / "s", "--format", "arrow")
+    good(aq, "quantize", tmp_path / "m", tmp_path / "n")
+    table, = (tmp_path / "s").glob("*.arrow")
+    assert table.name == "model.arrow" and not list((tmp_path / "s").glob("*.safetensors*"))
+    assert library.read(table).equals(library.model(tmp_path / "n").read_all())
+
+
+def test_tables_of_others_as_models(library, aq, quantized, tmp_path):
+    """What polars or pyarrow write of such a table is a model too; what is wrong with one is named."""
+    table = library.model(quantized).read_all()
+
+    def write(part, name="t.arrow"):
+        with pa.ipc.new_file(str(tmp_path / name), part.schema) as writer:
+            writer.write_table(part)
+        return tmp_path / name
+    wide = table.cast(pa.schema([field.with_type(pa.large_string()) if field.type == pa.string() else
+                                 field.with_type(pa.large_list(field.type.value_type))
+                                 if pa.types.is_list(field.type) else field
+                                 for field in table.schema]))
+    for part in (table.drop_columns(["time_groups", "cosine", "sqnr_db", "method"]), wide,
+                 table.combine_chunks()):
+        compared = good_json(aq, "diff", quantized, write(part))
+        assert len(compared["layers"]) == 82
+        assert all(layer["sqnr_db"] is None for layer in compared["layers"])
+    rows = table.to_pylist()
+    first = next(i for i, row in enumerate(rows) if row["method"] != "kept")
+
+    def changed(**more):
+        return write(pa.Table.from_pylist([{**rows[first], **more}, rows[first - 1]], table.schema))
+    for more, word in [({"quantized_data": b"12"}, "does not fit shape"), ({"bit_width": 3}, "range"),
+                       ({"group_size": 48}, "range"), ({"scales": [1.0]}, "one parameter"),
+                       ({"scales": None}, "no scales"), ({"shape": [-1, 4]}, "negative"),
+                       ({"shape": [2**62, 2**62]}, "overflows"), ({"dtype": "X"}, "dtype"),
+                       ({"layer_name": rows[first - 1]["layer_name"]}, "twice"),
+                       ({"mins": None, "zero_points": [0.5] * len(rows[first]["scales"])}, "codes"),
+                       ({"group_size": 0}, "does not fit shape and dtype")]:
+        assert word in bad(aq, "inspect", changed(**more))
+    for column in ("layer_name", "quantized_data", "scales", "shape", "bit_width", "group_size"):
+        assert f"no column {column}" in bad(aq, "inspect", write(table.drop_columns([column])))
+    odd = table.set_column(5, "bit_width", table["bit_width"].cast(pa.int32()))
+    assert "column bit_width" in bad(aq, "inspect", write(odd))

@@ -6,7 +6,9 @@ import pytest
 
 from conftest import REPO, call, need
 
-README = (REPO / "README.md").read_text(encoding="utf-8")
+# without the section about other programs, which test_use_with.py runs
+README = re.sub(r"^## Use it with.*?(?=^## )", "", (REPO / "README.md").read_text(encoding="utf-8"),
+                flags=re.M | re.S)
 # About another machine, or about this test run itself.
 SKIPPED = re.compile(r"^(git|apt|apt-get|sudo|cd|pip|make (test|bench|clean))\b")
 COMPILER = re.compile(r"^(cc|gcc|clang|c\+\+|g\+\+) ")

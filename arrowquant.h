@@ -14966,8 +14966,9 @@ static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_
 }
 
 /* A scale and a byte each. */
-static void aq_grids_read_zero_point(const aq_quant_spec *spec, const uint8_t *params, size_t count,
-                                     aq_simd_grid *grids) {
+AQ_SIMD_EXACT static void aq_grids_read_zero_point(const aq_quant_spec *spec, const uint8_t *params,
+                                                   size_t count, aq_simd_grid *grids) {
+    AQ_SIMD_EXACT_BODY
     size_t i, size = spec->params == AQ_PARAM_F32 ? 4u : 2u;
     for (i = 0; i < count; i++, params += size + 1) {
         grids[i].scale = spec->params == AQ_PARAM_F32 ? aq_get_f32(params)
@@ -15216,8 +15217,10 @@ static uint8_t *aq_zero_put(const aq_row_job *job, float scale, uint8_t zero, ui
     return out;
 }
 
-AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
-                                aq_fit_kind *kinds, uint8_t *out) {
+AQ_SIMD_EXACT AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile,
+                                              aq_simd_grid *grids, aq_fit_kind *kinds,
+                                              uint8_t *out) {
+    AQ_SIMD_EXACT_BODY
     aq_zero_group group;
     size_t i;
     for (i = 0; i < tile->group_count; i++) {
@@ -15471,7 +15474,9 @@ AQ_SIMD_EXACT static void aq_k_solve_all(const aq_k_state *state, aq_k_fit *fit)
     }
 }
 
-static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fit, float *base, float *inverse) {
+AQ_SIMD_EXACT static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fit, float *base,
+                                     float *inverse) {
+    AQ_SIMD_EXACT_BODY
     size_t i;
     for (i = 0; i < state->kind->subs; i++) {
         float scale = fit->d * (float)fit->scale[i];
@@ -26253,8 +26258,8 @@ static bool aq_arrow_validity(const aq_arrow_rows *rows, aq_arrow_column column,
     unsigned char *bits = NULL;
     for (size_t i = 0; i < rows->count; i++) {
         const aq_arrow_layer *layer = &rows->layers[i];
-        bool null = column == AQ_COLUMN_COSINE        ? isnan(layer->cosine_similarity)
-                    : column == AQ_COLUMN_SQNR        ? isnan(layer->sqnr_db)
+        double figure = column == AQ_COLUMN_COSINE ? layer->cosine_similarity : layer->sqnr_db;
+        bool null = column == AQ_COLUMN_COSINE || column == AQ_COLUMN_SQNR ? figure != figure
                     : column == AQ_COLUMN_TIME_GROUPS ? !layer->time_group_count
                                                       : !aq_arrow_part_of(layer, column).data;
         if (!null) continue;

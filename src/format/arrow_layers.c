@@ -104,8 +104,8 @@ static bool aq_arrow_validity(const aq_arrow_rows *rows, aq_arrow_column column,
     unsigned char *bits = NULL;
     for (size_t i = 0; i < rows->count; i++) {
         const aq_arrow_layer *layer = &rows->layers[i];
-        bool null = column == AQ_COLUMN_COSINE        ? isnan(layer->cosine_similarity)
-                    : column == AQ_COLUMN_SQNR        ? isnan(layer->sqnr_db)
+        double figure = column == AQ_COLUMN_COSINE ? layer->cosine_similarity : layer->sqnr_db;
+        bool null = column == AQ_COLUMN_COSINE || column == AQ_COLUMN_SQNR ? figure != figure
                     : column == AQ_COLUMN_TIME_GROUPS ? !layer->time_group_count
                                                       : !aq_arrow_part_of(layer, column).data;
         if (!null) continue;

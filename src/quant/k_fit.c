@@ -229,7 +229,9 @@ AQ_SIMD_EXACT static void aq_k_solve_all(const aq_k_state *state, aq_k_fit *fit)
     }
 }
 
-static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fit, float *base, float *inverse) {
+AQ_SIMD_EXACT static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fit, float *base,
+                                     float *inverse) {
+    AQ_SIMD_EXACT_BODY
     size_t i;
     for (i = 0; i < state->kind->subs; i++) {
         float scale = fit->d * (float)fit->scale[i];

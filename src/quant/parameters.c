@@ -334,8 +334,9 @@ static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_
 }
 
 /* A scale and a byte each. */
-static void aq_grids_read_zero_point(const aq_quant_spec *spec, const uint8_t *params, size_t count,
-                                     aq_simd_grid *grids) {
+AQ_SIMD_EXACT static void aq_grids_read_zero_point(const aq_quant_spec *spec, const uint8_t *params,
+                                                   size_t count, aq_simd_grid *grids) {
+    AQ_SIMD_EXACT_BODY
     size_t i, size = spec->params == AQ_PARAM_F32 ? 4u : 2u;
     for (i = 0; i < count; i++, params += size + 1) {
         grids[i].scale = spec->params == AQ_PARAM_F32 ? aq_get_f32(params)

@@ -156,8 +156,10 @@ static uint8_t *aq_zero_put(const aq_row_job *job, float scale, uint8_t zero, ui
     return out;
 }
 
-AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
-                                aq_fit_kind *kinds, uint8_t *out) {
+AQ_SIMD_EXACT AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile,
+                                              aq_simd_grid *grids, aq_fit_kind *kinds,
+                                              uint8_t *out) {
+    AQ_SIMD_EXACT_BODY
     aq_zero_group group;
     size_t i;
     for (i = 0; i < tile->group_count; i++) {

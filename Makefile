@@ -41,8 +41,9 @@ fuzz: headers
 coverage:
 	$(PYTHON) tests/coverage.py
 
-bench: $(benches)
+bench: $(benches) build/venv
 	@for program in $(benches); do echo "== $$program"; $$program || exit 1; done
+	@echo "== bench/activations.py"; build/venv/bin/python bench/activations.py
 
 aq: build/aq
 

@@ -32,8 +32,9 @@ enum {
     DIFF = 1 << 5,
     HELP = 1 << 6,
     CONVERT = 1 << 7,
+    MARKOV = 1 << 8,
     CONFIGURED = QUANTIZE | CONFIG,
-    READING = VALIDATE | INSPECT | DEQUANTIZE | DIFF | CONVERT,
+    READING = VALIDATE | INSPECT | DEQUANTIZE | DIFF | CONVERT | MARKOV,
     EVERY = CONFIGURED | READING
 };
 
@@ -52,6 +53,7 @@ typedef enum flag_id {
     FLAG_LAYERS,
     FLAG_VERIFY,
     FLAG_CPU,
+    FLAG_THRESHOLD,
     FLAG_JSON,
     FLAG_TSV,
     FLAG_QUIET,
@@ -107,8 +109,14 @@ static const flag FLAGS[] = {
       "folders of a pipeline to quantize, not the denoiser" },
     { "--variant", "NAME", CONFIGURED, FLAG_FIELD, "variant", NULL,
       "read the files of a variant: fp16" },
-    { "--calibration", "FILE", CONFIGURED, FLAG_CALIBRATION, NULL, NULL,
+    { "--calibration", "FILE", CONFIGURED | INSPECT, FLAG_CALIBRATION, NULL, NULL,
       "activation statistics of a real run; repeatable" },
+    { "--time-groups", "N", CONFIGURED, FLAG_FIELD, "num_time_groups", NULL,
+      "groups of timesteps with activation scales of their own" },
+    { "--time-cut", "NAME", CONFIGURED, FLAG_FIELD, "time_cut", NULL,
+      "uniform (the default), or optimal for the error" },
+    { "--threshold", "X", MARKOV, FLAG_THRESHOLD, NULL, NULL,
+      "relative jump of a scale that is a violation; 0.3" },
     { "--modality", "NAME", CONFIGURED, FLAG_FIELD, "modality", NULL,
       "text, code, image or audio, when it is not detected" },
     { "--set", "FIELD=VALUE", CONFIGURED, FLAG_SET, NULL, NULL,
@@ -131,7 +139,7 @@ static const flag FLAGS[] = {
     { "--cpu", NULL, INSPECT, FLAG_CPU, NULL, NULL, "show the instruction sets usable here" },
     { "--layers", NULL, QUANTIZE | VALIDATE, FLAG_LAYERS, NULL, NULL, "list every layer" },
     { "--json", NULL, READING | QUANTIZE, FLAG_JSON, NULL, NULL, "print one JSON object" },
-    { "--tsv", NULL, QUANTIZE | VALIDATE | INSPECT | DIFF, FLAG_TSV, NULL, NULL,
+    { "--tsv", NULL, QUANTIZE | VALIDATE | INSPECT | DIFF | MARKOV, FLAG_TSV, NULL, NULL,
       "print a line of names and lines of tab-separated values" },
     { "--quiet", NULL, READING | QUANTIZE, FLAG_QUIET, NULL, NULL,
       "no progress and no summary; errors only" },
@@ -158,6 +166,7 @@ static int run_dequantize(tool *t);
 static int run_convert(tool *t);
 static int run_config(tool *t);
 static int run_diff(tool *t);
+static int run_markov(tool *t);
 static int run_help(tool *t);
 
 #define PRECEDENCE                                                                                 \
@@ -176,7 +185,8 @@ static const command COMMANDS[] = {
       "here instead. Exit status 1 when one does not.\n",
       run_validate },
     { "inspect", INSPECT, "PATH", 0, 1, "list the tensors of a model",
-      "PATH is a quantized or a plain model; it may be left out with --cpu.\n", run_inspect },
+      "PATH is a quantized or a plain model; it may be left out with --cpu, and with\n"
+      "--calibration, which lists the layers of statistics files.\n", run_inspect },
     { "dequantize", DEQUANTIZE, "QUANTIZED OUT", 2, 2,
       "write a quantized model as plain safetensors",
       "OUT has the original tensor names and loads in any tool.\n", run_dequantize },
@@ -188,6 +198,8 @@ static const command COMMANDS[] = {
       "The output is a complete, commented config for --config.\n\n" PRECEDENCE, run_config },
     { "diff", DIFF, "A B", 2, 2, "compare two models tensor by tensor",
       "A and B may each be quantized or not. SQNR is that of B against A.\n", run_diff },
+    { "markov", MARKOV, "QUANTIZED", 1, 1, "show how activation scales jump between time groups",
+      "For each layer that has time groups: smoothness (1: no jumps) and violations.\n", run_markov },
     { "help", HELP, "[COMMAND]", 0, 1, "show the flags of a command", "", run_help },
 };
 static const size_t COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0];
@@ -450,7 +462,7 @@ static int check_paths(const tool *t, size_t path_count) {
     char hint[96];
     if (has(t, FLAG_HELP)) return EXIT_OK;
     if (c->bit == QUANTIZE && !has(t, FLAG_DRY_RUN)) least = 2;
-    if (c->bit == INSPECT && !has(t, FLAG_CPU)) least = 1;
+    if (c->bit == INSPECT && !has(t, FLAG_CPU) && !has(t, FLAG_CALIBRATION)) least = 1;
     snprintf(hint, sizeof hint, "usage: aq %s %s", c->name, c->arguments);
     if (path_count < least) return usage_error(hint, "%s: too few arguments", c->name);
     if (path_count > c->max_paths)
@@ -1509,6 +1521,25 @@ static void json_number(double value) {
         printf("%.17g", value);
 }
 
+static void json_time_groups(const aq_time_groups *groups) {
+    uint32_t i;
+    unsigned w;
+    printf(", \"time_groups\": {\"total_timesteps\": %u, \"starts\": [",
+           (unsigned)groups->total_timesteps);
+    for (i = 0; i < groups->count; i++) printf("%s%ld", i ? ", " : "", (long)groups->starts[i]);
+    for (w = 0; w < 2; w++) {
+        printf("], \"scales_%d\": [", w ? 4 : 8);
+        for (i = 0; i < groups->count; i++) {
+            if (i) fputs(", ", stdout);
+            json_number((double)groups->scale[w][i]);
+        }
+        printf("], \"zero_points_%d\": [", w ? 4 : 8);
+        for (i = 0; i < groups->count; i++)
+            printf("%s%ld", i ? ", " : "", (long)groups->zero_point[w][i]);
+    }
+    fputs("]}", stdout);
+}
+
 static void json_tensor(const aq_tensor *x) {
     uint32_t i;
     fputs("{\"name\": ", stdout);
@@ -1530,6 +1561,7 @@ static void json_tensor(const aq_tensor *x) {
         fputs(", \"sqnr_db\": ", stdout);
         json_number(x->sqnr_db);
     }
+    if (x->time_groups) json_time_groups(x->time_groups);
     putchar('}');
 }
 
@@ -1615,11 +1647,92 @@ static void print_inspection(const tool *t, const aq_model *model, size_t checke
         puts("no checksums in these files");
 }
 
+/* ---- statistics files */
+
+static const char *show_least(const float *values, size_t count, bool greatest, number out) {
+    float found = count ? values[0] : 0.0f;
+    size_t i;
+    for (i = 1; i < count; i++)
+        if (greatest ? values[i] > found : values[i] < found) found = values[i];
+    if (!count) return "-";
+    snprintf(out, sizeof(number), "%.6g", (double)found);
+    return out;
+}
+
+static void add_statistics(table *rows, const aq_calibration_layer *x) {
+    unsigned long long seen = 0;
+    number text;
+    size_t i;
+    add_cell(rows, x->name);
+    snprintf(text, sizeof text, "%llu", (unsigned long long)x->channels);
+    add_cell(rows, text);
+    snprintf(text, sizeof text, "%llu", (unsigned long long)x->timestep_count);
+    add_cell(rows, text);
+    for (i = 0; x->rows && i < x->timestep_count; i++) seen += (unsigned long long)x->rows[i];
+    snprintf(text, sizeof text, seen ? "%llu" : "-", seen);
+    add_cell(rows, text);
+    add_cell(rows, show_least(x->min, x->timestep_count, false, text));
+    add_cell(rows, show_least(x->max, x->timestep_count, true, text));
+    add_cell(rows, x->sketch ? "yes" : "no");
+    add_cell(rows, x->has_hessian ? "yes" : "no");
+}
+
+static void json_statistics(const aq_calibration_layer *x) {
+    size_t i;
+    fputs("{\"name\": ", stdout);
+    json_string(x->name);
+    printf(", \"channels\": %llu, \"timesteps\": [", (unsigned long long)x->channels);
+    for (i = 0; i < x->timestep_count; i++)
+        printf("%s%lld", i ? ", " : "", (long long)x->timesteps[i]);
+    fputs("], \"rows\": ", stdout);
+    for (i = 0; x->rows && i < x->timestep_count; i++)
+        printf("%s%llu", i ? ", " : "[", (unsigned long long)x->rows[i]);
+    fputs(x->rows && x->timestep_count ? "]" : "null", stdout);
+    printf(", \"sketch\": %s, \"second_moments\": %s}", x->sketch ? "true" : "false",
+           x->has_hessian ? "true" : "false");
+}
+
+static int inspect_calibration(tool *t) {
+    table rows = { 0, 0, 0, { NULL }, { false }, NULL };
+    static const char *const names[] = { "layer", "channels", "timesteps", "rows", "min", "max",
+                                         "sketch", "second_moments" };
+    aq_calibration *calibration = NULL;
+    aq_error err;
+    size_t i;
+    apply_calibration(t);
+    if (aq_calibration_open(t->context, t->config.calibration, t->config.calibration_count, 0,
+                            &calibration, &err))
+        return run_error(t, &err);
+    if (has(t, FLAG_JSON)) {
+        fputs("{\"layers\": [", stdout);
+        for (i = 0; i < calibration->layer_count; i++) {
+            fputs(i ? ",\n  " : "\n  ", stdout);
+            json_statistics(&calibration->layers[i]);
+        }
+        puts("]}");
+    } else if (!has(t, FLAG_QUIET)) {
+        for (i = 0; i < sizeof names / sizeof names[0]; i++)
+            add_column(&rows, names[i], i > 0 && i < 6);
+        for (i = 0; i < calibration->layer_count; i++)
+            add_statistics(&rows, &calibration->layers[i]);
+        print_table(t, &rows, "");
+        free_table(&rows);
+    }
+    aq_calibration_close(calibration);
+    return EXIT_OK;
+}
+
 static int run_inspect(tool *t) {
     aq_model *model = NULL;
     size_t checked = 0;
     aq_error err;
     aq_status status = AQ_OK;
+    if (has(t, FLAG_CALIBRATION)) {
+        if (t->path_count > 0)
+            return usage_error("give one or the other", "inspect: a PATH and --calibration exclude "
+                               "each other");
+        return inspect_calibration(t);
+    }
     if (t->path_count > 0) status = aq_model_open(t->context, t->paths[0], &model, &err);
     if (!status && model && has(t, FLAG_VERIFY))
         status = aq_model_verify(t->context, model, show_progress, &t->progress, &checked, &err);
@@ -1627,6 +1740,124 @@ static int run_inspect(tool *t) {
     if (!status) print_inspection(t, model, checked);
     aq_model_close(model);
     return status ? run_error(t, &err) : EXIT_OK;
+}
+
+/* ================================================================ markov */
+
+static double total_score(const aq_model *model, double threshold, size_t *layers,
+                          size_t *violations) {
+    const aq_tensor *x = NULL;
+    double sum = 0.0;
+    *layers = *violations = 0;
+    while ((x = aq_model_next(model, x)) != NULL) {
+        aq_markov m;
+        if (!x->time_groups) continue;
+        aq_markov_measure(x->time_groups->scale[0], x->time_groups->zero_point[0],
+                          x->time_groups->count, threshold, &m);
+        sum += m.smoothness_score;
+        *violations += m.violation_count;
+        ++*layers;
+    }
+    return *layers ? sum / (double)*layers : 1.0;
+}
+
+static void json_markov(const aq_tensor *x, const aq_markov *m) {
+    uint32_t i;
+    fputs("{\"name\": ", stdout);
+    json_string(x->name);
+    printf(", \"groups\": %u, \"smoothness_score\": ", (unsigned)x->time_groups->count);
+    json_number(m->smoothness_score);
+    printf(", \"violation_count\": %u, \"is_valid\": %s, \"boundary_scores\": [",
+           (unsigned)m->violation_count, m->is_valid ? "true" : "false");
+    for (i = 0; i < m->boundary_count; i++) {
+        if (i) fputs(", ", stdout);
+        json_number(m->boundary_scores[i]);
+    }
+    fputs("], \"violations\": [", stdout);
+    for (i = 0; i < m->violation_count; i++) {
+        const aq_markov_violation *v = &m->violations[i];
+        printf("%s{\"boundary_idx\": %u, \"scale_jump\": ", i ? ", " : "", (unsigned)v->boundary);
+        json_number(v->scale_jump);
+        fputs(", \"zero_point_jump\": ", stdout);
+        json_number(v->zero_point_jump);
+        printf(", \"severity\": \"%s\"}", aq_severity_name(v->severity));
+    }
+    fputs("]}", stdout);
+}
+
+static void add_markov(table *rows, const aq_tensor *x, const aq_markov *m) {
+    const aq_markov_violation *worst = NULL;
+    number text;
+    uint32_t i;
+    for (i = 0; i < m->violation_count; i++)
+        if (!worst || m->violations[i].scale_jump > worst->scale_jump) worst = &m->violations[i];
+    add_cell(rows, x->name);
+    snprintf(text, sizeof text, "%u", (unsigned)x->time_groups->count);
+    add_cell(rows, text);
+    add_cell(rows, show_figure(text, m->smoothness_score, 4));
+    snprintf(text, sizeof text, "%u", (unsigned)m->violation_count);
+    add_cell(rows, text);
+    add_cell(rows, worst ? show_figure(text, worst->scale_jump, 3) : "-");
+    add_cell(rows, worst ? aq_severity_name(worst->severity) : "-");
+}
+
+static void print_markov(const tool *t, const aq_model *model, double threshold) {
+    table rows = { 0, 0, 0, { NULL }, { false }, NULL };
+    static const char *const names[] = { "layer", "groups", "smoothness", "violations", "worst_jump",
+                                         "severity" };
+    const aq_tensor *x = NULL;
+    size_t i, layers, violations, done = 0;
+    double score = total_score(model, threshold, &layers, &violations);
+    if (has(t, FLAG_JSON)) {
+        fputs("{\"smoothness_score\": ", stdout);
+        json_number(score);
+        printf(", \"violation_count\": %llu, \"is_valid\": %s, \"layers\": [",
+               (unsigned long long)violations, violations ? "false" : "true");
+    }
+    for (i = 0; i < sizeof names / sizeof names[0]; i++) add_column(&rows, names[i], i > 0 && i < 5);
+    while ((x = aq_model_next(model, x)) != NULL) {
+        aq_markov m;
+        if (!x->time_groups) continue;
+        aq_markov_measure(x->time_groups->scale[0], x->time_groups->zero_point[0],
+                          x->time_groups->count, threshold, &m);
+        if (!has(t, FLAG_JSON)) {
+            add_markov(&rows, x, &m);
+            continue;
+        }
+        fputs(done++ ? ",\n  " : "\n  ", stdout);
+        json_markov(x, &m);
+    }
+    if (has(t, FLAG_JSON)) {
+        puts("]}");
+    } else if (!has(t, FLAG_QUIET)) {
+        print_table(t, &rows, "");
+        if (!has(t, FLAG_TSV))
+            printf("smoothness %.4f over %llu layers, %llu violations\n", score,
+                   (unsigned long long)layers, (unsigned long long)violations);
+    }
+    free_table(&rows);
+}
+
+static int run_markov(tool *t) {
+    const given *g = find_flag(t, FLAG_THRESHOLD);
+    aq_model *model = NULL;
+    double threshold = 0.3;
+    char *end = NULL;
+    size_t layers, violations;
+    aq_error err;
+    if (g) {
+        threshold = strtod(g->value, &end);
+        if (end == g->value || *end || !(threshold >= 0.0 && threshold <= 1.0))
+            return usage_error("use a number from 0 to 1", "--threshold %s: no such threshold",
+                               g->value);
+    }
+    if (aq_model_open(t->context, t->paths[0], &model, &err)) return run_error(t, &err);
+    (void)total_score(model, threshold, &layers, &violations);
+    if (layers) print_markov(t, model, threshold);
+    aq_model_close(model);
+    if (layers) return EXIT_OK;
+    fprintf(stderr, "aq: %s has no time groups\nhint: quantize with --calibration\n", t->paths[0]);
+    return EXIT_FAILED;
 }
 
 /* ================================================================ dequantize and config */

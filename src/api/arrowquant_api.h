@@ -403,6 +403,19 @@ typedef enum aq_interpolation {
     AQ_INTERPOLATION_SIGMOID
 } aq_interpolation;
 
+/* Where the timesteps 0 … T − 1 are cut into G contiguous groups. */
+typedef enum aq_time_cut {
+    AQ_TIME_CUT_UNIFORM, /* group i starts at ⌊i·T/G⌋ */
+    AQ_TIME_CUT_OPTIMAL  /* least expected error over what was observed, by dynamic programming */
+} aq_time_cut;
+
+/* What range of values a group's integers cover. */
+typedef enum aq_activation_range {
+    AQ_RANGE_MIN_MAX,
+    AQ_RANGE_PERCENTILE, /* of the sketch: 100 − percentile … percentile */
+    AQ_RANGE_LEAST_ERROR /* least expected squared error over the sketch, clipping included */
+} aq_activation_range;
+
 /* What a run writes. */
 typedef enum aq_output_format {
     AQ_OUTPUT_NATIVE,             /* safetensors with our codes, docs/FORMAT.md */
@@ -438,6 +451,9 @@ typedef struct aq_config {
     uint32_t bit_width;           /* 2, 4 or 8 */
     uint32_t group_size;          /* 32, 64, 128 or 256 */
     uint32_t num_time_groups;     /* 1 … 100 */
+    aq_time_cut time_cut;
+    aq_activation_range activation_range;
+    double activation_percentile; /* of AQ_RANGE_PERCENTILE, 50 … 100 */
     uint32_t calibration_samples; /* 1 … 1,000,000 */
     uint32_t num_threads;         /* 0: all cores */
     uint32_t parameter_bits;      /* 16 or 8 */
@@ -631,19 +647,6 @@ ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer,
 
 #define AQ_TIME_GROUPS_MAX 100u
 
-/* Where the timesteps 0 … T − 1 are cut into G contiguous groups. */
-typedef enum aq_time_cut {
-    AQ_TIME_CUT_UNIFORM, /* group i starts at ⌊i·T/G⌋ */
-    AQ_TIME_CUT_OPTIMAL  /* least expected error over what was observed, by dynamic programming */
-} aq_time_cut;
-
-/* What range of values a group's integers cover. */
-typedef enum aq_activation_range {
-    AQ_RANGE_MIN_MAX,
-    AQ_RANGE_PERCENTILE, /* of the sketch: 100 − percentile … percentile */
-    AQ_RANGE_LEAST_ERROR /* least expected squared error over the sketch, clipping included */
-} aq_activation_range;
-
 typedef struct aq_time_options {
     uint32_t num_time_groups; /* 1 … 100; more than T gives T */
     uint32_t total_timesteps; /* T, 1 … 1,000,000 */
@@ -653,7 +656,8 @@ typedef struct aq_time_options {
     uint32_t channel_group;    /* neighbouring channels that share a scale; 0: all of them */
 } aq_time_options;
 
-/* Static integers for the input of a layer: x ≈ scale·(q − zero_point), q in 0 … 255 or 0 … 15. */
+/* Static integers for the input of a layer: x ≈ scale·(q − zero_point), q in 0 … 255 or 0 … 15, and so
+ * is the zero point. (For aq_activation, whose q are signed, subtract 128 from an 8-bit one.) */
 typedef struct aq_time_groups {
     uint32_t count, total_timesteps;
     uint32_t channel_group, channel_groups; /* channel_groups: 1, or ⌈channels / channel_group⌉ */
@@ -661,7 +665,8 @@ typedef struct aq_time_groups {
     uint8_t *lookup;          /* [total_timesteps]: the group of each timestep */
     float *scale[2];          /* [count, channel_groups]: of 8 bits, of 4 bits */
     int32_t *zero_point[2];
-    double *error[2];         /* [count]: expected mean squared error of an element */
+    double *error[2];         /* [count]: expected mean squared error of an element; of an opened
+                                 model: NaN */
     const aq_context *context; /* private */
     size_t bytes;
 } aq_time_groups;
@@ -818,6 +823,7 @@ typedef struct aq_plan_tensor {
     uint64_t rows, cols;
     uint64_t offset, bytes;     /* in the input shard's file */
     const aq_calibration_layer *statistics; /* of its layer's input, or NULL: data-free */
+    const struct aq_time_groups *time_groups; /* static integers for that input, or NULL */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
     uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
@@ -965,6 +971,7 @@ typedef struct aq_tensor {
     const char *code_name;      /* "affine", "symmetric"; NULL when not quantized */
     const char *method;         /* "ptq", …; NULL when not quantized */
     const void *codes, *params, *extra; /* when quantized */
+    const struct aq_time_groups *time_groups; /* static integers for the layer's input, or NULL */
     const void *data;           /* when not: `bytes` bytes of `dtype`, little endian */
     uint64_t bytes;             /* stored, all parts together */
     double cosine_similarity, sqnr_db; /* as recorded when it was written; NaN when not quantized */

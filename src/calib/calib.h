@@ -109,14 +109,24 @@ typedef struct aq_distribution {
     double min, max, count;
 } aq_distribution;
 
-/* The integers 0 … levels that cover low … high; zero is one of them when it lies between. */
+/* The integers 0 … levels that cover low … high and zero, which is one of them. */
 AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels);
 /* Σ (x − x̂)² expected over the distribution. Without a sketch: as if all of it were rounded and none
  * clipped. */
 AQ_LIB double aq_activation_error(const aq_distribution *of, const aq_activation_grid *grid,
                                   uint32_t levels);
+/* The error of the fit below, or nearly so: least error is looked for at 12 places only. */
+AQ_LIB double aq_activation_cost(const aq_distribution *of, aq_activation_range range,
+                                 double percentile, uint32_t levels);
 AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
                                             double percentile, uint32_t levels);
+
+/* ---- groups from what a file holds (calib/groups.c): starts and T, scales of 8 and 4 bits, zero
+ * points, in this machine's byte order. False unless they are what aq_time_groups_make could give, as
+ * far as order and ranges go; then nothing is left to free. NULL memory: *failed. */
+AQ_LIB bool aq_time_groups_load(const aq_context *context, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                aq_time_groups *out, bool *failed);
 
 /* ---- the calibration (calib/calibration.c) */
 

@@ -105,14 +105,12 @@ static aq_gathered *aq_gathered_new(const aq_context *context, const char *name,
     memset(layer, 0, sizeof(*layer));
     layer->context = context;
     layer->channels = channels;
-    layer->guard = aq_guard_create(context);
     layer->name = (char *)aq_alloc(context, strlen(name) + 1);
-    if (!layer->guard || !layer->name) {
-        aq_gathered_free(layer);
-        return NULL;
-    }
-    memcpy(layer->name, name, strlen(name) + 1);
-    return layer;
+    if (layer->name) memcpy(layer->name, name, strlen(name) + 1);
+    layer->guard = aq_guard_create(context);
+    if (layer->guard && layer->name) return layer;
+    aq_gathered_free(layer);
+    return NULL;
 }
 
 AQ_LIB aq_status aq_gathering_layer(aq_gathering *gathering, const char *name, uint64_t channels,

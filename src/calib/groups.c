@@ -54,9 +54,8 @@ static void aq_cut_costs(const aq_grouping *grouping, const size_t *blocks, size
         for (size_t j = i; j < n; j++) {
             for (size_t k = blocks[j]; k < blocks[j + 1]; k++)
                 aq_distribution_add(&of, grouping->cells, grouping->layer, k);
-            aq_activation_grid grid =
-                aq_activation_fit(&of, options->range, options->percentile, 255);
-            cost[i * n + j] = aq_activation_error(&of, &grid, 255);
+            cost[i * n + j] =
+                aq_activation_cost(&of, options->range, options->percentile, 255);
         }
     }
 }
@@ -282,6 +281,45 @@ ARROWQUANT_API aq_status aq_time_groups_make(aq_context *context,
     status = aq_groups_fill(&grouping, out, err);
     aq_free(context, grouping.cells, bytes);
     return status;
+}
+
+static bool aq_groups_good(const int32_t *starts, const float *scales, const int32_t *zeros,
+                           uint32_t count) {
+    bool good = count && count <= AQ_TIME_GROUPS_MAX && starts[0] == 0 && starts[count] > 0 &&
+                starts[count] <= 1000000;
+    for (uint32_t g = 0; g < count && good; g++) {
+        good = starts[g] <= starts[g + 1]; /* one may be empty after rounding */
+        for (uint32_t w = 0; w < 2 && good; w++) {
+            float scale = scales[w * count + g];
+            int32_t zero = zeros[w * count + g];
+            good = scale > 0.0f && scale - scale == 0.0f && zero >= 0 && zero <= (w ? 15 : 255);
+        }
+    }
+    return good;
+}
+
+AQ_LIB bool aq_time_groups_load(const aq_context *context, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                aq_time_groups *out, bool *failed) {
+    memset(out, 0, sizeof(*out));
+    *failed = false;
+    if (!aq_groups_good(starts, scales, zeros, count)) return false;
+    out->count = count;
+    out->total_timesteps = (uint32_t)starts[count];
+    out->channel_groups = 1;
+    if (aq_groups_alloc(context, out, NULL) != AQ_OK) {
+        *failed = true;
+        return false;
+    }
+    memcpy(out->starts, starts, count * sizeof(int32_t));
+    for (unsigned w = 0; w < 2; w++) {
+        double nan = 0.0;
+        memcpy(out->scale[w], scales + w * count, count * sizeof(float));
+        memcpy(out->zero_point[w], zeros + w * count, count * sizeof(int32_t));
+        for (uint32_t g = 0; g < count; g++) out->error[w][g] = nan / nan; /* not stored */
+    }
+    aq_groups_lookup(out);
+    return true;
 }
 
 ARROWQUANT_API uint32_t aq_time_group_of(const aq_time_groups *groups, int64_t timestep) {

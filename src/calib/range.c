@@ -8,16 +8,12 @@
 AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels) {
     const double tiny = 1.1754943508222875e-38; /* the least normal float */
     aq_activation_grid grid;
+    if (low > 0.0) low = 0.0; /* zero is always one of the integers */
+    if (high < 0.0) high = 0.0;
     double scale = (high - low) / (double)levels;
-    if (!(scale > tiny)) scale = tiny;
-    grid.scale = (float)scale;
-    /* a constant far from zero has a zero point that no int32 holds: its scale is its magnitude */
-    double zero = -low / (double)grid.scale;
-    if (fabs(zero) > 1073741824.0) {
-        grid.scale = (float)(fabs(low) / (double)levels);
-        zero = low > 0.0 ? 0.0 : (double)levels;
-    }
-    grid.zero_point = (int32_t)rint(zero);
+    grid.scale = (float)(scale > tiny ? scale : tiny);
+    double zero = rint(-low / (double)grid.scale);
+    grid.zero_point = (int32_t)(zero < (double)levels ? zero : (double)levels);
     return grid;
 }
 
@@ -25,17 +21,17 @@ AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_
  * (each step adds 1/12) and where it clips. */
 AQ_SIMD_EXACT static double aq_rounding_integral(double u, double low, double high) {
     AQ_SIMD_EXACT_BODY
-    double nearest = rint(u);
-    if (nearest < low) nearest = low;
-    if (nearest > high) nearest = high;
+    const double magic = 6755399441055744.0; /* 1.5·2^52: adding it rounds to whole numbers */
+    double nearest = u < low ? low : u > high ? high : u;
+    nearest = (nearest + magic) - magic;
     double apart = u - nearest;
-    return nearest / 12.0 + apart * apart * apart / 3.0;
+    return nearest * (1.0 / 12.0) + apart * apart * apart * (1.0 / 3.0);
 }
 
 AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
                                                 const aq_activation_grid *grid, uint32_t levels) {
     AQ_SIMD_EXACT_BODY
-    double scale = (double)grid->scale, sum = 0.0;
+    double scale = (double)grid->scale, sum = 0.0, inverse = 1.0 / scale;
     double low = -(double)grid->zero_point, high = low + (double)levels;
     if (!of->cells) return of->count * scale * scale / 12.0;
     for (size_t cell = 0; cell < AQ_SKETCH_CELLS; cell++) {
@@ -51,19 +47,33 @@ AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
         }
         if (from < of->min) from = of->min;
         if (to > of->max) to = of->max;
-        double width = (to - from) / scale, at = from / scale, error;
-        if (width > 1e-6) {
-            error = (aq_rounding_integral(to / scale, low, high) -
-                     aq_rounding_integral(at, low, high)) / width;
+        from *= inverse;
+        to *= inverse;
+        if (to - from > 1e-6) {
+            sum += (double)of->cells[cell] / (to - from) *
+                   (aq_rounding_integral(to, low, high) - aq_rounding_integral(from, low, high));
         } else {
-            double nearest = rint(at);
-            if (nearest < low) nearest = low;
-            if (nearest > high) nearest = high;
-            error = (at - nearest) * (at - nearest);
+            double nearest = from < low ? low : from > high ? high : rint(from);
+            sum += (double)of->cells[cell] * (from - nearest) * (from - nearest);
         }
-        sum += (double)of->cells[cell] * error * scale * scale;
     }
-    return sum;
+    return sum * scale * scale;
+}
+
+/* Both limits drawn in together, by the share out of `steps` that serves best. */
+static double aq_least_share(const aq_distribution *of, uint32_t levels, unsigned steps,
+                             double *least) {
+    double share = 1.0;
+    *least = -1.0;
+    for (unsigned i = 0; i < steps; i++) {
+        double part = 1.0 - (double)i / (double)steps;
+        aq_activation_grid grid = aq_activation_grid_of(of->min * part, of->max * part, levels);
+        double error = aq_activation_error(of, &grid, levels);
+        if (*least >= 0.0 && error >= *least) continue;
+        *least = error;
+        share = part;
+    }
+    return share;
 }
 
 /* The best of 24 ends between `from` and `to`, the other end being fixed; `from` when none is better
@@ -87,29 +97,17 @@ static double aq_search_end(const aq_distribution *of, double from, double to, d
 /* Coordinate descent from the limits: both ends together, then one after the other, each time in a
  * neighbourhood that shrinks. */
 static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
-    double low = of->min, high = of->max;
-    aq_activation_grid grid = aq_activation_grid_of(low, high, levels);
-    double least = aq_activation_error(of, &grid, levels);
-    double middle = low < 0.0 && high > 0.0 ? 0.0 : 0.5 * (low + high), share = 1.0;
-    for (unsigned i = 1; i < 32; i++) {
-        double part = 1.0 - (double)i / 32.0;
-        grid = aq_activation_grid_of(middle + (low - middle) * part,
-                                     middle + (high - middle) * part, levels);
-        double error = aq_activation_error(of, &grid, levels);
-        if (error >= least) continue;
-        least = error;
-        share = part;
-    }
-    low = middle + (low - middle) * share;
-    high = middle + (high - middle) * share;
+    aq_activation_grid grid;
+    double least, share = aq_least_share(of, levels, 32, &least);
+    double low = of->min * share, high = of->max * share;
     for (unsigned round = 0; round < 3; round++) {
         double reach = round ? 0.1 : 0.5;
-        double outer = high + (of->max - high) * reach, inner = high + (middle - high) * reach;
+        double outer = high + (of->max - high) * reach, inner = high * (1.0 - reach);
         double found = aq_search_end(of, outer, inner, low, true, levels, &least);
         grid = aq_activation_grid_of(low, found, levels);
         if (aq_activation_error(of, &grid, levels) <= least) high = found;
         outer = low + (of->min - low) * reach;
-        inner = low + (middle - low) * reach;
+        inner = low * (1.0 - reach);
         found = aq_search_end(of, outer, inner, high, false, levels, &least);
         grid = aq_activation_grid_of(found, high, levels);
         if (aq_activation_error(of, &grid, levels) <= least) low = found;
@@ -125,4 +123,15 @@ AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activa
     double low = aq_sketch_percentile(of->cells, of->top, 100.0 - percentile, of->min, of->max);
     double high = aq_sketch_percentile(of->cells, of->top, percentile, of->min, of->max);
     return aq_activation_grid_of(low, high, levels);
+}
+
+AQ_LIB double aq_activation_cost(const aq_distribution *of, aq_activation_range range,
+                                 double percentile, uint32_t levels) {
+    double least;
+    if (of->cells && range == AQ_RANGE_LEAST_ERROR && of->max > of->min) {
+        (void)aq_least_share(of, levels, 12, &least);
+        return least;
+    }
+    aq_activation_grid grid = aq_activation_fit(of, range, percentile, levels);
+    return aq_activation_error(of, &grid, levels);
 }

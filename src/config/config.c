@@ -17,6 +17,8 @@ static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid
 static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
+static const char *const aq_time_cut_names[] = {"uniform", "optimal"};
+static const char *const aq_range_names[] = {"min_max", "percentile", "least_error"};
 static const char *const aq_fit_names[] = {"least_squares", "fast"};
 static const char *const aq_gguf_type_names[] = {"auto", "F32", "F16", "BF16", "Q8_0", "Q4_0",
                                                  "Q4_1", "Q4_K", "Q2_K"};
@@ -29,6 +31,8 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
     if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
+    if (kind == AQ_KIND_TIME_CUT && value < 2) return aq_time_cut_names[value];
+    if (kind == AQ_KIND_RANGE && value < 3) return aq_range_names[value];
     if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
     if (kind == AQ_KIND_GGUF_TYPE && value < 9) return aq_gguf_type_names[value];
     return NULL;
@@ -149,6 +153,8 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
     case AQ_KIND_GGUF_TYPE: return (double)*(const aq_gguf_type_choice *)member;
+    case AQ_KIND_TIME_CUT: return (double)*(const aq_time_cut *)member;
+    case AQ_KIND_RANGE: return (double)*(const aq_activation_range *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -175,6 +181,10 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_FIT: *(aq_fit *)member = (aq_fit)(unsigned)number; break;
     case AQ_KIND_GGUF_TYPE:
         *(aq_gguf_type_choice *)member = (aq_gguf_type_choice)(unsigned)number;
+        break;
+    case AQ_KIND_TIME_CUT: *(aq_time_cut *)member = (aq_time_cut)(unsigned)number; break;
+    case AQ_KIND_RANGE:
+        *(aq_activation_range *)member = (aq_activation_range)(unsigned)number;
         break;
     default: break;
     }

@@ -46,6 +46,14 @@
     X(num_time_groups, INT, num_time_groups, "num_time_groups", 1, 100, 5, 10, 20,                 \
       "ARROW_QUANT_NUM_TIME_GROUPS", AQ_ERR_TIME_GROUPS,                                           \
       "groups of timesteps with activation scales of their own")                                   \
+    X(time_cut, TIME_CUT, time_cut, "time_cut", 0, 1, AQ_TIME_CUT_UNIFORM, AQ_TIME_CUT_UNIFORM,    \
+      AQ_TIME_CUT_UNIFORM, "", AQ_ERR_CONFIGURATION,                                               \
+      "how timesteps are cut into groups; optimal: for the least expected error")                  \
+    X(activation_range, RANGE, activation_range, "activation_range", 0, 2, AQ_RANGE_LEAST_ERROR,   \
+      AQ_RANGE_LEAST_ERROR, AQ_RANGE_LEAST_ERROR, "", AQ_ERR_CONFIGURATION,                        \
+      "what activation scales cover; without a sketch in the statistics: min and max")             \
+    X(activation_percentile, FLOAT, activation_percentile, "activation_percentile", 50, 100, 99.9, \
+      99.9, 99.9, "", AQ_ERR_CONFIGURATION, "of activation_range: percentile")                     \
     X(calibration, TEXT_LIST, calibration, "calibration", 0, 0, 0, 0, 0, "",                       \
       AQ_ERR_CONFIGURATION, "files of activation statistics from a real run of the model")         \
     X(calibration_samples, INT, calibration_samples, "calibration_samples", 1, 1000000, 32, 128,   \
@@ -137,6 +145,8 @@ typedef enum aq_field_kind {
     AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_FIT,
     AQ_KIND_GGUF_TYPE,
+    AQ_KIND_TIME_CUT,
+    AQ_KIND_RANGE,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */

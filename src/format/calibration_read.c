@@ -409,8 +409,8 @@ static aq_status aq_calib_points(aq_calib_file *in, aq_arena *arena, aq_error *e
                                        err);
     in->shown.percentile_count = (size_t)count;
     if (status != AQ_OK || gathering->point_count) return status;
-    if (aq_gathering_points(gathering, in->shown.percentile_points, (size_t)count, NULL) == AQ_OK)
-        return AQ_OK;
+    status = aq_gathering_points(gathering, in->shown.percentile_points, (size_t)count, err);
+    if (status != AQ_ERR_ARGUMENT) return status;
     return aq_calib_bad(in, in->points->name, "percentiles should ascend from 0 to 100", err);
 }
 

@@ -482,4 +482,37 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     return status;
 }
 
+AQ_LIB bool aq_native_is_part(const char *name) {
+    static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
+                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
+                                            AQ_ACT_ZEROS_SUFFIX };
+    for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
+        if (aq_ends_with(name, suffixes[i])) return true;
+    }
+    return false;
+}
+
+AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
+                                       const aq_st_tensor *const *by_name,
+                                       const aq_st_tensor *found[3], aq_error *err) {
+    aq_native_part starts = { AQ_ACT_STARTS_SUFFIX, AQ_DTYPE_I32, 1, { 0, 0, 0 } };
+    aq_native_part scales = { AQ_ACT_SCALES_SUFFIX, AQ_DTYPE_F32, 2, { 2, 0, 0 } };
+    aq_native_part zeros = { AQ_ACT_ZEROS_SUFFIX, AQ_DTYPE_I32, 2, { 2, 0, 0 } };
+    found[0] = aq_st_find_joined(by_name, file->tensor_count, tensor->name, AQ_ACT_STARTS_SUFFIX);
+    found[1] = found[2] = NULL;
+    if (!found[0]) return AQ_OK;
+    starts.shape[0] = found[0]->rank == 1 ? found[0]->shape[0] : 0;
+    if (starts.shape[0] < 2 || starts.shape[0] > AQ_TIME_GROUPS_MAX + 1)
+        return aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, found[0]->offset,
+                              "%s: tensor %s: expected 1 to %u time groups; quantize the model "
+                              "again", file->path, tensor->name, AQ_TIME_GROUPS_MAX);
+    scales.shape[1] = zeros.shape[1] = starts.shape[0] - 1;
+    aq_status status = aq_native_part_find(tensor, file, by_name, &starts, &found[0], err);
+    if (status == AQ_OK)
+        status = aq_native_part_find(tensor, file, by_name, &scales, &found[1], err);
+    if (status == AQ_OK)
+        status = aq_native_part_find(tensor, file, by_name, &zeros, &found[2], err);
+    return status;
+}
+
 #endif /* ARROWQUANT_NO_STDIO */

@@ -15,6 +15,9 @@ extern "C" {
 #define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
 #define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric: I8; [rows, groups, 2|1] */
 #define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
+#define AQ_ACT_STARTS_SUFFIX ".aq_act_starts" /* I32 [time groups + 1]: starts, and T */
+#define AQ_ACT_SCALES_SUFFIX ".aq_act_scales" /* F32 [2, time groups]: of 8 bits, of 4 */
+#define AQ_ACT_ZEROS_SUFFIX ".aq_act_zeros"   /* I32 [2, time groups] */
 
 typedef struct aq_native_tensor {
     const char *name;
@@ -63,6 +66,13 @@ AQ_LIB aq_status aq_native_read(aq_arena *arena, const aq_st_file *file, bool *p
 AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_file *file,
                                  const aq_st_tensor *const *by_name, aq_quant_layout *layout,
                                  const aq_st_tensor *parts[3], aq_error *err);
+/* The tensors that hold static integers for the layer's input (starts, scales, zero points), checked
+ * in dtype and shape; found[0] NULL: there are none. */
+AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
+                                       const aq_st_tensor *const *by_name,
+                                       const aq_st_tensor *found[3], aq_error *err);
+/* Whether a stored name is that of a part of a quantized tensor. */
+AQ_LIB bool aq_native_is_part(const char *name);
 /* Pointers to the file's tensors, sorted by name; NULL: no memory. */
 AQ_LIB const aq_st_tensor **aq_st_sort_by_name(aq_arena *arena, const aq_st_file *file);
 AQ_LIB const aq_st_tensor *aq_st_find(const aq_st_tensor *const *by_name, size_t count,

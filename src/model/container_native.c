@@ -17,7 +17,50 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     return AQ_OK;
 }
 
-/* Codes, row parameters, parameters. */
+/* Activation integers of the layer's input, when there are some. */
+static aq_part *aq_native_time_parts(const aq_time_groups *groups, aq_part *part) {
+    static const char *const suffixes[] = { AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
+                                            AQ_ACT_ZEROS_SUFFIX };
+    if (!groups) return part;
+    for (unsigned i = 0; i < 3; i++, part++) {
+        memset(part, 0, sizeof(*part));
+        part->source = AQ_PART_CLOSED;
+        part->suffix = suffixes[i];
+        part->dtype = i == 1 ? AQ_DTYPE_F32 : AQ_DTYPE_I32;
+        part->rank = i ? 2 : 1;
+        part->shape[0] = i ? 2 : groups->count + 1;
+        part->shape[1] = groups->count;
+        part->bytes = 4 * (uint64_t)(i ? 2 * groups->count : groups->count + 1);
+    }
+    return part;
+}
+
+/* Starts of the groups and T; scales and zero points of 8 bits, then of 4. */
+static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
+                                 size_t index, const unsigned char *rows, unsigned char *out,
+                                 aq_error *err) {
+    const aq_time_groups *groups = tensor->time_groups;
+    size_t n = groups->count;
+    (void)run;
+    (void)index;
+    (void)rows;
+    (void)err;
+    if (part->rank == 1) {
+        int32_t total = (int32_t)groups->total_timesteps;
+        memcpy(out, groups->starts, n * 4);
+        memcpy(out + 4 * n, &total, 4);
+    } else {
+        for (unsigned w = 0; w < 2; w++) {
+            const void *from = part->dtype == AQ_DTYPE_F32 ? (const void *)groups->scale[w]
+                                                           : (const void *)groups->zero_point[w];
+            memcpy(out + 4 * n * w, from, 4 * n);
+        }
+    }
+    aq_little_endian(out, (size_t)part->bytes / 4, 4);
+    return AQ_OK;
+}
+
+/* Codes, row parameters, parameters, activations. */
 static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                        const aq_quant_spec *spec, const aq_quant_layout *layout,
                                        aq_part *parts, size_t *count, aq_error *err) {
@@ -51,6 +94,7 @@ static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor
     part->shape[1] = layout->groups;
     part->shape[2] = per_group;
     (part++)->bytes = layout->param_bytes;
+    part = aq_native_time_parts(tensor->time_groups, part);
     *count = (size_t)(part - parts);
     return AQ_OK;
 }
@@ -83,7 +127,7 @@ static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *o
     out->sqnr_db = aq_quality_sqnr_db(&tensor->quality);
 }
 
-/* Every stored tensor that may come of this one: three parts, or itself, and an FP8 scale. */
+/* Every stored tensor that may come of this one: its parts, or itself, and an FP8 scale. */
 typedef struct aq_bound {
     aq_arena *arena;
     aq_st_output *outputs;
@@ -108,14 +152,16 @@ static aq_status aq_bound_add(aq_bound *bound, const aq_plan_tensor *tensor, con
 
 static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *start,
                                       aq_error *err) {
-    static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX, "" };
+    static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
+                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
+                                            AQ_ACT_ZEROS_SUFFIX, "" };
     const aq_plan_shard *input = &plan->shards[shard];
     const aq_context *context = plan->state->context;
     aq_arena arena;
     aq_bound bound;
     aq_native native;
     aq_status status = AQ_OK;
-    size_t most = input->tensor_count * 5 + 1;
+    size_t most = input->tensor_count * 8 + 1;
     aq_arena_init(&arena, context);
     memset(&native, 0, sizeof(native));
     bound.arena = &arena;
@@ -128,8 +174,9 @@ static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *sta
     for (size_t i = 0; status == AQ_OK && i < input->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
         bool quantized = tensor->bits < 16;
-        for (size_t s = quantized ? 0 : 3; status == AQ_OK && s < 4; s++) {
+        for (size_t s = quantized ? 0 : 6; status == AQ_OK && s < 7; s++) {
             if (s == 2 && tensor->spec.params != AQ_PARAM_Q8) continue;
+            if (s >= 3 && s < 6 && !tensor->time_groups) continue;
             status = aq_bound_add(&bound, tensor, suffixes[s], err);
         }
         if (status == AQ_OK && quantized && tensor->scale != AQ_NO_TENSOR)
@@ -237,7 +284,7 @@ static aq_status aq_native_beside(aq_run *run, const aq_component *component,
 
 static const aq_container aq_native_container = {
     AQ_OUTPUT_NATIVE, ".safetensors", false, 1, NULL, NULL, NULL, aq_native_spec, NULL, NULL,
-    aq_native_layer_parts, NULL, NULL, aq_native_order, aq_native_data_start, aq_native_finish,
+    aq_native_layer_parts, NULL, aq_native_close, aq_native_order, aq_native_data_start, aq_native_finish,
     aq_native_beside
 };
 

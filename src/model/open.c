@@ -229,6 +229,40 @@ static void aq_open_dims(aq_tensor *tensor) {
     tensor->cols = cols;
 }
 
+/* Static integers for the layer's input: copied, because the file's bytes need no alignment. */
+static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *shard,
+                                     const aq_native_tensor *native, aq_tensor *tensor,
+                                     bool *claimed) {
+    struct aq_model_state *state = list->model->state;
+    const aq_st_tensor *found[3];
+    int32_t starts[AQ_TIME_GROUPS_MAX + 1], zeros[2 * AQ_TIME_GROUPS_MAX];
+    float scales[2 * AQ_TIME_GROUPS_MAX];
+    bool failed;
+    aq_status status =
+        aq_native_activations(native, shard->file, shard->by_name, found, list->err);
+    if (status != AQ_OK || !found[0]) return status;
+    aq_opened_groups *opened = (aq_opened_groups *)aq_arena_alloc(&state->arena, sizeof(*opened));
+    if (!opened) return aq_fail_memory(list->err, sizeof(*opened));
+    for (unsigned p = 0; p < 3; p++) {
+        void *to = p == 0 ? (void *)starts : p == 1 ? (void *)scales : (void *)zeros;
+        memcpy(to, aq_shard_data(shard, found[p]), (size_t)found[p]->bytes);
+        aq_little_endian(to, (size_t)found[p]->bytes / 4, 4);
+        tensor->bytes += found[p]->bytes;
+        claimed[found[p] - shard->file->tensors] = true;
+    }
+    if (!aq_time_groups_load(state->context, starts, scales, zeros,
+                             (uint32_t)found[0]->shape[0] - 1, &opened->groups, &failed))
+        return failed ? aq_fail_memory(list->err, sizeof(starts))
+                      : aq_fail_tensor(list->err, AQ_ERR_CORRUPT, native->name, found[0]->offset,
+                                       "%s: tensor %s: its time groups do not ascend, or a scale or "
+                                       "zero point is out of range; quantize the model again",
+                                       shard->file->path, native->name);
+    opened->next = state->groups;
+    state->groups = opened;
+    tensor->time_groups = &opened->groups;
+    return AQ_OK;
+}
+
 static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *claimed) {
     const aq_model_shard *shard = &list->model->state->shards[number];
     for (size_t i = 0; i < shard->native.tensor_count; i++) {
@@ -261,6 +295,8 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
             tensor->bytes += parts[p]->bytes;
             claimed[parts[p] - shard->file->tensors] = true;
         }
+        status = aq_open_activations(list, shard, native, tensor, claimed);
+        if (status != AQ_OK) return status;
     }
     return AQ_OK;
 }
@@ -282,17 +318,12 @@ static aq_status aq_open_compressed(aq_open_list *list, size_t number, bool *cla
     return status;
 }
 
-static bool aq_is_part_name(const char *name) {
-    return aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
-           aq_ends_with(name, AQ_EXTRA_SUFFIX);
-}
-
 static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *claimed) {
     const aq_model_shard *shard = &list->model->state->shards[number];
     for (size_t i = 0; i < shard->file->tensor_count; i++) {
         const aq_st_tensor *stored = &shard->file->tensors[i];
         if (claimed[i]) continue;
-        if (shard->native_present && aq_is_part_name(stored->name))
+        if (shard->native_present && aq_native_is_part(stored->name))
             return aq_fail_tensor(list->err, AQ_ERR_CORRUPT, stored->name, stored->offset,
                                   "%s: %s is a part of a quantized tensor that the metadata does not "
                                   "list; quantize the model again", shard->file->path,
@@ -437,6 +468,8 @@ ARROWQUANT_API void aq_model_close(aq_model *model) {
     struct aq_model_state *state = model->state;
     const aq_context *context = state->context;
     for (size_t i = 0; i < state->shard_count; i++) aq_unmap_file(&state->shards[i].map);
+    for (aq_opened_groups *groups = state->groups; groups; groups = groups->next)
+        aq_time_groups_free(&groups->groups);
     aq_arena_free(&state->arena);
     aq_free(context, model, sizeof(aq_model_storage)); /* the model is its first member */
 }

@@ -2,6 +2,7 @@
 #ifndef AQ_OPEN_H
 #define AQ_OPEN_H
 
+#include "../calib/calib.h"
 #include "../format/compressed_tensors.h"
 #include "../format/gguf.h"
 #include "../format/native.h"
@@ -27,8 +28,15 @@ typedef struct aq_model_shard {
     aq_gguf gguf; /* then `file` has no tensors */
 } aq_model_shard;
 
+/* Static integers of a layer's input; they have memory of their own. */
+typedef struct aq_opened_groups {
+    aq_time_groups groups;
+    struct aq_opened_groups *next;
+} aq_opened_groups;
+
 struct aq_model_state {
     aq_arena arena;
+    aq_opened_groups *groups;
     aq_context *context;
     aq_folder folder;
     const char *variant; /* of the weight files' names, or NULL */

@@ -140,6 +140,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK) status = aq_plan_time_groups(plan, err);
     if (status == AQ_OK && aq_plan_has_budget(&plan->config)) {
         status = aq_plan_lay_out(plan, err);
         if (status == AQ_OK) status = aq_plan_allocate(plan, err);
@@ -184,6 +185,7 @@ static aq_status aq_plan_notes(aq_plan *plan, aq_error *err) {
         status = aq_note(&state->arena, &state->notes, err, "left behind: %s (%s)",
                          state->folder.skipped[i].path, state->folder.skipped[i].why);
     if (status == AQ_OK) status = aq_note_data_free(plan, err);
+    if (status == AQ_OK) status = aq_note_time_groups(plan, err);
     size_t quantized = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) quantized += plan->tensors[i].bits < 16;
     if (status == AQ_OK && !quantized)
@@ -263,6 +265,7 @@ ARROWQUANT_API void aq_plan_destroy(aq_plan *plan) {
     struct aq_plan_state *state = plan->state;
     const aq_context *context = state->context;
     aq_staging_end(&state->staging);
+    aq_plan_free_time_groups(plan);
     aq_calibration_close(state->calibration);
     aq_arena_free(&state->arena);
     aq_free(context, plan, sizeof(aq_plan_storage)); /* the plan is the storage's first member */

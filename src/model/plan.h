@@ -55,6 +55,11 @@ AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err);
 /* Tells of quantized layers that have none. */
 AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err);
+/* model/plan_time.c: static integers for the inputs of the quantized layers that have statistics */
+AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err);
+AQ_LIB void aq_plan_free_time_groups(aq_plan *plan);
+/* What they are like, for the user. */
+AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err);
 /* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
 AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);

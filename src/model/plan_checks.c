@@ -24,13 +24,14 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
     if (config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial))
         return aq_refuse("enable_spatial", "needs activation statistics of a real run, which this "
                          "version cannot read yet", err);
-    if (config->boundary_smoothing.enabled)
-        return aq_refuse("thermodynamic.boundary_smoothing.enabled", "needs time groups, which this "
-                         "version does not build yet", err);
-    if (config->markov_validation.enabled &&
+    bool groups = !data_free && config->enable_time_aware;
+    if (config->boundary_smoothing.enabled && !groups)
+        return aq_refuse("thermodynamic.boundary_smoothing.enabled", "needs time groups, and so "
+                         "enable_time_aware and activation statistics (calibration)", err);
+    if (config->markov_validation.enabled && !groups &&
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
-        return aq_refuse("thermodynamic.validation.enabled", "needs time groups, which this version "
-                         "does not build yet", err);
+        return aq_refuse("thermodynamic.validation.enabled", "needs time groups, and so "
+                         "enable_time_aware and activation statistics (calibration)", err);
     if (config->method == AQ_METHOD_R2Q)
         return aq_refuse("method: r2q", "this version does not have it yet", err);
     if (data_free && (config->enable_time_aware || config->enable_spatial))
@@ -69,8 +70,7 @@ static aq_status aq_check_component(aq_plan *plan, const aq_component *component
                            "the original, or dequantize it first", file->path);
         for (size_t t = 0; t < file->tensor_count; t++) {
             const char *name = file->tensors[t].name;
-            if (aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
-                aq_ends_with(name, AQ_EXTRA_SUFFIX))
+            if (aq_native_is_part(name))
                 return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0,
                                       "%s: tensor %s: the file is quantized already; give the "
                                       "original, or dequantize it first", file->path, name);

@@ -531,6 +531,126 @@ static aq_status call_quantize_budget(aq_error *err) { /* bits by layer: everyth
                                    NULL, err));
 }
 
+/* ---- statistics */
+
+static float activations[4 * 64];
+
+static aq_observer *observer_of(void) {
+    aq_observer_options options;
+    aq_observer *observer = NULL;
+    memset(&options, 0, sizeof(options));
+    options.second_moments = true;
+    CHECK_STATUS(aq_observer_create(context, &options, &observer, NULL), AQ_OK);
+    return observer;
+}
+
+static aq_status feed_some(aq_observer *observer, aq_error *err) {
+    aq_status status = AQ_OK;
+    for (int64_t t = 0; status == AQ_OK && t < 1000; t += 300) {
+        activations[0] += 1.0f;
+        status = aq_observer_feed(observer, "blocks.0.to_q", t, AQ_DTYPE_F32, activations, 4, 64, err);
+        if (status == AQ_OK)
+            status = aq_observer_feed(observer, "blocks.1.to_q", t, AQ_DTYPE_F32, activations, 3, 64,
+                                      err);
+    }
+    return status;
+}
+
+static void make_statistics(void) {
+    uint64_t state = 1;
+    aq_observer *observer = observer_of();
+    for (size_t i = 0; i < 4 * 64; i++) activations[i] = (float)test_normal(&state);
+    CHECK_STATUS(feed_some(observer, NULL), AQ_OK);
+    CHECK_STATUS(aq_observer_save(observer, at("statistics.safetensors"), NULL), AQ_OK);
+    aq_observer_destroy(observer);
+    put_text("other.jsonl", "{\"layer\": \"c\", \"timestep\": 7, \"data\": [[1, 2], [3, 4]]}\n\n"
+             "{\"shape\": [1, 4], \"layer\": \"b\\u0041\", \"timestep\": 7, \"data\": [1, 2, 3, 4]}\n");
+}
+
+static aq_status call_observe(aq_error *err) {
+    aq_observer *observer = NULL;
+    aq_calibration *calibration = NULL;
+    aq_observer_options options;
+    memset(&options, 0, sizeof(options));
+    options.second_moments = true;
+    arm();
+    aq_status status = aq_observer_create(context, &options, &observer, err);
+    if (status == AQ_OK) status = feed_some(observer, err);
+    if (status == AQ_OK) status = aq_observer_load(observer, at("statistics.safetensors"), err);
+    if (status == AQ_OK) status = aq_observer_calibration(observer, &calibration, err);
+    if (status == AQ_OK) status = aq_observer_save(observer, at(now->output), err);
+    armed(status);
+    aq_calibration_close(calibration);
+    aq_observer_destroy(observer);
+    return status;
+}
+
+static aq_status call_calibration(aq_error *err) {
+    static float moments[64 * 64];
+    const char *paths[2];
+    aq_calibration *calibration = NULL;
+    paths[0] = at("statistics.safetensors");
+    paths[1] = at("other.jsonl");
+    arm();
+    aq_status status = aq_calibration_open(context, paths, 2, 5, &calibration, err);
+    if (status == AQ_OK)
+        status = aq_calibration_hessian(context, calibration,
+                                        aq_calibration_find(calibration, "blocks.1.to_q.weight"),
+                                        moments, err);
+    armed(status);
+    aq_calibration_close(calibration);
+    return status;
+}
+
+static aq_status call_time_groups(aq_error *err) {
+    const char *path = at("statistics.safetensors");
+    aq_quant_spec spec;
+    aq_time_options options = { 3, 1000, AQ_TIME_CUT_OPTIMAL, AQ_RANGE_LEAST_ERROR, 99.9, 0 };
+    aq_calibration *calibration = NULL;
+    aq_time_groups groups;
+    aq_equalization found;
+    float scales[64];
+    memset(&groups, 0, sizeof(groups));
+    memset(&spec, 0, sizeof(spec));
+    spec.bits = 4;
+    spec.group_size = 32;
+    CHECK_STATUS(aq_calibration_open(context, &path, 1, 0, &calibration, NULL), AQ_OK);
+    const aq_calibration_layer *layer = aq_calibration_find(calibration, "blocks.1.to_q");
+    arm();
+    aq_status status = aq_time_groups_make(context, layer, &options, &groups, err);
+    if (status == AQ_OK)
+        status = aq_equalize(context, &spec, activations, AQ_DTYPE_F32, 4, 64, layer, (double)NAN, 8,
+                             scales, &found, err);
+    armed(status);
+    aq_time_groups_free(&groups);
+    aq_calibration_close(calibration);
+    return status;
+}
+
+static aq_config calibrated(const char *const *path) {
+    aq_config config = config_of();
+    config.calibration = path;
+    config.calibration_count = 1;
+    config.boundary_smoothing.enabled = true;
+    return config;
+}
+
+static aq_status call_quantize_calibrated(aq_error *err) {
+    const char *path = at("statistics.safetensors");
+    aq_config config = calibrated(&path);
+    aq_model *model = NULL;
+    arm();
+    aq_status status = aq_quantize_model(context, at(now->model), at(now->output), &config, NULL,
+                                         NULL, NULL, err);
+    armed(status);
+    if (status != AQ_OK) return status;
+    CHECK_STATUS(aq_model_open(context, at(now->output), &model, NULL), AQ_OK);
+    const aq_tensor *tensor = aq_model_find(model, "blocks.0.to_q.weight");
+    CHECK(tensor && tensor->time_groups && tensor->time_groups->count == 10);
+    aq_model_close(model);
+    return status;
+}
+
 static aq_status call_result_to_json(aq_error *err) {
     aq_config config = config_of();
     aq_result result;
@@ -648,6 +768,10 @@ TEST(writing) {
         { "aq_quantize_model, gates", call_quantize_gates, "sharded", "out", 0 },
         { "aq_quantize_model, compressed-tensors", call_quantize_compressed, "sharded", "out", 0 },
         { "aq_quantize_model, budget", call_quantize_budget, "sharded", "out", 0 },
+        { "aq_observer_…", call_observe, NULL, "out.safetensors", 0 },
+        { "aq_calibration_open", call_calibration, NULL, NULL, 0 },
+        { "aq_time_groups_make, aq_equalize", call_time_groups, NULL, NULL, 0 },
+        { "aq_quantize_model, calibrated", call_quantize_calibrated, "sharded", "out", 0 },
         { "aq_result_to_json", call_result_to_json, "one.safetensors", "out.safetensors", 0 },
     };
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) every_fault(&runs[i]);
@@ -792,6 +916,7 @@ int main(void) {
     if (aq_context_create(AQ_ISA_AUTO, &allocator, &context, NULL) != AQ_OK) return 1;
     context->num_threads = 1;
     make_models();
+    make_statistics();
     RUN(configurations);
     RUN(writing);
     RUN(writing_again);

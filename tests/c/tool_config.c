@@ -116,8 +116,8 @@ static void randomize_number(aq_config *config, aq_field_id id, uint64_t *state)
         break;
     case AQ_KIND_FLOAT_OR_NONE:
     case AQ_KIND_FLOAT:
-        number = field->high * test_uniform(state);
-        if (below(state, 4) == 0) number *= 1e-9;
+        number = field->low + (field->high - field->low) * test_uniform(state);
+        if (below(state, 4) == 0) number = field->low + (number - field->low) * 1e-9;
         if (below(state, 8) == 0) number = field->high;
         if (below(state, 8) == 0 && field->kind == AQ_KIND_FLOAT_OR_NONE) number = (double)NAN;
         break;
@@ -219,6 +219,8 @@ static const char *kind_name(aq_field_kind kind) {
     case AQ_KIND_METHOD:
     case AQ_KIND_OUTPUT_FORMAT:
     case AQ_KIND_FIT:
+    case AQ_KIND_TIME_CUT:
+    case AQ_KIND_RANGE:
     case AQ_KIND_GGUF_TYPE: return "choice";
     case AQ_KIND_NAME: return "text";
     case AQ_KIND_BITS_LIST: return "map";

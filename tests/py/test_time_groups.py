@@ -55,7 +55,7 @@ def ranges_of(layer, begin, end):
     n = layer.timestep_count
     low = np.ctypeslib.as_array(layer.min, (n,))[begin:end].min()
     high = np.ctypeslib.as_array(layer.max, (n,))[begin:end].max()
-    return float(low), float(high)
+    return min(float(low), 0.0), max(float(high), 0.0)  # zero is always an integer of its own
 
 
 def test_uniform_ranges(library, reference):
@@ -73,7 +73,7 @@ def test_uniform_ranges(library, reference):
             for bits, levels in ((0, 255), (1, 15)):
                 scale, zero = groups["scale"][bits][g, 0], groups["zero_point"][bits][g, 0]
                 assert scale == np.float32((high - low) / levels)
-                assert zero == round(-low / float(scale))
+                assert zero == round(-low / float(scale)) and 0 <= zero <= levels
 
 
 def cost(layer, begin, end):

@@ -496,6 +496,19 @@ typedef enum aq_interpolation {
     AQ_INTERPOLATION_SIGMOID
 } aq_interpolation;
 
+/* Where the timesteps 0 … T − 1 are cut into G contiguous groups. */
+typedef enum aq_time_cut {
+    AQ_TIME_CUT_UNIFORM, /* group i starts at ⌊i·T/G⌋ */
+    AQ_TIME_CUT_OPTIMAL  /* least expected error over what was observed, by dynamic programming */
+} aq_time_cut;
+
+/* What range of values a group's integers cover. */
+typedef enum aq_activation_range {
+    AQ_RANGE_MIN_MAX,
+    AQ_RANGE_PERCENTILE, /* of the sketch: 100 − percentile … percentile */
+    AQ_RANGE_LEAST_ERROR /* least expected squared error over the sketch, clipping included */
+} aq_activation_range;
+
 /* What a run writes. */
 typedef enum aq_output_format {
     AQ_OUTPUT_NATIVE,             /* safetensors with our codes, docs/FORMAT.md */
@@ -531,6 +544,9 @@ typedef struct aq_config {
     uint32_t bit_width;           /* 2, 4 or 8 */
     uint32_t group_size;          /* 32, 64, 128 or 256 */
     uint32_t num_time_groups;     /* 1 … 100 */
+    aq_time_cut time_cut;
+    aq_activation_range activation_range;
+    double activation_percentile; /* of AQ_RANGE_PERCENTILE, 50 … 100 */
     uint32_t calibration_samples; /* 1 … 1,000,000 */
     uint32_t num_threads;         /* 0: all cores */
     uint32_t parameter_bits;      /* 16 or 8 */
@@ -724,19 +740,6 @@ ARROWQUANT_API aq_status aq_observer_merge(aq_observer *observer,
 
 #define AQ_TIME_GROUPS_MAX 100u
 
-/* Where the timesteps 0 … T − 1 are cut into G contiguous groups. */
-typedef enum aq_time_cut {
-    AQ_TIME_CUT_UNIFORM, /* group i starts at ⌊i·T/G⌋ */
-    AQ_TIME_CUT_OPTIMAL  /* least expected error over what was observed, by dynamic programming */
-} aq_time_cut;
-
-/* What range of values a group's integers cover. */
-typedef enum aq_activation_range {
-    AQ_RANGE_MIN_MAX,
-    AQ_RANGE_PERCENTILE, /* of the sketch: 100 − percentile … percentile */
-    AQ_RANGE_LEAST_ERROR /* least expected squared error over the sketch, clipping included */
-} aq_activation_range;
-
 typedef struct aq_time_options {
     uint32_t num_time_groups; /* 1 … 100; more than T gives T */
     uint32_t total_timesteps; /* T, 1 … 1,000,000 */
@@ -746,7 +749,8 @@ typedef struct aq_time_options {
     uint32_t channel_group;    /* neighbouring channels that share a scale; 0: all of them */
 } aq_time_options;
 
-/* Static integers for the input of a layer: x ≈ scale·(q − zero_point), q in 0 … 255 or 0 … 15. */
+/* Static integers for the input of a layer: x ≈ scale·(q − zero_point), q in 0 … 255 or 0 … 15, and so
+ * is the zero point. (For aq_activation, whose q are signed, subtract 128 from an 8-bit one.) */
 typedef struct aq_time_groups {
     uint32_t count, total_timesteps;
     uint32_t channel_group, channel_groups; /* channel_groups: 1, or ⌈channels / channel_group⌉ */
@@ -754,7 +758,8 @@ typedef struct aq_time_groups {
     uint8_t *lookup;          /* [total_timesteps]: the group of each timestep */
     float *scale[2];          /* [count, channel_groups]: of 8 bits, of 4 bits */
     int32_t *zero_point[2];
-    double *error[2];         /* [count]: expected mean squared error of an element */
+    double *error[2];         /* [count]: expected mean squared error of an element; of an opened
+                                 model: NaN */
     const aq_context *context; /* private */
     size_t bytes;
 } aq_time_groups;
@@ -911,6 +916,7 @@ typedef struct aq_plan_tensor {
     uint64_t rows, cols;
     uint64_t offset, bytes;     /* in the input shard's file */
     const aq_calibration_layer *statistics; /* of its layer's input, or NULL: data-free */
+    const struct aq_time_groups *time_groups; /* static integers for that input, or NULL */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
     uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
@@ -1058,6 +1064,7 @@ typedef struct aq_tensor {
     const char *code_name;      /* "affine", "symmetric"; NULL when not quantized */
     const char *method;         /* "ptq", …; NULL when not quantized */
     const void *codes, *params, *extra; /* when quantized */
+    const struct aq_time_groups *time_groups; /* static integers for the layer's input, or NULL */
     const void *data;           /* when not: `bytes` bytes of `dtype`, little endian */
     uint64_t bytes;             /* stored, all parts together */
     double cosine_similarity, sqnr_db; /* as recorded when it was written; NaN when not quantized */
@@ -12190,6 +12197,14 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
     X(num_time_groups, INT, num_time_groups, "num_time_groups", 1, 100, 5, 10, 20,                 \
       "ARROW_QUANT_NUM_TIME_GROUPS", AQ_ERR_TIME_GROUPS,                                           \
       "groups of timesteps with activation scales of their own")                                   \
+    X(time_cut, TIME_CUT, time_cut, "time_cut", 0, 1, AQ_TIME_CUT_UNIFORM, AQ_TIME_CUT_UNIFORM,    \
+      AQ_TIME_CUT_UNIFORM, "", AQ_ERR_CONFIGURATION,                                               \
+      "how timesteps are cut into groups; optimal: for the least expected error")                  \
+    X(activation_range, RANGE, activation_range, "activation_range", 0, 2, AQ_RANGE_LEAST_ERROR,   \
+      AQ_RANGE_LEAST_ERROR, AQ_RANGE_LEAST_ERROR, "", AQ_ERR_CONFIGURATION,                        \
+      "what activation scales cover; without a sketch in the statistics: min and max")             \
+    X(activation_percentile, FLOAT, activation_percentile, "activation_percentile", 50, 100, 99.9, \
+      99.9, 99.9, "", AQ_ERR_CONFIGURATION, "of activation_range: percentile")                     \
     X(calibration, TEXT_LIST, calibration, "calibration", 0, 0, 0, 0, 0, "",                       \
       AQ_ERR_CONFIGURATION, "files of activation statistics from a real run of the model")         \
     X(calibration_samples, INT, calibration_samples, "calibration_samples", 1, 1000000, 32, 128,   \
@@ -12281,6 +12296,8 @@ typedef enum aq_field_kind {
     AQ_KIND_OUTPUT_FORMAT,
     AQ_KIND_FIT,
     AQ_KIND_GGUF_TYPE,
+    AQ_KIND_TIME_CUT,
+    AQ_KIND_RANGE,
     AQ_KIND_NAME,        /* const char *, NULL: none; letters, digits, '.', '_', '-' */
     AQ_KIND_TEXT_LIST,   /* const char *const * */
     AQ_KIND_FOLDER_LIST, /* the same, of folder names without separators */
@@ -12381,6 +12398,8 @@ static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid
 static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
+static const char *const aq_time_cut_names[] = {"uniform", "optimal"};
+static const char *const aq_range_names[] = {"min_max", "percentile", "least_error"};
 static const char *const aq_fit_names[] = {"least_squares", "fast"};
 static const char *const aq_gguf_type_names[] = {"auto", "F32", "F16", "BF16", "Q8_0", "Q4_0",
                                                  "Q4_1", "Q4_K", "Q2_K"};
@@ -12393,6 +12412,8 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
     if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
+    if (kind == AQ_KIND_TIME_CUT && value < 2) return aq_time_cut_names[value];
+    if (kind == AQ_KIND_RANGE && value < 3) return aq_range_names[value];
     if (kind == AQ_KIND_FIT && value < 2) return aq_fit_names[value];
     if (kind == AQ_KIND_GGUF_TYPE && value < 9) return aq_gguf_type_names[value];
     return NULL;
@@ -12513,6 +12534,8 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     case AQ_KIND_OUTPUT_FORMAT: return (double)*(const aq_output_format *)member;
     case AQ_KIND_FIT: return (double)*(const aq_fit *)member;
     case AQ_KIND_GGUF_TYPE: return (double)*(const aq_gguf_type_choice *)member;
+    case AQ_KIND_TIME_CUT: return (double)*(const aq_time_cut *)member;
+    case AQ_KIND_RANGE: return (double)*(const aq_activation_range *)member;
     case AQ_KIND_NAME: return *(const char *const *)member ? 1.0 : 0.0;
     default: return aq_field_count(config, id) != 0 ? 1.0 : 0.0;
     }
@@ -12539,6 +12562,10 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     case AQ_KIND_FIT: *(aq_fit *)member = (aq_fit)(unsigned)number; break;
     case AQ_KIND_GGUF_TYPE:
         *(aq_gguf_type_choice *)member = (aq_gguf_type_choice)(unsigned)number;
+        break;
+    case AQ_KIND_TIME_CUT: *(aq_time_cut *)member = (aq_time_cut)(unsigned)number; break;
+    case AQ_KIND_RANGE:
+        *(aq_activation_range *)member = (aq_activation_range)(unsigned)number;
         break;
     default: break;
     }
@@ -18052,14 +18079,24 @@ typedef struct aq_distribution {
     double min, max, count;
 } aq_distribution;
 
-/* The integers 0 … levels that cover low … high; zero is one of them when it lies between. */
+/* The integers 0 … levels that cover low … high and zero, which is one of them. */
 AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels);
 /* Σ (x − x̂)² expected over the distribution. Without a sketch: as if all of it were rounded and none
  * clipped. */
 AQ_LIB double aq_activation_error(const aq_distribution *of, const aq_activation_grid *grid,
                                   uint32_t levels);
+/* The error of the fit below, or nearly so: least error is looked for at 12 places only. */
+AQ_LIB double aq_activation_cost(const aq_distribution *of, aq_activation_range range,
+                                 double percentile, uint32_t levels);
 AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
                                             double percentile, uint32_t levels);
+
+/* ---- groups from what a file holds (calib/groups.c): starts and T, scales of 8 and 4 bits, zero
+ * points, in this machine's byte order. False unless they are what aq_time_groups_make could give, as
+ * far as order and ranges go; then nothing is left to free. NULL memory: *failed. */
+AQ_LIB bool aq_time_groups_load(const aq_context *context, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                aq_time_groups *out, bool *failed);
 
 /* ---- the calibration (calib/calibration.c) */
 
@@ -18292,14 +18329,12 @@ static aq_gathered *aq_gathered_new(const aq_context *context, const char *name,
     memset(layer, 0, sizeof(*layer));
     layer->context = context;
     layer->channels = channels;
-    layer->guard = aq_guard_create(context);
     layer->name = (char *)aq_alloc(context, strlen(name) + 1);
-    if (!layer->guard || !layer->name) {
-        aq_gathered_free(layer);
-        return NULL;
-    }
-    memcpy(layer->name, name, strlen(name) + 1);
-    return layer;
+    if (layer->name) memcpy(layer->name, name, strlen(name) + 1);
+    layer->guard = aq_guard_create(context);
+    if (layer->guard && layer->name) return layer;
+    aq_gathered_free(layer);
+    return NULL;
 }
 
 AQ_LIB aq_status aq_gathering_layer(aq_gathering *gathering, const char *name, uint64_t channels,
@@ -19297,16 +19332,12 @@ ARROWQUANT_API aq_status aq_observer_save(aq_observer *observer, const char *pat
 AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_t levels) {
     const double tiny = 1.1754943508222875e-38; /* the least normal float */
     aq_activation_grid grid;
+    if (low > 0.0) low = 0.0; /* zero is always one of the integers */
+    if (high < 0.0) high = 0.0;
     double scale = (high - low) / (double)levels;
-    if (!(scale > tiny)) scale = tiny;
-    grid.scale = (float)scale;
-    /* a constant far from zero has a zero point that no int32 holds: its scale is its magnitude */
-    double zero = -low / (double)grid.scale;
-    if (fabs(zero) > 1073741824.0) {
-        grid.scale = (float)(fabs(low) / (double)levels);
-        zero = low > 0.0 ? 0.0 : (double)levels;
-    }
-    grid.zero_point = (int32_t)rint(zero);
+    grid.scale = (float)(scale > tiny ? scale : tiny);
+    double zero = rint(-low / (double)grid.scale);
+    grid.zero_point = (int32_t)(zero < (double)levels ? zero : (double)levels);
     return grid;
 }
 
@@ -19314,17 +19345,17 @@ AQ_LIB aq_activation_grid aq_activation_grid_of(double low, double high, uint32_
  * (each step adds 1/12) and where it clips. */
 AQ_SIMD_EXACT static double aq_rounding_integral(double u, double low, double high) {
     AQ_SIMD_EXACT_BODY
-    double nearest = rint(u);
-    if (nearest < low) nearest = low;
-    if (nearest > high) nearest = high;
+    const double magic = 6755399441055744.0; /* 1.5·2^52: adding it rounds to whole numbers */
+    double nearest = u < low ? low : u > high ? high : u;
+    nearest = (nearest + magic) - magic;
     double apart = u - nearest;
-    return nearest / 12.0 + apart * apart * apart / 3.0;
+    return nearest * (1.0 / 12.0) + apart * apart * apart * (1.0 / 3.0);
 }
 
 AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
                                                 const aq_activation_grid *grid, uint32_t levels) {
     AQ_SIMD_EXACT_BODY
-    double scale = (double)grid->scale, sum = 0.0;
+    double scale = (double)grid->scale, sum = 0.0, inverse = 1.0 / scale;
     double low = -(double)grid->zero_point, high = low + (double)levels;
     if (!of->cells) return of->count * scale * scale / 12.0;
     for (size_t cell = 0; cell < AQ_SKETCH_CELLS; cell++) {
@@ -19340,19 +19371,33 @@ AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
         }
         if (from < of->min) from = of->min;
         if (to > of->max) to = of->max;
-        double width = (to - from) / scale, at = from / scale, error;
-        if (width > 1e-6) {
-            error = (aq_rounding_integral(to / scale, low, high) -
-                     aq_rounding_integral(at, low, high)) / width;
+        from *= inverse;
+        to *= inverse;
+        if (to - from > 1e-6) {
+            sum += (double)of->cells[cell] / (to - from) *
+                   (aq_rounding_integral(to, low, high) - aq_rounding_integral(from, low, high));
         } else {
-            double nearest = rint(at);
-            if (nearest < low) nearest = low;
-            if (nearest > high) nearest = high;
-            error = (at - nearest) * (at - nearest);
+            double nearest = from < low ? low : from > high ? high : rint(from);
+            sum += (double)of->cells[cell] * (from - nearest) * (from - nearest);
         }
-        sum += (double)of->cells[cell] * error * scale * scale;
     }
-    return sum;
+    return sum * scale * scale;
+}
+
+/* Both limits drawn in together, by the share out of `steps` that serves best. */
+static double aq_least_share(const aq_distribution *of, uint32_t levels, unsigned steps,
+                             double *least) {
+    double share = 1.0;
+    *least = -1.0;
+    for (unsigned i = 0; i < steps; i++) {
+        double part = 1.0 - (double)i / (double)steps;
+        aq_activation_grid grid = aq_activation_grid_of(of->min * part, of->max * part, levels);
+        double error = aq_activation_error(of, &grid, levels);
+        if (*least >= 0.0 && error >= *least) continue;
+        *least = error;
+        share = part;
+    }
+    return share;
 }
 
 /* The best of 24 ends between `from` and `to`, the other end being fixed; `from` when none is better
@@ -19376,29 +19421,17 @@ static double aq_search_end(const aq_distribution *of, double from, double to, d
 /* Coordinate descent from the limits: both ends together, then one after the other, each time in a
  * neighbourhood that shrinks. */
 static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
-    double low = of->min, high = of->max;
-    aq_activation_grid grid = aq_activation_grid_of(low, high, levels);
-    double least = aq_activation_error(of, &grid, levels);
-    double middle = low < 0.0 && high > 0.0 ? 0.0 : 0.5 * (low + high), share = 1.0;
-    for (unsigned i = 1; i < 32; i++) {
-        double part = 1.0 - (double)i / 32.0;
-        grid = aq_activation_grid_of(middle + (low - middle) * part,
-                                     middle + (high - middle) * part, levels);
-        double error = aq_activation_error(of, &grid, levels);
-        if (error >= least) continue;
-        least = error;
-        share = part;
-    }
-    low = middle + (low - middle) * share;
-    high = middle + (high - middle) * share;
+    aq_activation_grid grid;
+    double least, share = aq_least_share(of, levels, 32, &least);
+    double low = of->min * share, high = of->max * share;
     for (unsigned round = 0; round < 3; round++) {
         double reach = round ? 0.1 : 0.5;
-        double outer = high + (of->max - high) * reach, inner = high + (middle - high) * reach;
+        double outer = high + (of->max - high) * reach, inner = high * (1.0 - reach);
         double found = aq_search_end(of, outer, inner, low, true, levels, &least);
         grid = aq_activation_grid_of(low, found, levels);
         if (aq_activation_error(of, &grid, levels) <= least) high = found;
         outer = low + (of->min - low) * reach;
-        inner = low + (middle - low) * reach;
+        inner = low * (1.0 - reach);
         found = aq_search_end(of, outer, inner, high, false, levels, &least);
         grid = aq_activation_grid_of(found, high, levels);
         if (aq_activation_error(of, &grid, levels) <= least) low = found;
@@ -19414,6 +19447,17 @@ AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activa
     double low = aq_sketch_percentile(of->cells, of->top, 100.0 - percentile, of->min, of->max);
     double high = aq_sketch_percentile(of->cells, of->top, percentile, of->min, of->max);
     return aq_activation_grid_of(low, high, levels);
+}
+
+AQ_LIB double aq_activation_cost(const aq_distribution *of, aq_activation_range range,
+                                 double percentile, uint32_t levels) {
+    double least;
+    if (of->cells && range == AQ_RANGE_LEAST_ERROR && of->max > of->min) {
+        (void)aq_least_share(of, levels, 12, &least);
+        return least;
+    }
+    aq_activation_grid grid = aq_activation_fit(of, range, percentile, levels);
+    return aq_activation_error(of, &grid, levels);
 }
 
 /* ---- end src/calib/range.c ---- */
@@ -19473,9 +19517,8 @@ static void aq_cut_costs(const aq_grouping *grouping, const size_t *blocks, size
         for (size_t j = i; j < n; j++) {
             for (size_t k = blocks[j]; k < blocks[j + 1]; k++)
                 aq_distribution_add(&of, grouping->cells, grouping->layer, k);
-            aq_activation_grid grid =
-                aq_activation_fit(&of, options->range, options->percentile, 255);
-            cost[i * n + j] = aq_activation_error(&of, &grid, 255);
+            cost[i * n + j] =
+                aq_activation_cost(&of, options->range, options->percentile, 255);
         }
     }
 }
@@ -19701,6 +19744,45 @@ ARROWQUANT_API aq_status aq_time_groups_make(aq_context *context,
     status = aq_groups_fill(&grouping, out, err);
     aq_free(context, grouping.cells, bytes);
     return status;
+}
+
+static bool aq_groups_good(const int32_t *starts, const float *scales, const int32_t *zeros,
+                           uint32_t count) {
+    bool good = count && count <= AQ_TIME_GROUPS_MAX && starts[0] == 0 && starts[count] > 0 &&
+                starts[count] <= 1000000;
+    for (uint32_t g = 0; g < count && good; g++) {
+        good = starts[g] <= starts[g + 1]; /* one may be empty after rounding */
+        for (uint32_t w = 0; w < 2 && good; w++) {
+            float scale = scales[w * count + g];
+            int32_t zero = zeros[w * count + g];
+            good = scale > 0.0f && scale - scale == 0.0f && zero >= 0 && zero <= (w ? 15 : 255);
+        }
+    }
+    return good;
+}
+
+AQ_LIB bool aq_time_groups_load(const aq_context *context, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                aq_time_groups *out, bool *failed) {
+    memset(out, 0, sizeof(*out));
+    *failed = false;
+    if (!aq_groups_good(starts, scales, zeros, count)) return false;
+    out->count = count;
+    out->total_timesteps = (uint32_t)starts[count];
+    out->channel_groups = 1;
+    if (aq_groups_alloc(context, out, NULL) != AQ_OK) {
+        *failed = true;
+        return false;
+    }
+    memcpy(out->starts, starts, count * sizeof(int32_t));
+    for (unsigned w = 0; w < 2; w++) {
+        double nan = 0.0;
+        memcpy(out->scale[w], scales + w * count, count * sizeof(float));
+        memcpy(out->zero_point[w], zeros + w * count, count * sizeof(int32_t));
+        for (uint32_t g = 0; g < count; g++) out->error[w][g] = nan / nan; /* not stored */
+    }
+    aq_groups_lookup(out);
+    return true;
 }
 
 ARROWQUANT_API uint32_t aq_time_group_of(const aq_time_groups *groups, int64_t timestep) {
@@ -23423,6 +23505,9 @@ extern "C" {
 #define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
 #define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric: I8; [rows, groups, 2|1] */
 #define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
+#define AQ_ACT_STARTS_SUFFIX ".aq_act_starts" /* I32 [time groups + 1]: starts, and T */
+#define AQ_ACT_SCALES_SUFFIX ".aq_act_scales" /* F32 [2, time groups]: of 8 bits, of 4 */
+#define AQ_ACT_ZEROS_SUFFIX ".aq_act_zeros"   /* I32 [2, time groups] */
 
 typedef struct aq_native_tensor {
     const char *name;
@@ -23471,6 +23556,13 @@ AQ_LIB aq_status aq_native_read(aq_arena *arena, const aq_st_file *file, bool *p
 AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_file *file,
                                  const aq_st_tensor *const *by_name, aq_quant_layout *layout,
                                  const aq_st_tensor *parts[3], aq_error *err);
+/* The tensors that hold static integers for the layer's input (starts, scales, zero points), checked
+ * in dtype and shape; found[0] NULL: there are none. */
+AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
+                                       const aq_st_tensor *const *by_name,
+                                       const aq_st_tensor *found[3], aq_error *err);
+/* Whether a stored name is that of a part of a quantized tensor. */
+AQ_LIB bool aq_native_is_part(const char *name);
 /* Pointers to the file's tensors, sorted by name; NULL: no memory. */
 AQ_LIB const aq_st_tensor **aq_st_sort_by_name(aq_arena *arena, const aq_st_file *file);
 AQ_LIB const aq_st_tensor *aq_st_find(const aq_st_tensor *const *by_name, size_t count,
@@ -23960,6 +24052,39 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
         status = aq_native_part_find(tensor, file, by_name, &params, &parts[1], err);
     if (status == AQ_OK && tensor->spec.params == AQ_PARAM_Q8)
         status = aq_native_part_find(tensor, file, by_name, &extra, &parts[2], err);
+    return status;
+}
+
+AQ_LIB bool aq_native_is_part(const char *name) {
+    static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
+                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
+                                            AQ_ACT_ZEROS_SUFFIX };
+    for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
+        if (aq_ends_with(name, suffixes[i])) return true;
+    }
+    return false;
+}
+
+AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
+                                       const aq_st_tensor *const *by_name,
+                                       const aq_st_tensor *found[3], aq_error *err) {
+    aq_native_part starts = { AQ_ACT_STARTS_SUFFIX, AQ_DTYPE_I32, 1, { 0, 0, 0 } };
+    aq_native_part scales = { AQ_ACT_SCALES_SUFFIX, AQ_DTYPE_F32, 2, { 2, 0, 0 } };
+    aq_native_part zeros = { AQ_ACT_ZEROS_SUFFIX, AQ_DTYPE_I32, 2, { 2, 0, 0 } };
+    found[0] = aq_st_find_joined(by_name, file->tensor_count, tensor->name, AQ_ACT_STARTS_SUFFIX);
+    found[1] = found[2] = NULL;
+    if (!found[0]) return AQ_OK;
+    starts.shape[0] = found[0]->rank == 1 ? found[0]->shape[0] : 0;
+    if (starts.shape[0] < 2 || starts.shape[0] > AQ_TIME_GROUPS_MAX + 1)
+        return aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, found[0]->offset,
+                              "%s: tensor %s: expected 1 to %u time groups; quantize the model "
+                              "again", file->path, tensor->name, AQ_TIME_GROUPS_MAX);
+    scales.shape[1] = zeros.shape[1] = starts.shape[0] - 1;
+    aq_status status = aq_native_part_find(tensor, file, by_name, &starts, &found[0], err);
+    if (status == AQ_OK)
+        status = aq_native_part_find(tensor, file, by_name, &scales, &found[1], err);
+    if (status == AQ_OK)
+        status = aq_native_part_find(tensor, file, by_name, &zeros, &found[2], err);
     return status;
 }
 
@@ -24583,8 +24708,8 @@ static aq_status aq_calib_points(aq_calib_file *in, aq_arena *arena, aq_error *e
                                        err);
     in->shown.percentile_count = (size_t)count;
     if (status != AQ_OK || gathering->point_count) return status;
-    if (aq_gathering_points(gathering, in->shown.percentile_points, (size_t)count, NULL) == AQ_OK)
-        return AQ_OK;
+    status = aq_gathering_points(gathering, in->shown.percentile_points, (size_t)count, err);
+    if (status != AQ_ERR_ARGUMENT) return status;
     return aq_calib_bad(in, in->points->name, "percentiles should ascend from 0 to 100", err);
 }
 
@@ -28265,6 +28390,11 @@ AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err);
 /* Tells of quantized layers that have none. */
 AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err);
+/* model/plan_time.c: static integers for the inputs of the quantized layers that have statistics */
+AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err);
+AQ_LIB void aq_plan_free_time_groups(aq_plan *plan);
+/* What they are like, for the user. */
+AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err);
 /* model/plan_fp8.c: finds the scale tensors of FP8 weights */
 AQ_LIB aq_status aq_plan_find_scales(aq_plan *plan, aq_error *err);
 AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *tensor);
@@ -28474,8 +28604,15 @@ typedef struct aq_model_shard {
     aq_gguf gguf; /* then `file` has no tensors */
 } aq_model_shard;
 
+/* Static integers of a layer's input; they have memory of their own. */
+typedef struct aq_opened_groups {
+    aq_time_groups groups;
+    struct aq_opened_groups *next;
+} aq_opened_groups;
+
 struct aq_model_state {
     aq_arena arena;
+    aq_opened_groups *groups;
     aq_context *context;
     aq_folder folder;
     const char *variant; /* of the weight files' names, or NULL */
@@ -29806,6 +29943,170 @@ AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err) {
 
 /* ---- end src/model/plan_calibration.c ---- */
 
+/* ---- begin src/model/plan_time.c ---- */
+
+/* Groups of timesteps in a plan: each quantized layer that has statistics gets static integers for its
+ * input, made before anything is written. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_USUAL_TIMESTEPS 1000u
+#define AQ_SCHEDULER_LIMIT 1048576u
+
+/* num_train_timesteps of the pipeline's scheduler; 0 when nothing tells. */
+static aq_status aq_scheduler_timesteps(aq_plan *plan, uint32_t *out, aq_error *err) {
+    const aq_folder *folder = &plan->state->folder;
+    aq_arena arena;
+    aq_json_node *json = NULL;
+    char *text = NULL;
+    size_t size = 0;
+    uint64_t number = 0;
+    *out = 0;
+    aq_arena_init(&arena, plan->state->context);
+    char *path = aq_path_join(&arena, folder->root, "scheduler/scheduler_config.json");
+    aq_status status = path ? AQ_OK : aq_fail_memory(err, 0);
+    if (status == AQ_OK && aq_path_kind_of(path) == AQ_PATH_FILE) {
+        status = aq_read_text(&arena, path, AQ_SCHEDULER_LIMIT, &text, &size, err);
+        if (status == AQ_OK)
+            status = aq_json_parse(&arena, text, size, path, AQ_ERR_METADATA, &json, err);
+        if (status == AQ_OK &&
+            aq_json_u64(aq_json_get(json, "num_train_timesteps"), &number) && number &&
+            number <= 1000000)
+            *out = (uint32_t)number;
+    }
+    aq_arena_free(&arena);
+    return status;
+}
+
+/* T: the scheduler's, or 1000; more, when later timesteps were observed. */
+static aq_status aq_total_timesteps(aq_plan *plan, uint32_t *total, aq_error *err) {
+    const aq_calibration *calibration = plan->state->calibration;
+    int64_t last = -1;
+    aq_status status = aq_scheduler_timesteps(plan, total, err);
+    if (status != AQ_OK) return status;
+    if (!*total) *total = AQ_USUAL_TIMESTEPS;
+    for (size_t i = 0; i < calibration->layer_count; i++) {
+        const aq_calibration_layer *layer = &calibration->layers[i];
+        if (!layer->timestep_count) continue;
+        if (layer->timesteps[layer->timestep_count - 1] > last)
+            last = layer->timesteps[layer->timestep_count - 1];
+    }
+    if (last < (int64_t)*total) return AQ_OK;
+    if (last >= 1000000)
+        return aq_fail(err, AQ_ERR_TIME_GROUPS, "calibration: timestep %lld was observed; at most "
+                       "999999 is expected", (long long)last);
+    *total = (uint32_t)last + 1;
+    return AQ_OK;
+}
+
+static aq_status aq_group_tensor(aq_plan *plan, aq_plan_tensor *tensor,
+                                 const aq_time_options *options, aq_error *err) {
+    const aq_config *config = &plan->config;
+    aq_time_groups *groups =
+        (aq_time_groups *)aq_arena_alloc(&plan->state->arena, sizeof(*groups));
+    if (!groups) return aq_fail_memory(err, sizeof(*groups));
+    aq_status status =
+        aq_time_groups_make(plan->state->context, tensor->statistics, options, groups, err);
+    if (status != AQ_OK) return status;
+    tensor->time_groups = groups;
+    for (unsigned w = 0; status == AQ_OK && w < 2 && config->boundary_smoothing.enabled; w++)
+        status = aq_smooth_boundaries(groups->scale[w], groups->zero_point[w], groups->count,
+                                      config->boundary_smoothing.window_size,
+                                      config->boundary_smoothing.interpolation, err);
+    return status == AQ_OK ? aq_plan_store(plan, tensor, err) : status; /* a little larger now */
+}
+
+AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err) {
+    const aq_config *config = &plan->config;
+    aq_time_options options;
+    if (!config->enable_time_aware || !plan->state->calibration ||
+        config->output_format != AQ_OUTPUT_NATIVE)
+        return AQ_OK;
+    memset(&options, 0, sizeof(options));
+    aq_status status = aq_total_timesteps(plan, &options.total_timesteps, err);
+    options.num_time_groups = config->num_time_groups;
+    options.cut = config->time_cut;
+    options.range = config->activation_range;
+    options.percentile = config->activation_percentile;
+    for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->bits == 16 || !tensor->statistics || !tensor->statistics->timestep_count)
+            continue;
+        status = aq_group_tensor(plan, tensor, &options, err);
+    }
+    return status;
+}
+
+AQ_LIB void aq_plan_free_time_groups(aq_plan *plan) {
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        aq_time_groups *groups = (aq_time_groups *)(uintptr_t)plan->tensors[i].time_groups;
+        aq_time_groups_free(groups);
+        plan->tensors[i].time_groups = NULL;
+    }
+}
+
+/* ---- what is said of them */
+
+/* One line a layer, worst boundary first in it. */
+static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
+                                    const aq_markov *markov, aq_error *err) {
+    const aq_markov_violation *worst = &markov->violations[0];
+    char jump[AQ_DOUBLE_TEXT];
+    for (uint32_t i = 1; i < markov->violation_count; i++) {
+        if (markov->violations[i].scale_jump > worst->scale_jump) worst = &markov->violations[i];
+    }
+    aq_format_double((double)(int64_t)(worst->scale_jump * 1000.0 + 0.5) / 1000.0, jump);
+    return aq_note(&plan->state->arena, &plan->state->notes, err,
+                   "time groups of %s: %u of %u boundaries jump; worst between groups %u and %u: "
+                   "scale by %s (%s)", tensor->name, markov->violation_count,
+                   markov->boundary_count, worst->boundary, worst->boundary + 1, jump,
+                   aq_severity_name(worst->severity));
+}
+
+AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err) {
+    const aq_config *config = &plan->config;
+    struct aq_plan_state *state = plan->state;
+    size_t layers = 0, rough = 0;
+    uint32_t most = 0;
+    bool plain = false;
+    double score = 0.0;
+    aq_status status = AQ_OK;
+    for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[i];
+        const aq_time_groups *groups = tensor->time_groups;
+        aq_markov markov;
+        if (!groups) continue;
+        aq_markov_measure(groups->scale[0], groups->zero_point[0], groups->count,
+                          config->markov_validation.smoothness_threshold, &markov);
+        layers++;
+        rough += !markov.is_valid;
+        score += markov.smoothness_score;
+        if (groups->count > most) most = groups->count;
+        if (!tensor->statistics->sketch) plain = true;
+        if (config->markov_validation.enabled && config->markov_validation.log_violations &&
+            !markov.is_valid)
+            status = aq_note_violations(plan, tensor, &markov, err);
+    }
+    if (status != AQ_OK || !state->calibration || !config->enable_time_aware) return status;
+    if (config->output_format != AQ_OUTPUT_NATIVE)
+        return aq_note(&state->arena, &state->notes, err, "time groups: the format has no place for "
+                       "activation scales; only the native one stores them");
+    if (layers && plain && config->activation_range != AQ_RANGE_MIN_MAX)
+        status = aq_note(&state->arena, &state->notes, err, "time groups: the statistics hold no "
+                         "sketch of the values; scales cover their minimum and maximum");
+    if (status != AQ_OK || !layers || !config->markov_validation.enabled) return status;
+    char text[AQ_DOUBLE_TEXT];
+    aq_format_double((double)(int64_t)(score / (double)layers * 10000.0 + 0.5) / 10000.0, text);
+    return aq_note(&state->arena, &state->notes, err, "time groups: %u of them for the inputs of "
+                   "%zu layers, smoothness %s, violations in %zu layers", most, layers, text, rough);
+}
+
+#undef AQ_USUAL_TIMESTEPS
+#undef AQ_SCHEDULER_LIMIT
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/plan_time.c ---- */
+
 /* ---- begin src/model/container_native.c ---- */
 
 /* The native format: a safetensors file for each shard, a layer's codes and parameters as tensors of
@@ -29825,7 +30126,50 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     return AQ_OK;
 }
 
-/* Codes, row parameters, parameters. */
+/* Activation integers of the layer's input, when there are some. */
+static aq_part *aq_native_time_parts(const aq_time_groups *groups, aq_part *part) {
+    static const char *const suffixes[] = { AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
+                                            AQ_ACT_ZEROS_SUFFIX };
+    if (!groups) return part;
+    for (unsigned i = 0; i < 3; i++, part++) {
+        memset(part, 0, sizeof(*part));
+        part->source = AQ_PART_CLOSED;
+        part->suffix = suffixes[i];
+        part->dtype = i == 1 ? AQ_DTYPE_F32 : AQ_DTYPE_I32;
+        part->rank = i ? 2 : 1;
+        part->shape[0] = i ? 2 : groups->count + 1;
+        part->shape[1] = groups->count;
+        part->bytes = 4 * (uint64_t)(i ? 2 * groups->count : groups->count + 1);
+    }
+    return part;
+}
+
+/* Starts of the groups and T; scales and zero points of 8 bits, then of 4. */
+static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
+                                 size_t index, const unsigned char *rows, unsigned char *out,
+                                 aq_error *err) {
+    const aq_time_groups *groups = tensor->time_groups;
+    size_t n = groups->count;
+    (void)run;
+    (void)index;
+    (void)rows;
+    (void)err;
+    if (part->rank == 1) {
+        int32_t total = (int32_t)groups->total_timesteps;
+        memcpy(out, groups->starts, n * 4);
+        memcpy(out + 4 * n, &total, 4);
+    } else {
+        for (unsigned w = 0; w < 2; w++) {
+            const void *from = part->dtype == AQ_DTYPE_F32 ? (const void *)groups->scale[w]
+                                                           : (const void *)groups->zero_point[w];
+            memcpy(out + 4 * n * w, from, 4 * n);
+        }
+    }
+    aq_little_endian(out, (size_t)part->bytes / 4, 4);
+    return AQ_OK;
+}
+
+/* Codes, row parameters, parameters, activations. */
 static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                        const aq_quant_spec *spec, const aq_quant_layout *layout,
                                        aq_part *parts, size_t *count, aq_error *err) {
@@ -29859,6 +30203,7 @@ static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor
     part->shape[1] = layout->groups;
     part->shape[2] = per_group;
     (part++)->bytes = layout->param_bytes;
+    part = aq_native_time_parts(tensor->time_groups, part);
     *count = (size_t)(part - parts);
     return AQ_OK;
 }
@@ -29891,7 +30236,7 @@ static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *o
     out->sqnr_db = aq_quality_sqnr_db(&tensor->quality);
 }
 
-/* Every stored tensor that may come of this one: three parts, or itself, and an FP8 scale. */
+/* Every stored tensor that may come of this one: its parts, or itself, and an FP8 scale. */
 typedef struct aq_bound {
     aq_arena *arena;
     aq_st_output *outputs;
@@ -29916,14 +30261,16 @@ static aq_status aq_bound_add(aq_bound *bound, const aq_plan_tensor *tensor, con
 
 static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *start,
                                       aq_error *err) {
-    static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX, "" };
+    static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
+                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
+                                            AQ_ACT_ZEROS_SUFFIX, "" };
     const aq_plan_shard *input = &plan->shards[shard];
     const aq_context *context = plan->state->context;
     aq_arena arena;
     aq_bound bound;
     aq_native native;
     aq_status status = AQ_OK;
-    size_t most = input->tensor_count * 5 + 1;
+    size_t most = input->tensor_count * 8 + 1;
     aq_arena_init(&arena, context);
     memset(&native, 0, sizeof(native));
     bound.arena = &arena;
@@ -29936,8 +30283,9 @@ static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *sta
     for (size_t i = 0; status == AQ_OK && i < input->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
         bool quantized = tensor->bits < 16;
-        for (size_t s = quantized ? 0 : 3; status == AQ_OK && s < 4; s++) {
+        for (size_t s = quantized ? 0 : 6; status == AQ_OK && s < 7; s++) {
             if (s == 2 && tensor->spec.params != AQ_PARAM_Q8) continue;
+            if (s >= 3 && s < 6 && !tensor->time_groups) continue;
             status = aq_bound_add(&bound, tensor, suffixes[s], err);
         }
         if (status == AQ_OK && quantized && tensor->scale != AQ_NO_TENSOR)
@@ -30044,7 +30392,7 @@ static aq_status aq_native_beside(aq_run *run, const aq_component *component,
 
 static const aq_container aq_native_container = {
     AQ_OUTPUT_NATIVE, ".safetensors", false, 1, NULL, NULL, NULL, aq_native_spec, NULL, NULL,
-    aq_native_layer_parts, NULL, NULL, aq_native_order, aq_native_data_start, aq_native_finish,
+    aq_native_layer_parts, NULL, aq_native_close, aq_native_order, aq_native_data_start, aq_native_finish,
     aq_native_beside
 };
 
@@ -31407,13 +31755,14 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
     if (config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial))
         return aq_refuse("enable_spatial", "needs activation statistics of a real run, which this "
                          "version cannot read yet", err);
-    if (config->boundary_smoothing.enabled)
-        return aq_refuse("thermodynamic.boundary_smoothing.enabled", "needs time groups, which this "
-                         "version does not build yet", err);
-    if (config->markov_validation.enabled &&
+    bool groups = !data_free && config->enable_time_aware;
+    if (config->boundary_smoothing.enabled && !groups)
+        return aq_refuse("thermodynamic.boundary_smoothing.enabled", "needs time groups, and so "
+                         "enable_time_aware and activation statistics (calibration)", err);
+    if (config->markov_validation.enabled && !groups &&
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
-        return aq_refuse("thermodynamic.validation.enabled", "needs time groups, which this version "
-                         "does not build yet", err);
+        return aq_refuse("thermodynamic.validation.enabled", "needs time groups, and so "
+                         "enable_time_aware and activation statistics (calibration)", err);
     if (config->method == AQ_METHOD_R2Q)
         return aq_refuse("method: r2q", "this version does not have it yet", err);
     if (data_free && (config->enable_time_aware || config->enable_spatial))
@@ -31452,8 +31801,7 @@ static aq_status aq_check_component(aq_plan *plan, const aq_component *component
                            "the original, or dequantize it first", file->path);
         for (size_t t = 0; t < file->tensor_count; t++) {
             const char *name = file->tensors[t].name;
-            if (aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
-                aq_ends_with(name, AQ_EXTRA_SUFFIX))
+            if (aq_native_is_part(name))
                 return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0,
                                       "%s: tensor %s: the file is quantized already; give the "
                                       "original, or dequantize it first", file->path, name);
@@ -31612,6 +31960,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK) status = aq_plan_time_groups(plan, err);
     if (status == AQ_OK && aq_plan_has_budget(&plan->config)) {
         status = aq_plan_lay_out(plan, err);
         if (status == AQ_OK) status = aq_plan_allocate(plan, err);
@@ -31656,6 +32005,7 @@ static aq_status aq_plan_notes(aq_plan *plan, aq_error *err) {
         status = aq_note(&state->arena, &state->notes, err, "left behind: %s (%s)",
                          state->folder.skipped[i].path, state->folder.skipped[i].why);
     if (status == AQ_OK) status = aq_note_data_free(plan, err);
+    if (status == AQ_OK) status = aq_note_time_groups(plan, err);
     size_t quantized = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) quantized += plan->tensors[i].bits < 16;
     if (status == AQ_OK && !quantized)
@@ -31735,6 +32085,7 @@ ARROWQUANT_API void aq_plan_destroy(aq_plan *plan) {
     struct aq_plan_state *state = plan->state;
     const aq_context *context = state->context;
     aq_staging_end(&state->staging);
+    aq_plan_free_time_groups(plan);
     aq_calibration_close(state->calibration);
     aq_arena_free(&state->arena);
     aq_free(context, plan, sizeof(aq_plan_storage)); /* the plan is the storage's first member */
@@ -35417,6 +35768,40 @@ static void aq_open_dims(aq_tensor *tensor) {
     tensor->cols = cols;
 }
 
+/* Static integers for the layer's input: copied, because the file's bytes need no alignment. */
+static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *shard,
+                                     const aq_native_tensor *native, aq_tensor *tensor,
+                                     bool *claimed) {
+    struct aq_model_state *state = list->model->state;
+    const aq_st_tensor *found[3];
+    int32_t starts[AQ_TIME_GROUPS_MAX + 1], zeros[2 * AQ_TIME_GROUPS_MAX];
+    float scales[2 * AQ_TIME_GROUPS_MAX];
+    bool failed;
+    aq_status status =
+        aq_native_activations(native, shard->file, shard->by_name, found, list->err);
+    if (status != AQ_OK || !found[0]) return status;
+    aq_opened_groups *opened = (aq_opened_groups *)aq_arena_alloc(&state->arena, sizeof(*opened));
+    if (!opened) return aq_fail_memory(list->err, sizeof(*opened));
+    for (unsigned p = 0; p < 3; p++) {
+        void *to = p == 0 ? (void *)starts : p == 1 ? (void *)scales : (void *)zeros;
+        memcpy(to, aq_shard_data(shard, found[p]), (size_t)found[p]->bytes);
+        aq_little_endian(to, (size_t)found[p]->bytes / 4, 4);
+        tensor->bytes += found[p]->bytes;
+        claimed[found[p] - shard->file->tensors] = true;
+    }
+    if (!aq_time_groups_load(state->context, starts, scales, zeros,
+                             (uint32_t)found[0]->shape[0] - 1, &opened->groups, &failed))
+        return failed ? aq_fail_memory(list->err, sizeof(starts))
+                      : aq_fail_tensor(list->err, AQ_ERR_CORRUPT, native->name, found[0]->offset,
+                                       "%s: tensor %s: its time groups do not ascend, or a scale or "
+                                       "zero point is out of range; quantize the model again",
+                                       shard->file->path, native->name);
+    opened->next = state->groups;
+    state->groups = opened;
+    tensor->time_groups = &opened->groups;
+    return AQ_OK;
+}
+
 static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *claimed) {
     const aq_model_shard *shard = &list->model->state->shards[number];
     for (size_t i = 0; i < shard->native.tensor_count; i++) {
@@ -35449,6 +35834,8 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
             tensor->bytes += parts[p]->bytes;
             claimed[parts[p] - shard->file->tensors] = true;
         }
+        status = aq_open_activations(list, shard, native, tensor, claimed);
+        if (status != AQ_OK) return status;
     }
     return AQ_OK;
 }
@@ -35470,17 +35857,12 @@ static aq_status aq_open_compressed(aq_open_list *list, size_t number, bool *cla
     return status;
 }
 
-static bool aq_is_part_name(const char *name) {
-    return aq_ends_with(name, AQ_CODES_SUFFIX) || aq_ends_with(name, AQ_PARAMS_SUFFIX) ||
-           aq_ends_with(name, AQ_EXTRA_SUFFIX);
-}
-
 static aq_status aq_open_kept(aq_open_list *list, size_t number, const bool *claimed) {
     const aq_model_shard *shard = &list->model->state->shards[number];
     for (size_t i = 0; i < shard->file->tensor_count; i++) {
         const aq_st_tensor *stored = &shard->file->tensors[i];
         if (claimed[i]) continue;
-        if (shard->native_present && aq_is_part_name(stored->name))
+        if (shard->native_present && aq_native_is_part(stored->name))
             return aq_fail_tensor(list->err, AQ_ERR_CORRUPT, stored->name, stored->offset,
                                   "%s: %s is a part of a quantized tensor that the metadata does not "
                                   "list; quantize the model again", shard->file->path,
@@ -35625,6 +36007,8 @@ ARROWQUANT_API void aq_model_close(aq_model *model) {
     struct aq_model_state *state = model->state;
     const aq_context *context = state->context;
     for (size_t i = 0; i < state->shard_count; i++) aq_unmap_file(&state->shards[i].map);
+    for (aq_opened_groups *groups = state->groups; groups; groups = groups->next)
+        aq_time_groups_free(&groups->groups);
     aq_arena_free(&state->arena);
     aq_free(context, model, sizeof(aq_model_storage)); /* the model is its first member */
 }
@@ -37593,6 +37977,9 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
 #  undef AQ_CODES_SUFFIX
 #  undef AQ_PARAMS_SUFFIX
 #  undef AQ_EXTRA_SUFFIX
+#  undef AQ_ACT_STARTS_SUFFIX
+#  undef AQ_ACT_SCALES_SUFFIX
+#  undef AQ_ACT_ZEROS_SUFFIX
 #  undef AQ_CT_PACKED
 #  undef AQ_CT_SCALE
 #  undef AQ_CT_SHAPE

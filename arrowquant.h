@@ -30429,8 +30429,7 @@ static uint64_t aq_gptq_layer_bytes(const aq_plan_tensor *tensor) {
 /* NULL, or why GPTQ cannot be had here. */
 static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *tensor) {
     uint64_t limit = plan->config.max_memory_limit_mb;
-    if (tensor->spec.code != AQ_CODE_AFFINE && tensor->spec.code != AQ_CODE_SYMMETRIC)
-        return "this code has a search of its own";
+    if (tensor->spec.code > AQ_CODE_ZERO_POINT) return "this code has a search of its own";
     if (!tensor->statistics) return "no statistics";
     if (!tensor->statistics->has_hessian) return "no second moments";
     if (limit && aq_gptq_layer_bytes(tensor) / 1000000 >= limit)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aq_reader import read_container
+from test_methods import HESSIANS, originals as layer_originals, reference_moments
 from tool_models import (bad, gaussian, good, good_json, header_of, llm_tensors, plain_folder,
                          sharded_folder, write_json, write_safetensors)
 
@@ -215,6 +216,27 @@ def test_fp8_input(aq, tmp_path):
     kept = bf16(tensors["lm_head.weight"][1])
     got = decode(tensors, "a.weight", 8)
     assert np.abs(got - kept).max() < 0.01 * np.abs(kept).max()
+
+
+@pytest.mark.parametrize("flags", [[], ["--symmetric"]])
+def test_gptq(flags, aq, digits, tmp_path):
+    """Feedback works on integer zero points and BF16 scales as well: the layers' outputs err several
+    times less on what the calibration saw."""
+    moments, originals = reference_moments(), layer_originals()
+    means = {}
+    for method in ("ptq", "gptq"):
+        good(aq, "quantize", digits, tmp_path / method, "--format", "compressed-tensors",
+             "--group-size", "64", "--method", method, "--calibration", HESSIANS, *flags)
+        tensors, _ = read_container(next((tmp_path / method / "transformer").glob("*.safetensors")))
+        errors = []
+        for packed in (name for name in tensors if name.endswith("_packed")):
+            name = packed[:-len("_packed")]
+            w, h = originals[name], moments[name]
+            e = w - decode(tensors, name, 4).astype(np.float64)
+            errors.append(np.sum(e @ h * e) / np.sum(w @ h * w))
+        assert len(errors) == 28
+        means[method] = np.mean(errors)
+    assert means["gptq"] < 5e-4 and means["gptq"] < 0.3 * means["ptq"]
 
 
 # ---------------------------------------------------------------- the package

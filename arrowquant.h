@@ -1441,7 +1441,7 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
-    /* NULL when `stream` is. As decode, past the caches; `out` is aligned to 64 bytes, and a call
+    /* NULL when `stream` is. As decode, past the caches; `out` is aligned to 16 bytes, and a call
      * of `stream` with 0 bytes is due in the end. */
     void (*decode_past)(const void *codes, size_t count, size_t group, uint32_t bits,
                         bool symmetric, const aq_simd_grid *grids, float *out);
@@ -4843,10 +4843,22 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
     return _mm256_set1_epi32(word);
 }
 
+/* Where `past` is not 0: past the caches, to an address aligned to so many bytes. */
+AQ_AVX2_INLINE static inline void aq_avx2_put(float *out, __m256 value, uint32_t past) {
+    if (past == 0) {
+        _mm256_storeu_ps(out, value);
+    } else if (past == 64) {
+        _mm256_stream_ps(out, value);
+    } else {
+        _mm_stream_ps(out, _mm256_castps256_ps128(value));
+        _mm_stream_ps(out + 4, _mm256_extractf128_ps(value, 1));
+    }
+}
+
 /* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
 AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
                                                    const aq_simd_grid *grid, uint32_t bits,
-                                                   bool symmetric, bool past, float *out) {
+                                                   bool symmetric, uint32_t past, float *out) {
     const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     size_t i;
@@ -4864,17 +4876,13 @@ AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 tab
             word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
             value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
         }
-        if (past) {
-            _mm256_stream_ps(out + 8 * i, value);
-        } else {
-            _mm256_storeu_ps(out + 8 * i, value);
-        }
+        aq_avx2_put(out + 8 * i, value, past);
     }
 }
 
 AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t count,
                                                       size_t group, uint32_t bits, bool symmetric,
-                                                      const aq_simd_grid *grids, bool past,
+                                                      const aq_simd_grid *grids, uint32_t past,
                                                       float *out) {
     const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
     size_t begin, length, i;
@@ -4897,9 +4905,9 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t 
                                         float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
-    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
-    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, 0, out); break;
+    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, 0, out); break;
+    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, 0, out); break;
     }
 }
 
@@ -4907,10 +4915,18 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, si
                                              uint32_t bits, bool symmetric,
                                              const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
-    switch (bits) {
-    case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
-    case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
-    default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
+    if ((uintptr_t)out % 64 == 0) {
+        switch (bits) {
+        case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, 64, out); break;
+        case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, 64, out); break;
+        default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, 64, out); break;
+        }
+    } else {
+        switch (bits) {
+        case 2: aq_avx2_decode_bits(in, count, group, 2, symmetric, grids, 16, out); break;
+        case 4: aq_avx2_decode_bits(in, count, group, 4, symmetric, grids, 16, out); break;
+        default: aq_avx2_decode_bits(in, count, group, 8, symmetric, grids, 16, out); break;
+        }
     }
 }
 
@@ -5828,10 +5844,24 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode32(const uint8_t *in, __m512
     }
 }
 
+/* Where `past` is not 0: past the caches, to an address aligned to so many bytes. */
+AQ_AVX512_INLINE static inline void aq_avx512_put(float *out, __m512 value, uint32_t past) {
+    if (past == 0) {
+        _mm512_storeu_ps(out, value);
+    } else if (past == 64) {
+        _mm512_stream_ps(out, value);
+    } else {
+        _mm_stream_ps(out, _mm512_castps512_ps128(value));
+        _mm_stream_ps(out + 4, _mm512_extractf32x4_ps(value, 1));
+        _mm_stream_ps(out + 8, _mm512_extractf32x4_ps(value, 2));
+        _mm_stream_ps(out + 12, _mm512_extractf32x4_ps(value, 3));
+    }
+}
+
 AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, size_t count,
                                                           size_t group, uint32_t bits,
                                                           bool symmetric,
-                                                          const aq_simd_grid *grids, bool past,
+                                                          const aq_simd_grid *grids, uint32_t past,
                                                           float *out) {
     const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i codes = _mm512_and_si512(every, _mm512_set1_epi32((1 << bits) - 1));
@@ -5842,13 +5872,8 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, siz
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
             aq_avx512_decode32(in + i / 8 * bits, table, grids, bits, symmetric, &a, &b);
-            if (past) {
-                _mm512_stream_ps(out + begin + i, a);
-                _mm512_stream_ps(out + begin + i + 16, b);
-            } else {
-                _mm512_storeu_ps(out + begin + i, a);
-                _mm512_storeu_ps(out + begin + i + 16, b);
-            }
+            aq_avx512_put(out + begin + i, a, past);
+            aq_avx512_put(out + begin + i + 16, b, past);
         }
         if (i < length) {
             uint8_t packed[32] = {0};
@@ -5866,9 +5891,9 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
-    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
-    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, 0, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, 0, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, 0, out); break;
     }
 }
 
@@ -5876,10 +5901,18 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count
                                                  uint32_t bits, bool symmetric,
                                                  const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
-    switch (bits) {
-    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
-    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
-    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
+    if ((uintptr_t)out % 64 == 0) {
+        switch (bits) {
+        case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, 64, out); break;
+        case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, 64, out); break;
+        default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, 64, out); break;
+        }
+    } else {
+        switch (bits) {
+        case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, 16, out); break;
+        case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, 16, out); break;
+        default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, 16, out); break;
+        }
     }
 }
 
@@ -14729,6 +14762,7 @@ static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_si
                                uint8_t *out) {
     float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
     uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS] = {0};
+    float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
     size_t i, count = tile->group_count;
     bool fits = true;
     for (i = 0; i < count; i++) {
@@ -14736,7 +14770,7 @@ static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_si
     }
     aq_through_f16(job, scales, scale_bits, count);
     for (i = 0; i < count; i++) {
-        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= least;
         mins[i] = job->symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
     }
     if (!job->symmetric) {
@@ -16318,7 +16352,7 @@ typedef struct aq_dequantize_run {
     aq_dtype dtype;
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
-    bool stream; /* F32, past the caches; rows that begin with a cache line in place */
+    bool stream; /* F32, past the caches; rows aligned to 16 bytes in place */
     uint64_t block_rows;
 } aq_dequantize_run;
 
@@ -16371,7 +16405,7 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
     /* Placed in a cache line as the result is: else `stream` takes twice as long. */
     decoded = buffer + ((uintptr_t)out - (uintptr_t)buffer) % 64 / sizeof *buffer;
-    bool past = run->stream && (uintptr_t)out % 64 == 0;
+    bool past = run->stream && (uintptr_t)out % 16 == 0;
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);

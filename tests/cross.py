@@ -329,8 +329,8 @@ def fused(compiler, flags, prefix, folder):
     return (found, None) if number > 1000 else (None, f"only {number} instructions seen")
 
 
-def check_fused(tally):
-    for compiler, flags, prefix in FUSIBLE:
+def check_fused(tally, choices):
+    for compiler, flags, prefix in choices:
         name = f"{compiler} {' '.join(flags)}"
         if shutil.which(compiler) is None or shutil.which(prefix + "objdump") is None:
             tally.skip(f"fused arithmetic: no {compiler} or no {prefix}objdump here")
@@ -381,8 +381,9 @@ def check(tally, word, jobs, quick):
     for build in builds:
         run.run_c_tests(tally, build.tests, jobs, [build])
     check_files(tally, builds, jobs)
+    if not word:
+        check_fused(tally, FUSIBLE[:1] if quick else FUSIBLE)
     if not word and not quick:
-        check_fused(tally)
         check_windows(tally)
 
 

@@ -16,7 +16,7 @@ typedef struct aq_dequantize_run {
     aq_dtype dtype;
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
-    bool stream; /* F32, past the caches; rows that begin with a cache line in place */
+    bool stream; /* F32, past the caches; rows aligned to 16 bytes in place */
     uint64_t block_rows;
 } aq_dequantize_run;
 
@@ -69,7 +69,7 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     float buffer[AQ_TILE_WEIGHTS + 16], *decoded;
     /* Placed in a cache line as the result is: else `stream` takes twice as long. */
     decoded = buffer + ((uintptr_t)out - (uintptr_t)buffer) % 64 / sizeof *buffer;
-    bool past = run->stream && (uintptr_t)out % 64 == 0;
+    bool past = run->stream && (uintptr_t)out % 16 == 0;
     for (begin = 0; begin < cols; begin += AQ_TILE_WEIGHTS) {
         size_t count = cols - begin < AQ_TILE_WEIGHTS ? cols - begin : AQ_TILE_WEIGHTS;
         uint8_t *to = out + begin * aq_dtype_size(run->dtype);

@@ -70,6 +70,7 @@ static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_si
                                uint8_t *out) {
     float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
     uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS] = {0};
+    float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
     size_t i, count = tile->group_count;
     bool fits = true;
     for (i = 0; i < count; i++) {
@@ -77,7 +78,7 @@ static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_si
     }
     aq_through_f16(job, scales, scale_bits, count);
     for (i = 0; i < count; i++) {
-        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= AQ_F16_LEAST;
+        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= least;
         mins[i] = job->symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
     }
     if (!job->symmetric) {

@@ -126,10 +126,24 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode32(const uint8_t *in, __m512
     }
 }
 
+/* Where `past` is not 0: past the caches, to an address aligned to so many bytes. */
+AQ_AVX512_INLINE static inline void aq_avx512_put(float *out, __m512 value, uint32_t past) {
+    if (past == 0) {
+        _mm512_storeu_ps(out, value);
+    } else if (past == 64) {
+        _mm512_stream_ps(out, value);
+    } else {
+        _mm_stream_ps(out, _mm512_castps512_ps128(value));
+        _mm_stream_ps(out + 4, _mm512_extractf32x4_ps(value, 1));
+        _mm_stream_ps(out + 8, _mm512_extractf32x4_ps(value, 2));
+        _mm_stream_ps(out + 12, _mm512_extractf32x4_ps(value, 3));
+    }
+}
+
 AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, size_t count,
                                                           size_t group, uint32_t bits,
                                                           bool symmetric,
-                                                          const aq_simd_grid *grids, bool past,
+                                                          const aq_simd_grid *grids, uint32_t past,
                                                           float *out) {
     const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i codes = _mm512_and_si512(every, _mm512_set1_epi32((1 << bits) - 1));
@@ -140,13 +154,8 @@ AQ_AVX512_INLINE static inline void aq_avx512_decode_bits(const uint8_t *in, siz
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
             aq_avx512_decode32(in + i / 8 * bits, table, grids, bits, symmetric, &a, &b);
-            if (past) {
-                _mm512_stream_ps(out + begin + i, a);
-                _mm512_stream_ps(out + begin + i + 16, b);
-            } else {
-                _mm512_storeu_ps(out + begin + i, a);
-                _mm512_storeu_ps(out + begin + i + 16, b);
-            }
+            aq_avx512_put(out + begin + i, a, past);
+            aq_avx512_put(out + begin + i + 16, b, past);
         }
         if (i < length) {
             uint8_t packed[32] = {0};
@@ -164,9 +173,9 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode(const void *codes, size_t count, siz
                                             const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, false, out); break;
-    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, false, out); break;
-    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, false, out); break;
+    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, 0, out); break;
+    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, 0, out); break;
+    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, 0, out); break;
     }
 }
 
@@ -174,10 +183,18 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_decode_past(const void *codes, size_t count
                                                  uint32_t bits, bool symmetric,
                                                  const aq_simd_grid *grids, float *out) {
     const uint8_t *in = (const uint8_t *)codes;
-    switch (bits) {
-    case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, true, out); break;
-    case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, true, out); break;
-    default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, true, out); break;
+    if ((uintptr_t)out % 64 == 0) {
+        switch (bits) {
+        case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, 64, out); break;
+        case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, 64, out); break;
+        default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, 64, out); break;
+        }
+    } else {
+        switch (bits) {
+        case 2: aq_avx512_decode_bits(in, count, group, 2, symmetric, grids, 16, out); break;
+        case 4: aq_avx512_decode_bits(in, count, group, 4, symmetric, grids, 16, out); break;
+        default: aq_avx512_decode_bits(in, count, group, 8, symmetric, grids, 16, out); break;
+        }
     }
 }
 

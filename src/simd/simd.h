@@ -121,7 +121,7 @@ struct aq_kernels {
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
      * call with 0 bytes, after the last one, makes it visible to other threads. */
     void (*stream)(const void *in, void *out, size_t bytes);
-    /* NULL when `stream` is. As decode, past the caches; `out` is aligned to 64 bytes, and a call
+    /* NULL when `stream` is. As decode, past the caches; `out` is aligned to 16 bytes, and a call
      * of `stream` with 0 bytes is due in the end. */
     void (*decode_past)(const void *codes, size_t count, size_t group, uint32_t bits,
                         bool symmetric, const aq_simd_grid *grids, float *out);

@@ -67,8 +67,8 @@ static void check_fit(const struct aq_kernels *scalar, const struct aq_kernels *
 static void check_codes(const struct aq_kernels *scalar, const struct aq_kernels *table,
                         const fuzz_shape *s, const float *x, const float *parameters) {
     uint8_t expected[MOST], got[MOST];
-    float decoded[MOST], back[MOST], aligned[MOST + 16];
-    float *line = aligned + (0u - (uintptr_t)aligned) % 64 / sizeof(float);
+    float decoded[MOST], back[MOST], aligned[MOST + 32];
+    float *line = aligned + (0u - (uintptr_t)aligned) % 64 / sizeof(float) + 4 * (s->count % 4);
     aq_simd_grid grids[GROUPS];
     for (size_t i = 0; i < s->groups; i++) {
         grids[i].scale = parameters[2 * i] == 0.0f ? 1.0f : parameters[2 * i];

@@ -197,6 +197,19 @@ def test_simd_header_alone(compiler, tmp_path):
         call(compile_command(compiler, switches, "-fsyntax-only", source))
 
 
+@pytest.mark.parametrize("compiler, flags", [
+    ("arm-none-eabi-gcc", ["-mcpu=cortex-m4", "-mthumb"]),
+    ("arm-none-eabi-gcc", ["-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard"]),
+    ("aarch64-linux-gnu-gcc", []), ("aarch64-linux-gnu-gcc", ["-march=armv8.2-a+dotprod"]),
+    ("riscv64-linux-gnu-gcc", []), ("s390x-linux-gnu-gcc", ["-std=gnu99"])],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value)
+def test_simd_header_elsewhere(compiler, flags, tmp_path):
+    need(compiler)
+    source = write(tmp_path, "kernels.c", SIMD_IMPLEMENTATION)
+    call([compiler, "-std=c99", *WARNINGS, *flags, "-I", REPO, "-O1", "-c", source, "-o",
+          tmp_path / "kernels.o"])
+
+
 def test_one_header_each_in_two_units(tmp_path):
     objects = [make_object(tmp_path, "gcc", "library.c", IMPLEMENTATION + ROUND_TRIP + MAIN),
                make_object(tmp_path, "gcc", "kernels.c", SIMD_IMPLEMENTATION)]

@@ -19,7 +19,7 @@ from tool_models import (bad, environment, files_of, gaussian, good, good_json, 
                          llm_tensors, plain_folder, run, sharded_folder, write_json,
                          write_safetensors)
 
-COMMANDS = ["quantize", "validate", "inspect", "dequantize", "config", "diff"]
+COMMANDS = ["quantize", "validate", "inspect", "dequantize", "config", "diff", "markov"]
 RESULT_KEYS = ["quantized_path", "compression_ratio", "cosine_similarity", "model_size_mb",
                "modality", "bit_width", "quantization_time_s", "bits_per_weight", "sqnr_db",
                "layers_quantized", "layers_kept", "layers_raised"]

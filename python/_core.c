@@ -37,7 +37,7 @@
 /* ================================================================ module state */
 
 typedef struct State {
-    PyTypeObject *config, *context, *array, *quantized, *model, *plan;
+    PyTypeObject *config, *context, *array, *quantized, *model, *plan, *observer;
 } State;
 
 static State *state_of(PyObject *module) { return (State *)PyModule_GetState(module); }
@@ -98,12 +98,13 @@ static PyObject *take_text(aq_context *context, char *text, size_t size) {
 
 /* ================================================================ memory */
 
-/* Memory, or an opened model, that lives as long as somebody looks at it. */
+/* Memory, an opened model or somebody's Arrow array, that lives as long as somebody looks at it. */
 typedef struct Block {
     long count;
     void *memory;
     aq_model *model;
     aq_context *context; /* of the model */
+    struct ArrowArray arrow;
 } Block;
 
 static Block *block_new(void *memory) {
@@ -137,6 +138,7 @@ static void block_release(Block *block) {
     aq_model_close(block->model);
     aq_context_destroy(block->context);
     aligned_free(block->memory);
+    if (block->arrow.release) block->arrow.release(&block->arrow);
     free(block);
 }
 
@@ -288,34 +290,6 @@ static void dl_capsule_free(PyObject *capsule) {
 
 /* ================================================================ Arrow */
 
-#ifndef ARROW_C_DATA_INTERFACE
-#define ARROW_C_DATA_INTERFACE
-struct ArrowSchema {
-    const char *format, *name, *metadata;
-    int64_t flags, n_children;
-    struct ArrowSchema **children, *dictionary;
-    void (*release)(struct ArrowSchema *);
-    void *private_data;
-};
-struct ArrowArray {
-    int64_t length, null_count, offset, n_buffers, n_children;
-    const void **buffers;
-    struct ArrowArray **children, *dictionary;
-    void (*release)(struct ArrowArray *);
-    void *private_data;
-};
-#endif
-#ifndef ARROW_C_STREAM_INTERFACE
-#define ARROW_C_STREAM_INTERFACE
-struct ArrowArrayStream {
-    int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *out);
-    int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out);
-    const char *(*get_last_error)(struct ArrowArrayStream *);
-    void (*release)(struct ArrowArrayStream *);
-    void *private_data;
-};
-#endif
-
 /* One level of a tensor seen as nested fixed-size lists, innermost the elements. */
 typedef struct ArrowLevel {
     struct ArrowSchema schema, *schema_child;
@@ -370,6 +344,7 @@ static bool level_schema(const DtypeRow *row, int ndim, const Py_ssize_t *shape,
     }
     out->format = level->format;
     out->name = "";
+    out->flags = ARROW_FLAG_NULLABLE;
     out->private_data = level;
     out->release = level_free_schema;
     return true;
@@ -784,14 +759,7 @@ static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *kwargs
         return NULL;
     if (version != Py_None && !PyArg_ParseTuple(version, "ii", &major, &minor)) return NULL;
     if (device != Py_None && !PyArg_ParseTuple(device, "ii", &type, &id)) return NULL;
-    if (stream != Py_None || type != DL_CPU || !self->row->dl_bits || (self->read_only && major < 1)) {
-        PyErr_Format(PyExc_BufferError,
-                     stream != Py_None || type != DL_CPU ? "the array is in the CPU's memory"
-                     : !self->row->dl_bits ? "DLPack has no %s here; numpy() gives it"
-                     : "a read-only array needs a consumer of DLPack 1.0; copy it", self->row->name);
-        return NULL;
-    }
-    if (copy == Py_True) {
+    if (copy == Py_True && self->row->dl_bits && type == DL_CPU) {
         PyObject *twin = array_fresh(state_of_object(object), self->row->dtype, self->ndim,
                                      self->shape);
         if (!twin) return NULL;
@@ -800,6 +768,13 @@ static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *kwargs
         capsule = PyObject_CallMethod(twin, "__dlpack__", NULL);
         Py_DECREF(twin);
         return capsule;
+    }
+    if (stream != Py_None || type != DL_CPU || !self->row->dl_bits || (self->read_only && major < 1)) {
+        PyErr_Format(PyExc_BufferError,
+                     stream != Py_None || type != DL_CPU ? "the array is in the CPU's memory"
+                     : !self->row->dl_bits ? "DLPack has no %s here; numpy() gives it"
+                     : "a read-only array needs a consumer of DLPack 1.0; copy it", self->row->name);
+        return NULL;
     }
     made = (DLExport *)calloc(1, sizeof *made);
     if (!made) return PyErr_NoMemory();
@@ -1260,7 +1235,15 @@ static int input_from(Input *in, PyObject *object, PyObject *name) {
     if (PyObject_HasAttrString(object, "__dlpack__") && PyObject_HasAttrString(object, "detach"))
         return input_through(in, object, "detach", NULL, name); /* torch: without its gradient */
     if (named_bfloat16(object)) return input_through(in, object, "view", "uint16", name);
-    if (PyObject_CheckBuffer(object)) return input_from_buffer(in, object, name);
+    if (PyObject_CheckBuffer(object)) {
+        if (input_from_buffer(in, object, name) == 0) return 0;
+        if (!PyErr_ExceptionMatches(PyExc_BufferError) ||
+            !PyObject_HasAttrString(object, "__dlpack__"))
+            return -1;
+        PyErr_Clear(); /* JAX: no buffer of bfloat16, but DLPack */
+        input_free(in);
+        return input_from_dlpack(in, object, name);
+    }
     if (PyList_Check(object) || PyTuple_Check(object)) return input_from_list(in, object, name);
     if (PyObject_HasAttrString(object, "__arrow_c_array__"))
         return input_from_arrow_array(in, object, name);
@@ -3018,8 +3001,420 @@ static PyObject *run_tool(PyObject *module, PyObject *args) {
 
 /* ================================================================ module */
 
+/* ================================================================ tables of layers */
+
+/* The rows of one batch; on success the array is ours. */
+static int arrow_rows(const State *state, const struct ArrowSchema *schema, struct ArrowArray *array,
+                      PyObject *list) {
+    size_t count = (size_t)array->length, i;
+    aq_arrow_weights *rows = (aq_arrow_weights *)calloc(count ? count : 1, sizeof *rows);
+    Block *block = block_new(NULL);
+    int status = rows && block ? 0 : -1;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (status != 0) PyErr_NoMemory();
+    if (status == 0 && aq_arrow_import_weights(schema, array, rows, &err) != AQ_OK) {
+        raise_error(&err);
+        status = -1;
+    }
+    if (status == 0) {
+        block->arrow = *array;
+        array->release = NULL;
+    }
+    for (i = 0; status == 0 && i < count; i++) {
+        Py_ssize_t shape[RANK_MAX];
+        size_t d, rank = rows[i].shape ? rows[i].rank : 1;
+        PyObject *row = NULL;
+        shape[0] = (Py_ssize_t)rows[i].count;
+        for (d = 0; rows[i].shape && d < rank && d < RANK_MAX; d++)
+            shape[d] = (Py_ssize_t)rows[i].shape[d];
+        if (rank > RANK_MAX) {
+            PyErr_SetString(PyExc_ValueError, "shape: at most 32 axes");
+        } else {
+            PyObject *weights = array_new(state, block, rows[i].weights, rows[i].dtype, (int)rank,
+                                          shape, true);
+            if (weights) row = Py_BuildValue("(s#N)", rows[i].name, (Py_ssize_t)rows[i].name_size,
+                                             weights);
+        }
+        status = row ? PyList_Append(list, row) : -1;
+        Py_XDECREF(row);
+    }
+    block_release(block);
+    free(rows);
+    return status;
+}
+
+static int arrow_batches(const State *state, PyObject *object, PyObject *list) {
+    PyObject *capsule = PyObject_CallMethod(object, "__arrow_c_stream__", NULL), *name;
+    struct ArrowArrayStream *stream;
+    struct ArrowSchema schema;
+    int status = -1;
+    if (!capsule) return -1;
+    memset(&schema, 0, sizeof schema);
+    name = PyUnicode_FromString("table");
+    stream = (struct ArrowArrayStream *)PyCapsule_GetPointer(capsule, "arrow_array_stream");
+    if (name && stream && stream->release) {
+        status = stream->get_schema(stream, &schema) == 0 ? 0 : stream_error(stream, name);
+        while (status == 0) {
+            struct ArrowArray array;
+            memset(&array, 0, sizeof array);
+            if (stream->get_next(stream, &array) != 0) status = stream_error(stream, name);
+            else if (!array.release) break;
+            else status = arrow_rows(state, &schema, &array, list);
+            if (array.release) array.release(&array);
+        }
+        if (schema.release) schema.release(&schema);
+    }
+    Py_XDECREF(name);
+    Py_DECREF(capsule);
+    return status;
+}
+
+static int arrow_batch(const State *state, PyObject *object, PyObject *list) {
+    PyObject *pair = PyObject_CallMethod(object, "__arrow_c_array__", NULL);
+    struct ArrowSchema *schema;
+    struct ArrowArray *array;
+    int status = -1;
+    if (!pair) return -1;
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "__arrow_c_array__: expected two capsules");
+    } else {
+        schema = (struct ArrowSchema *)PyCapsule_GetPointer(PyTuple_GetItem(pair, 0), "arrow_schema");
+        array = (struct ArrowArray *)PyCapsule_GetPointer(PyTuple_GetItem(pair, 1), "arrow_array");
+        if (schema && array && array->release) status = arrow_rows(state, schema, array, list);
+    }
+    Py_DECREF(pair);
+    return status;
+}
+
+static PyObject *arrow_weights(PyObject *module, PyObject *args) {
+    PyObject *object, *list;
+    int status;
+    if (!PyArg_ParseTuple(args, "O:arrow_weights", &object)) return NULL;
+    list = PyList_New(0);
+    if (!list) return NULL;
+    if (PyObject_HasAttrString(object, "__arrow_c_stream__"))
+        status = arrow_batches(state_of(module), object, list);
+    else if (PyObject_HasAttrString(object, "__arrow_c_array__"))
+        status = arrow_batch(state_of(module), object, list);
+    else {
+        PyErr_Format(PyExc_TypeError, "table: expected an Arrow table or record batch (pyarrow, "
+                     "polars, anything with Arrow capsules), found %R", Py_TYPE(object));
+        status = -1;
+    }
+    if (status != 0) Py_CLEAR(list);
+    return list;
+}
+
+/* What exported layers point to; freed by whoever gives the last piece back, without the GIL. */
+typedef struct LayerHolder {
+    size_t count;
+    aq_arrow_layer *layers;
+    Block **blocks; /* four of each layer: codes, scales, zero points, minima */
+    int64_t (*shapes)[RANK_MAX];
+} LayerHolder;
+
+static void holder_release(void *user) {
+    LayerHolder *holder = (LayerHolder *)user;
+    size_t i;
+    for (i = 0; holder->blocks && i < 4 * holder->count; i++) block_release(holder->blocks[i]);
+    for (i = 0; holder->layers && i < holder->count; i++) free((void *)(uintptr_t)holder->layers[i].name);
+    free(holder->layers);
+    free(holder->blocks);
+    free(holder->shapes);
+    free(holder);
+}
+
+static int holder_fill(const State *state, LayerHolder *holder, size_t index, PyObject *name,
+                       PyObject *object) {
+    static const char *const figures[] = { "s", "z", "m" };
+    aq_arrow_layer *layer = &holder->layers[index];
+    const float *data[3] = { NULL, NULL, NULL };
+    const Quantized *tensor = (const Quantized *)object;
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
+    size_t length = text ? strlen(text) + 1 : 0;
+    char *copy;
+    int i;
+    if (!text || Py_TYPE(object) != state->quantized) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected names and QuantizedTensors");
+        return -1;
+    }
+    holder->blocks[4 * index] = tensor->block;
+    block_retain(tensor->block);
+    for (i = 0; i < 3; i++) {
+        PyObject *array = quantized_figures(object, WHICH(figures[i]));
+        if (!array) return -1;
+        holder->blocks[4 * index + 1 + (size_t)i] = ((Array *)array)->block;
+        block_retain(((Array *)array)->block);
+        data[i] = (const float *)((Array *)array)->data;
+        Py_DECREF(array);
+    }
+    copy = (char *)malloc(length);
+    if (!copy) return PyErr_NoMemory(), -1;
+    memcpy(copy, text, length);
+    for (i = 0; i < tensor->ndim; i++) holder->shapes[index][i] = (int64_t)tensor->shape[i];
+    layer->name = copy;
+    layer->shape = holder->shapes[index];
+    layer->rank = (size_t)tensor->ndim;
+    layer->bit_width = (uint8_t)tensor->spec.bits;
+    layer->group_size = tensor->spec.group_size;
+    layer->data = tensor->codes;
+    layer->data_bytes = tensor->layout.code_bytes;
+    layer->scales = data[0];
+    layer->zero_points = data[1];
+    layer->mins = data[2];
+    layer->groups = tensor->layout.rows * tensor->layout.groups;
+    layer->method = "ptq";
+    layer->dtype = tensor->dtype;
+    layer->cosine_similarity = tensor->cosine;
+    layer->sqnr_db = tensor->sqnr;
+    return 0;
+}
+
+static PyObject *arrow_pair(struct ArrowSchema *schema, struct ArrowArray *array) {
+    PyObject *first = PyCapsule_New(schema, "arrow_schema", arrow_schema_capsule_free);
+    PyObject *second = first ? PyCapsule_New(array, "arrow_array", arrow_array_capsule_free) : NULL;
+    PyObject *pair = second ? PyTuple_Pack(2, first, second) : NULL;
+    if (!first) {
+        schema->release(schema);
+        free(schema);
+    }
+    if (!second) {
+        array->release(array);
+        free(array);
+    }
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return pair;
+}
+
+static PyObject *arrow_layers(PyObject *module, PyObject *args) {
+    PyObject *names, *tensors;
+    LayerHolder *holder = (LayerHolder *)calloc(1, sizeof *holder);
+    struct ArrowSchema *schema = (struct ArrowSchema *)calloc(1, sizeof *schema);
+    struct ArrowArray *array = (struct ArrowArray *)calloc(1, sizeof *array);
+    aq_arrow_owner owner;
+    aq_status status = AQ_ERR_ARGUMENT;
+    aq_error err;
+    size_t i, room;
+    clear_error(&err, AQ_OK);
+    if (!holder || !schema || !array) PyErr_NoMemory();
+    else if (PyArg_ParseTuple(args, "O!O!:arrow_layers", &PyList_Type, &names, &PyList_Type, &tensors)) {
+        holder->count = (size_t)PyList_Size(tensors);
+        room = holder->count ? holder->count : 1;
+        holder->layers = (aq_arrow_layer *)calloc(room, sizeof *holder->layers);
+        holder->blocks = (Block **)calloc(room, 4 * sizeof *holder->blocks);
+        holder->shapes = (int64_t(*)[RANK_MAX])calloc(room, sizeof *holder->shapes);
+        if (!holder->layers || !holder->blocks || !holder->shapes) PyErr_NoMemory();
+        else if (PyList_Size(names) != (Py_ssize_t)holder->count)
+            PyErr_SetString(PyExc_ValueError, "names and tensors must have the same length");
+        for (i = 0; !PyErr_Occurred() && i < holder->count; i++)
+            (void)holder_fill(state_of(module), holder, i, PyList_GetItem(names, (Py_ssize_t)i),
+                              PyList_GetItem(tensors, (Py_ssize_t)i));
+        if (!PyErr_Occurred()) {
+            owner.release = holder_release;
+            owner.user = holder;
+            status = aq_arrow_export_layers(NULL, holder->layers, holder->count, NULL, 0, owner, schema,
+                                            array, &err);
+            if (status != AQ_OK) raise_error(&err);
+        }
+    }
+    if (status == AQ_OK) return arrow_pair(schema, array);
+    if (holder) holder_release(holder);
+    free(schema);
+    free(array);
+    return NULL;
+}
+
+/* ================================================================ statistics of activations */
+
+typedef struct Observer {
+    PyObject_HEAD
+    aq_observer *observer;
+} Observer;
+
+static PyObject *observer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "second_moments", NULL };
+    aq_observer_options options;
+    int second_moments = 0;
+    Observer *self;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    memset(&options, 0, sizeof options);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|p:Observer", names, &second_moments)) return NULL;
+    options.second_moments = second_moments != 0;
+    self = (Observer *)new_instance(type);
+    if (self && aq_observer_create(NULL, &options, &self->observer, &err) != AQ_OK) {
+        raise_error(&err);
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static void observer_dealloc(PyObject *self) {
+    aq_observer_destroy(((Observer *)self)->observer);
+    free_instance(self);
+}
+
+static PyObject *observer_feed(PyObject *self, PyObject *args) {
+    PyObject *name, *object;
+    const char *layer;
+    long long timestep;
+    const void *data = NULL;
+    void *owned = NULL;
+    aq_status status;
+    aq_error err;
+    Input in;
+    clear_error(&err, AQ_OK);
+    memset(&in, 0, sizeof in);
+    if (!PyArg_ParseTuple(args, "ULO:feed", &name, &timestep, &object)) return NULL;
+    layer = PyUnicode_AsUTF8AndSize(name, NULL);
+    if (!layer || input_from(&in, object, name) != 0) {
+        input_free(&in);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = input_settle(&in, &data, &owned, &err);
+    if (status == AQ_OK) { /* channels are the last axis */
+        uint64_t channels = in.ndim ? (uint64_t)in.shape[in.ndim - 1] : 1;
+        status = aq_observer_feed(((Observer *)self)->observer, layer, timestep, in.dtype, data,
+                                  channels ? in.count / channels : 0, channels, &err);
+    }
+    aligned_free(owned);
+    Py_END_ALLOW_THREADS
+    input_free(&in);
+    return none_or_error(status, &err);
+}
+
+static PyObject *observer_file(PyObject *self, PyObject *args, bool save) {
+    PyObject *path;
+    aq_status status;
+    aq_error err;
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "O&", PyUnicode_FSConverter, &path)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = save ? aq_observer_save(((Observer *)self)->observer, PyBytes_AsString(path), &err)
+                  : aq_observer_load(((Observer *)self)->observer, PyBytes_AsString(path), &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    return none_or_error(status, &err);
+}
+
+static PyObject *observer_save(PyObject *self, PyObject *args) { return observer_file(self, args, true); }
+static PyObject *observer_load(PyObject *self, PyObject *args) { return observer_file(self, args, false); }
+
+static PyMethodDef observer_methods[] = {
+    { "feed", observer_feed, METH_VARARGS, "feed($self, layer, timestep, data, /)\n--\n\nAdds rows of a layer's input; the last axis is its channels." },
+    { "save", observer_save, METH_VARARGS, "save($self, path, /)\n--\n\nWrites a calibration file." },
+    { "load", observer_load, METH_VARARGS, "load($self, path, /)\n--\n\nAdds what a calibration file knows." },
+    { NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot observer_slots[] = {
+    { Py_tp_new, (void *)observer_new },
+    { Py_tp_dealloc, (void *)observer_dealloc },
+    { Py_tp_doc, WHICH("Observer(second_moments=False)\n--\n\nGathers statistics of layer inputs by timestep, in any number of threads.") },
+    { Py_tp_methods, observer_methods },
+    { 0, NULL },
+};
+
+static PyType_Spec observer_spec = { "arrowquant._core.Observer", sizeof(Observer), 0,
+                                     Py_TPFLAGS_DEFAULT, observer_slots };
+
+static PyObject *markov_row(const char *name, const aq_markov *markov) {
+    PyObject *scores = PyList_New(0), *violations = PyList_New(0), *item;
+    uint32_t i;
+    for (i = 0; scores && i < markov->boundary_count; i++) {
+        item = PyFloat_FromDouble(markov->boundary_scores[i]);
+        if (!item || PyList_Append(scores, item) != 0) Py_CLEAR(scores);
+        Py_XDECREF(item);
+    }
+    for (i = 0; violations && i < markov->violation_count; i++) {
+        const aq_markov_violation *violation = &markov->violations[i];
+        item = Py_BuildValue("{sIsdsdssss}", "boundary_idx", violation->boundary, "scale_jump",
+                             violation->scale_jump, "zero_point_jump", violation->zero_point_jump,
+                             "severity", aq_severity_name(violation->severity), "layer", name);
+        if (!item || PyList_Append(violations, item) != 0) Py_CLEAR(violations);
+        Py_XDECREF(item);
+    }
+    if (scores && violations)
+        return Py_BuildValue("(sdNN)", name, markov->smoothness_score, scores, violations);
+    Py_XDECREF(scores);
+    Py_XDECREF(violations);
+    return NULL;
+}
+
+static PyObject *markov_rows(const aq_calibration *calibration, const aq_time_options *options,
+                             double threshold) {
+    PyObject *list = PyList_New(0), *row;
+    size_t i;
+    for (i = 0; list && i < calibration->layer_count; i++) {
+        const aq_calibration_layer *layer = &calibration->layers[i];
+        aq_time_groups groups;
+        aq_markov markov;
+        aq_error err;
+        if (!layer->timestep_count || !layer->min || !layer->max) continue;
+        memset(&groups, 0, sizeof groups);
+        clear_error(&err, AQ_OK);
+        if (aq_time_groups_make(NULL, layer, options, &groups, &err) != AQ_OK) {
+            raise_error(&err);
+            Py_CLEAR(list);
+            break;
+        }
+        aq_markov_measure(groups.scale[0], groups.zero_point[0], groups.count, threshold, &markov);
+        aq_time_groups_free(&groups);
+        row = markov_row(layer->name, &markov);
+        if (!row || PyList_Append(list, row) != 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static PyObject *markov_metrics(PyObject *module, PyObject *args) {
+    PyObject *list, *result = NULL, **encoded;
+    unsigned int samples;
+    double threshold;
+    aq_time_options options;
+    aq_calibration *calibration = NULL;
+    const char **paths;
+    size_t count, i;
+    aq_status status;
+    aq_error err;
+    (void)module;
+    memset(&options, 0, sizeof options);
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "O!IIId:markov_metrics", &PyList_Type, &list, &samples,
+                          &options.num_time_groups, &options.total_timesteps, &threshold))
+        return NULL;
+    options.percentile = 99.9;
+    count = (size_t)PyList_Size(list);
+    paths = (const char **)calloc(count + 1, sizeof *paths);
+    encoded = (PyObject **)calloc(count + 1, sizeof *encoded);
+    if (!paths || !encoded) PyErr_NoMemory();
+    for (i = 0; paths && encoded && i < count; i++) {
+        if (!PyUnicode_FSConverter(PyList_GetItem(list, (Py_ssize_t)i), &encoded[i])) break;
+        paths[i] = PyBytes_AsString(encoded[i]);
+    }
+    if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS
+        status = aq_calibration_open(NULL, paths, count, samples, &calibration, &err);
+        Py_END_ALLOW_THREADS
+        result = status == AQ_OK ? markov_rows(calibration, &options, threshold) : raise_error(&err);
+        aq_calibration_close(calibration);
+    }
+    for (i = 0; encoded && i < count; i++) Py_XDECREF(encoded[i]);
+    free(encoded);
+    free(paths);
+    return result;
+}
+
+/* ================================================================ methods */
+
 static PyMethodDef module_methods[] = {
     { "quantize_batch", (PyCFunction)(void (*)(void))quantize_batch, METH_VARARGS | METH_KEYWORDS, "quantize_batch($module, names, weights, bit_width, group_size, symmetric=False, parameter_bits=16, num_threads=0, context=None, progress=None, keep_going=False)\n--\n\nQuantizes tensors in memory; a QuantizedTensor (or exception, with keep_going) each." },
+    { "arrow_weights", arrow_weights, METH_VARARGS, "arrow_weights($module, table, /)\n--\n\n[(layer_name, Array)] of a table of weights; nothing is copied." },
+    { "arrow_layers", arrow_layers, METH_VARARGS, "arrow_layers($module, names, tensors, /)\n--\n\nArrow capsules (schema, array) of a record batch of quantized layers." },
+    { "markov_metrics", markov_metrics, METH_VARARGS, "markov_metrics($module, paths, samples, num_time_groups, total_timesteps, threshold, /)\n--\n\n[(layer, score, boundary scores, violations)] of calibration files." },
     { "quantized_from_parts", quantized_from_parts, METH_VARARGS, "quantized_from_parts($module, codes, params, extra, shape, bit_width, group_size, code, parameter_type, cosine_similarity, sqnr_db, max_error, /)\n--\n\nA QuantizedTensor from the parts of another." },
     { "validate", (PyCFunction)(void (*)(void))validate, METH_VARARGS | METH_KEYWORDS, "validate($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares a quantized model with its original; JSON text." },
     { "compare", (PyCFunction)(void (*)(void))compare, METH_VARARGS | METH_KEYWORDS, "compare($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares the float tensors of two models; JSON text." },
@@ -3042,7 +3437,8 @@ static int module_exec(PyObject *module) {
         add_type(module, &array_spec, &state->array) != 0 ||
         add_type(module, &quantized_spec, &state->quantized) != 0 ||
         add_type(module, &model_spec, &state->model) != 0 ||
-        add_type(module, &plan_spec, &state->plan) != 0)
+        add_type(module, &plan_spec, &state->plan) != 0 ||
+        add_type(module, &observer_spec, &state->observer) != 0)
         return -1;
     return PyModule_AddStringConstant(module, "version", aq_version());
 }
@@ -3055,6 +3451,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->quantized);
     Py_VISIT(state->model);
     Py_VISIT(state->plan);
+    Py_VISIT(state->observer);
     return 0;
 }
 
@@ -3066,6 +3463,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->quantized);
     Py_CLEAR(state->model);
     Py_CLEAR(state->plan);
+    Py_CLEAR(state->observer);
     return 0;
 }
 

@@ -7,9 +7,10 @@
 """
 
 from . import progress
+from ._arrow import LayerTable
 from ._async import AsyncArrowQuantV2
 from ._config import DiffusionQuantConfig
-from ._core import Array, Context, QuantizedTensor
+from ._core import Array, Context, Observer, QuantizedTensor
 from ._core import version as __version__
 from ._errors import (
     ArrowQuantError,
@@ -42,9 +43,11 @@ __all__ = [
     "ConfigurationError",
     "Context",
     "DiffusionQuantConfig",
+    "LayerTable",
     "MetadataError",
     "Model",
     "ModelNotFoundError",
+    "Observer",
     "QuantizationError",
     "QuantizedTensor",
     "ShapeMismatchError",

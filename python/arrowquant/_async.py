@@ -249,6 +249,45 @@ class AsyncArrowQuantV2:
             config=config)
         return made
 
+    async def quantize_arrow(self, table: Any, bit_width: int | None = None, *,
+                             config: DiffusionQuantConfig | None = None) -> Any:
+        """See ArrowQuantV2.quantize_arrow.
+
+        Args:
+            table: with Arrow capsules.
+            bit_width: 2, 4 or 8.
+            config: the settings.
+
+        Returns:
+            As the plain method.
+
+        Raises:
+            ArrowQuantError: as the plain method.
+        """
+        return await self._run(self._quantizer.quantize_arrow, None, table=table,
+                               bit_width=bit_width, config=config)
+
+    async def quantize_arrow_batch(self, record_batch: Any, bit_width: int | None = None,
+                                   continue_on_error: bool = False, *,
+                                   config: DiffusionQuantConfig | None = None) -> Any:
+        """See ArrowQuantV2.quantize_arrow_batch.
+
+        Args:
+            record_batch: with Arrow capsules.
+            bit_width: 2, 4 or 8.
+            continue_on_error: leave out what fails.
+            config: the settings.
+
+        Returns:
+            As the plain method.
+
+        Raises:
+            ArrowQuantError: as the plain method.
+        """
+        return await self._run(self._quantizer.quantize_arrow_batch, None,
+                               record_batch=record_batch, bit_width=bit_width,
+                               continue_on_error=continue_on_error, config=config)
+
     def get_markov_metrics(self) -> dict[str, Any] | None:
         """See ArrowQuantV2.get_markov_metrics."""
         return self._quantizer.get_markov_metrics()

@@ -18,15 +18,18 @@ class DiffusionQuantConfig(_core.Config):
         deployment_profile: str | None = None,
         *,
         symmetric: bool = ...,
+        fit: str = ...,
         parameter_bits: int = ...,
         min_sqnr_db: float | None = ...,
         fail_fast: bool = ...,
+        calibration: Sequence[str] = ...,
         skip_sensitive_layers: bool = ...,
         sensitive_layers: Sequence[str] = ...,
         sensitive_patterns: Sequence[str] = ...,
         layer_bits: Mapping[str, int] = ...,
         components: Sequence[str] = ...,
         variant: str | None = ...,
+        format: str = ...,
         num_threads: int = ...,
         enable_streaming: bool = ...,
         max_memory_limit_mb: int = ...,
@@ -71,6 +74,10 @@ class DiffusionQuantConfig(_core.Config):
     @symmetric.setter
     def symmetric(self, value: bool) -> None: ...
     @property
+    def fit(self) -> str: ...
+    @fit.setter
+    def fit(self, value: str) -> None: ...
+    @property
     def parameter_bits(self) -> int: ...
     @parameter_bits.setter
     def parameter_bits(self, value: int) -> None: ...
@@ -90,6 +97,10 @@ class DiffusionQuantConfig(_core.Config):
     def num_time_groups(self) -> int: ...
     @num_time_groups.setter
     def num_time_groups(self, value: int) -> None: ...
+    @property
+    def calibration(self) -> list[str]: ...
+    @calibration.setter
+    def calibration(self, value: Sequence[str]) -> None: ...
     @property
     def calibration_samples(self) -> int: ...
     @calibration_samples.setter
@@ -130,6 +141,10 @@ class DiffusionQuantConfig(_core.Config):
     def variant(self) -> str | None: ...
     @variant.setter
     def variant(self, value: str | None) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @format.setter
+    def format(self, value: str) -> None: ...
     @property
     def num_threads(self) -> int: ...
     @num_threads.setter

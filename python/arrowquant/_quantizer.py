@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Union
 
-from . import _core, _executor
+from . import _arrow, _core, _executor, _markov
 from ._config import DiffusionQuantConfig
 from ._core import Context, QuantizedTensor
 from .progress import ProgressCallback, Throttle
@@ -116,7 +116,8 @@ class ArrowQuantV2:
         if report:
             report.finish()
         result: dict[str, Any] = json.loads(text)
-        self._markov = result.get("markov", self._markov)
+        if settings.calibration and settings.thermodynamic_validation_enabled:
+            self._markov = _markov.metrics(settings, model_path)
         return result
 
     def quantize_from_safetensors(self, safetensors_path: Path, output_path: Path,
@@ -179,23 +180,23 @@ class ArrowQuantV2:
         """How smoothly the activation parameters of neighbouring time groups follow each other.
 
         Returns:
-            smoothness_score, violation_count, is_valid, boundary_scores and violations of the last
-            run of this quantizer with calibration data; ``None`` before one.
+            Of the last run of this quantizer with calibration data (``None`` before one):
+            smoothness_score (1 is smooth), violation_count, is_valid, boundary_scores (means over
+            the layers), violations (dicts of boundary_idx, scale_jump, zero_point_jump, severity
+            and layer), and layers ({name: smoothness score}).
         """
         return self._markov
 
     # ------------------------------------------------------------ tensors
 
-    def _run_batch(self, weights: Weights, bit_width: int | None,
+    def _run_batch(self, names: list[str], arrays: list[Any], bit_width: int | None,
                    config: DiffusionQuantConfig | None, context: Context | None,
                    report: Throttle | None, keep_going: bool) -> list[Any]:
-        if not isinstance(weights, Mapping):
-            raise TypeError(f"weights: expected a mapping of names to arrays, found {type(weights)!r}")
         settings = self._effective(config)
         if bit_width is not None:
             settings = settings.copy(bit_width=bit_width)
         made = _core.quantize_batch(
-            list(weights.keys()), list(weights.values()), settings.bit_width, settings.group_size,
+            names, arrays, settings.bit_width, settings.group_size,
             symmetric=settings.symmetric, parameter_bits=settings.parameter_bits,
             num_threads=settings.num_threads, context=context, progress=report,
             keep_going=keep_going)
@@ -224,8 +225,9 @@ class ArrowQuantV2:
             TypeError: something that is no array of floats.
             ValueError: ragged lists, or nulls.
         """
-        made = self._run_batch(weights, bit_width, config, context, None, False)
-        return dict(zip(weights.keys(), made))
+        names, arrays = _split(weights)
+        return dict(zip(names, self._run_batch(names, arrays, bit_width, config, context, None,
+                                               False)))
 
     def quantize_batch(self, weights_dict: Weights, bit_width: int | None = None,
                        continue_on_error: bool = False, *,
@@ -278,8 +280,79 @@ class ArrowQuantV2:
                keep_going: bool, config: DiffusionQuantConfig | None,
                context: Context | None) -> BatchResult:
         report = Throttle(callback) if callback is not None else None
-        made = self._run_batch(weights, bit_width, config, context, report, keep_going)
-        return _collect(weights.keys(), made)
+        names, arrays = _split(weights)
+        result = BatchResult()
+        for name, item in zip(names, self._run_batch(names, arrays, bit_width, config, context,
+                                                     report, keep_going)):
+            if isinstance(item, Exception):
+                result.errors[name] = item
+            else:
+                result[name] = _record(item)
+        _warn(result.errors, len(names))
+        return result
+
+    # ------------------------------------------------------------ Arrow
+
+    def quantize_arrow(self, table: Any, bit_width: int | None = None, *,
+                       config: DiffusionQuantConfig | None = None,
+                       context: Context | None = None) -> Any:
+        """Quantizes the layers of an Arrow table; the weights are read where they are.
+
+        Args:
+            table: pyarrow, polars, or anything with Arrow capsules, with the columns layer_name
+                (string), weights (list of float32, float16 or float64) and, optionally, shape (list of
+                int64).
+            bit_width: as in quantize.
+            config: as in quantize.
+            context: lets another thread cancel the call.
+
+        Returns:
+            A table of layer_name, quantized_data, scales, zero_points, shape, bit_width and more
+            (docs/FORMATS.md): a pyarrow.Table or RecordBatch for those of pyarrow, else a
+            LayerTable, which has Arrow capsules.
+
+        Raises:
+            QuantizationError: a column is missing or malformed, or weights are not finite.
+            ShapeMismatchError: a shape does not fit its weights.
+            TypeError: the object has no Arrow capsules.
+        """
+        return self._arrow(table, bit_width, False, config, context)
+
+    def quantize_arrow_batch(self, record_batch: Any, bit_width: int | None = None,
+                             continue_on_error: bool = False, *,
+                             config: DiffusionQuantConfig | None = None,
+                             context: Context | None = None) -> Any:
+        """Quantizes the layers of a record batch.
+
+        Args:
+            record_batch: as the table of quantize_arrow.
+            bit_width: as in quantize.
+            continue_on_error: layers that fail are left out, with a RuntimeWarning.
+            config: as in quantize.
+            context: lets another thread cancel the call.
+
+        Returns:
+            As quantize_arrow.
+
+        Raises:
+            ArrowQuantError: as quantize_arrow.
+        """
+        return self._arrow(record_batch, bit_width, continue_on_error, config, context)
+
+    def _arrow(self, table: Any, bit_width: int | None, keep_going: bool,
+               config: DiffusionQuantConfig | None, context: Context | None) -> Any:
+        rows = _core.arrow_weights(table)
+        layers = _arrow.LayerTable([], [], {})
+        for (name, _), item in zip(rows, self._run_batch(
+                [name for name, _ in rows], [array for _, array in rows], bit_width, config,
+                context, None, keep_going)):
+            if isinstance(item, Exception):
+                layers.errors[name] = item
+            else:
+                layers.names.append(name)
+                layers.tensors.append(item)
+        _warn(layers.errors, len(rows))
+        return _arrow.like(table, layers)
 
     # ------------------------------------------------------------ is it all right here?
 
@@ -299,21 +372,20 @@ class ArrowQuantV2:
         return f"arrowquant {_core.version} {Context().isa}"
 
 
-def _collect(names: Any, made: list[Any]) -> BatchResult:
-    result = BatchResult()
-    for name, item in zip(names, made):
-        if isinstance(item, Exception):
-            result.errors[name] = item
-        else:
-            result[name] = record(item)
-    if result.errors:
-        first = next(iter(result.errors.values()))
-        warnings.warn(f"{len(result.errors)} of {len(made)} layers failed, the first with: {first}",
+def _split(weights: Weights) -> tuple[list[str], list[Any]]:
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights: expected a mapping of names to arrays, found {type(weights)!r}")
+    return list(weights.keys()), list(weights.values())
+
+
+def _warn(errors: dict[str, Exception], count: int) -> None:
+    if errors:
+        first = next(iter(errors.values()))
+        warnings.warn(f"{len(errors)} of {count} layers failed, the first with: {first}",
                       RuntimeWarning, stacklevel=4)
-    return result
 
 
-def record(tensor: QuantizedTensor) -> dict[str, Any]:
+def _record(tensor: QuantizedTensor) -> dict[str, Any]:
     """A tensor as the dict of the batch calls."""
     return {"quantized_data": tensor.quantized_data, "scales": tensor.scales,
             "zero_points": tensor.zero_points, "shape": list(tensor.shape),

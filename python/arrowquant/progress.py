@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class TqdmProgress:
 
     def __init__(self, bar: Any = None, **options: Any) -> None:
         if bar is None:
-            from tqdm.auto import tqdm
+            tqdm = importlib.import_module("tqdm.auto").tqdm
             options.setdefault("bar_format", "{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
             bar = tqdm(total=100, **options)
         self.bar = bar

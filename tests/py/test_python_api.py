@@ -17,6 +17,7 @@ from tool_models import files_of, gaussian, good, good_json, llm_tensors, plain_
 
 # What document 003 lists, `new` being the constructor.
 METHODS = ["quantize_diffusion_model", "validate_quality", "quantize_from_safetensors", "quantize",
+           "quantize_arrow", "quantize_arrow_batch",
            "simple_test", "test_method", "get_markov_metrics", "quantize_batch",
            "quantize_batch_with_progress"]
 EXCEPTIONS = ["QuantizationError", "ConfigurationError", "ValidationError", "ModelNotFoundError",

@@ -1933,7 +1933,8 @@ static void batch_work(Batch *batch) {
 }
 
 static void batch_end(Batch *batch) {
-    if (ATOMIC_ADD(&batch->running, -1) == 0) PyThread_release_lock(batch->ended);
+    PyThread_type_lock ended = batch->ended; /* the batch may be gone after the last step */
+    if (ATOMIC_ADD(&batch->running, -1) == 0) PyThread_release_lock(ended);
 }
 
 static void batch_helper(void *user) {
@@ -2019,6 +2020,7 @@ static bool batch_execute(Batch *batch, Job *job) {
             Py_END_ALLOW_THREADS
         }
         batch_wait(batch, batch->wide, job, started);
+        (void)ATOMIC_GET(&batch->running); /* pairs with batch_end, whatever the lock is made of */
         PyThread_release_lock(batch->ended);
         PyThread_free_lock(batch->ended);
     }

@@ -20,6 +20,7 @@ class DiffusionQuantConfig(_core.Config):
         symmetric: bool = ...,
         fit: str = ...,
         parameter_bits: int = ...,
+        method: str = ...,
         min_sqnr_db: float | None = ...,
         fail_fast: bool = ...,
         calibration: Sequence[str] = ...,
@@ -30,9 +31,12 @@ class DiffusionQuantConfig(_core.Config):
         components: Sequence[str] = ...,
         variant: str | None = ...,
         format: str = ...,
+        gguf_type: str = ...,
+        gguf_architecture: str | None = ...,
         num_threads: int = ...,
         enable_streaming: bool = ...,
         max_memory_limit_mb: int = ...,
+        target_bits: float | None = ...,
         target_model_size_mb: int = ...,
         overwrite: bool = ...,
         resume: bool = ...,
@@ -81,6 +85,10 @@ class DiffusionQuantConfig(_core.Config):
     def parameter_bits(self) -> int: ...
     @parameter_bits.setter
     def parameter_bits(self, value: int) -> None: ...
+    @property
+    def method(self) -> str: ...
+    @method.setter
+    def method(self, value: str) -> None: ...
     @property
     def min_accuracy(self) -> float: ...
     @min_accuracy.setter
@@ -146,6 +154,14 @@ class DiffusionQuantConfig(_core.Config):
     @format.setter
     def format(self, value: str) -> None: ...
     @property
+    def gguf_type(self) -> str: ...
+    @gguf_type.setter
+    def gguf_type(self, value: str) -> None: ...
+    @property
+    def gguf_architecture(self) -> str | None: ...
+    @gguf_architecture.setter
+    def gguf_architecture(self, value: str | None) -> None: ...
+    @property
     def num_threads(self) -> int: ...
     @num_threads.setter
     def num_threads(self, value: int) -> None: ...
@@ -157,6 +173,10 @@ class DiffusionQuantConfig(_core.Config):
     def max_memory_limit_mb(self) -> int: ...
     @max_memory_limit_mb.setter
     def max_memory_limit_mb(self, value: int) -> None: ...
+    @property
+    def target_bits(self) -> float | None: ...
+    @target_bits.setter
+    def target_bits(self, value: float | None) -> None: ...
     @property
     def target_model_size_mb(self) -> int: ...
     @target_model_size_mb.setter

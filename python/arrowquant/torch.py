@@ -124,6 +124,8 @@ class Recorder:
 
     def _feed(self, name: str, layer: _torch.nn.Module, x: _torch.Tensor,
               timesteps: list[int]) -> None:
+        if not x.numel():
+            return
         if isinstance(layer, _torch.nn.Linear):
             if x.dim() < 2:
                 x = x[None]

@@ -2,8 +2,10 @@
 import json
 import subprocess
 
+import gguf_bytes as by_hand
 import numpy as np
 import pytest
+from gguf_bytes import ARCH, ARRAY, BOOL, I32, STRING, U32, image, pair, tensor
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
@@ -243,3 +245,101 @@ def test_architecture(aq, digits, tmp_path):
         told = run(aq, "quantize", tmp_path / name, tmp_path / f"{name}.gguf", "--format", "gguf")
         assert fields(tmp_path / f"{name}.gguf")["general.architecture"] == architecture
         assert f"architecture {architecture}, to be loaded by" in told
+
+
+# ---------------------------------------------------------------- bad files
+
+X = tensor("x", [2, 32], 0)
+ROOM = bytes(256)
+HOSTILE = {
+    "nothing in it": (b"", "does not begin with GGUF"),
+    "half a magic": (b"GG", "does not begin with GGUF"),
+    "another magic": (image(magic=b"GGML"), "does not begin with GGUF"),
+    "no version": (b"GGUF\x03\0", "ends within the version"),
+    "version 1": (image(version=1), "GGUF version 1; 2 and 3 are read"),
+    "version 4": (image(version=4), "GGUF version 4"),
+    "big-endian": (image(version=3 << 24), "perhaps of a big-endian machine"),
+    "no counts": (b"GGUF" + (3).to_bytes(4, "little"), "ends within the number of tensors"),
+    "more tensors than bytes": (image([ARCH], [X], ROOM, counts=(1 << 40, 1)), "bytes cannot"),
+    "more keys than bytes": (image([ARCH], [X], ROOM, counts=(1, 1 << 62)), "bytes cannot"),
+    "a negative count": (image([ARCH], [X], ROOM, counts=(1, (1 << 64) - 1)), "bytes cannot"),
+    "fewer keys than counted": (image([ARCH], counts=(0, 2)), "an empty key"),
+    "a key past the end": (image([(1 << 60).to_bytes(8, "little") + b"abc" + bytes(20)]),
+                           "ends within a key"),
+    "an endless key": (image([by_hand.text("k" * 70000) + bytes(12)]),
+                       "a key of 70000 bytes"),
+    "a key that is not UTF-8": (image([pair(b"\xff\xfe", U32, 1)]), "is not UTF-8 text"),
+    "a key with a zero": (image([pair("a\0b", U32, 1)]), "is not UTF-8 text"),
+    "a key twice": (image([ARCH, ARCH]), "general.architecture is there twice"),
+    "a type that is not": (image([by_hand.text("k") + (13).to_bytes(4, "little") + bytes(16)]),
+                           "key k: value of type 13"),
+    "a truth of 2": (image([pair("k", BOOL, 2), ARCH]), "truth value 2"),
+    "a text past the end": (image([by_hand.text("k") + STRING.to_bytes(4, "little") +
+                                   (1 << 63).to_bytes(8, "little")]), "ends within a text"),
+    "an array past the end": (image([by_hand.text("k") + ARRAY.to_bytes(4, "little") +
+                                     U32.to_bytes(4, "little") + (1 << 61).to_bytes(8, "little")]),
+                              "ends within an array"),
+    "an array whose size overflows": (image([by_hand.text("k") + ARRAY.to_bytes(4, "little") +
+                                             by_hand.U64.to_bytes(4, "little") +
+                                             ((1 << 61) + 1).to_bytes(8, "little")]),
+                                      "ends within an array"),
+    "texts past the end": (image([by_hand.text("k") + ARRAY.to_bytes(4, "little") +
+                                  STRING.to_bytes(4, "little") + (9).to_bytes(8, "little")]),
+                           "ends within a text's length"),
+    "an array of arrays": (image([pair("k", ARRAY, (ARRAY, []))]), "an array of arrays"),
+    "alignment 0": (image([pair("general.alignment", U32, 0)]), "general.alignment is 0"),
+    "alignment 24": (image([pair("general.alignment", U32, 24)]), "general.alignment is 24"),
+    "alignment as a text": (image([pair("general.alignment", STRING, "32")]), "of type 4"),
+    "no tensor behind the count": (image([ARCH] * 1, [], bytes(64), counts=(1, 1)),
+                                   "a tensor without a name"),
+    "a tensor twice": (image([], [X, tensor("x", [2, 32], 0, 256)], bytes(512)), "is there twice"),
+    "nine dimensions": (image([], [tensor("x", [1] * 9, 0)], ROOM), "has 9 dimensions"),
+    "a rank of 2^32 - 1": (image([], [by_hand.text("x") + b"\xff" * 4 + bytes(64)], ROOM),
+                           "has 4294967295 dimensions"),
+    "a negative dimension": (image([], [tensor("x", [(1 << 64) - 1], 0)], ROOM),
+                             "a negative dimension"),
+    "a product that overflows": (image([], [tensor("x", [1 << 32, 1 << 32], 0)], ROOM),
+                                 "needs over 63 bits"),
+    "a type that was removed": (image([], [tensor("x", [32], 4)], ROOM), "of type 4"),
+    "a type of the future": (image([], [tensor("x", [32], 1000)], ROOM), "of type 1000"),
+    "half a block": (image([], [tensor("x", [2, 48], 8)], ROOM), "rows of 48 are no multiple of 32"),
+    "half a superblock": (image([], [tensor("x", [2, 128], 12)], ROOM), "no multiple of 256"),
+    "an offset inside another": (image([], [X, tensor("y", [4], 0, 32)], ROOM),
+                                 "tensor y begins at 32; 256 was expected"),
+    "an offset that is not aligned": (image([], [tensor("x", [4], 0, 8)], ROOM), "begins at 8"),
+    "an offset past the end": (image([], [tensor("x", [4], 0, 1 << 40)], ROOM), "0 was expected"),
+    "data cut short": (image([], [X], bytes(255)), "the file at"),
+    "no data at all": (image([], [X]), "download it again"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_bad_files_are_refused(aq, tmp_path, name):
+    data, said = HOSTILE[name]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(data)
+    told = run(aq, "inspect", path, status=1)
+    assert said in told and str(path) in told
+
+
+def test_every_cut_of_a_good_file_is_refused(aq, tmp_path):
+    pairs = [ARCH, pair("list", ARRAY, (STRING, ["a", "bc"])), pair("i", ARRAY, (I32, [1, 2]))]
+    data = image(pairs, [X, tensor("y", [1, 32], 8, 256)], bytes(256 + 34))
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(data)
+    assert "Q8_0" in run(aq, "inspect", path)
+    for size in range(0, len(data), 7):
+        path.write_bytes(data[:size])
+        assert str(path) in run(aq, "inspect", path, status=1), size
+
+
+def test_types_of_others_are_listed_and_not_decoded(aq, tmp_path):
+    for name, data in by_hand.good_images().items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(data)
+        run(aq, "inspect", path)
+    told = run(aq, "inspect", tmp_path / "other.gguf")
+    assert "Q6_K" in told
+    told = run(aq, "dequantize", tmp_path / "other.gguf", tmp_path / "out.safetensors", status=1)
+    assert "stored as Q6_K, which this version does not decode" in told
+    assert not (tmp_path / "out.safetensors").exists()

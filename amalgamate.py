@@ -221,6 +221,7 @@ LIBRARY = [
     "model/dequantize_model.c",
     "model/arrow_model.c",
     "model/convert.h",
+    "model/convert_gguf.c",
     "model/convert_layer.c",
     "model/convert_model.c",
 ]

@@ -1107,8 +1107,9 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
 
 /* Writes the same weights in another format: native and compressed-tensors to each other, tables of
- * layers in Arrow to both, and every model to such a table (a file). Codes stay as they are; where the
- * parameters would have to be rounded, AQ_ERR_UNSUPPORTED names the layer and says why. */
+ * layers in Arrow to both, and every model to such a table (a file); to and from GGUF what its Q8_0,
+ * Q4_0 and Q4_1 hold. Codes stay as they are; where the parameters would have to be rounded,
+ * AQ_ERR_UNSUPPORTED names the layer and says why. */
 ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input_path,
                                           const char *output_path, aq_output_format format,
                                           bool overwrite, aq_progress_fn progress, void *user,
@@ -37326,12 +37327,222 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
                                   aq_output_format format, aq_converted_part *parts, size_t *count,
                                   aq_native_tensor *native, aq_error *err);
 
+/* model/convert_gguf.c: a layer of GGUF blocks as the native layer of the same numbers (arena), or
+ * AQ_ERR_UNSUPPORTED; and a model as one GGUF file, where its numbers allow it. */
+AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const char *name,
+                                   aq_tensor *out, aq_error *err);
+AQ_LIB aq_status aq_convert_to_gguf(const aq_model *model, const char *input_path,
+                                    const char *output_path, bool overwrite, aq_error *err);
+
 #ifdef __cplusplus
 }
 #endif
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/convert.h ---- */
+
+/* ---- begin src/model/convert_gguf.c ---- */
+
+/* Blocks of GGUF and native codes that hold the same numbers, from one to the other. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+/* ---- blocks become native codes */
+
+AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const char *name,
+                                   aq_tensor *out, aq_error *err) {
+    aq_code code = from->spec.code;
+    if (code != AQ_CODE_Q8_0 && code != AQ_CODE_Q4_0 && code != AQ_CODE_Q4_1)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0,
+                              "layer %s: %s has blocks that no other format holds; quantize the "
+                              "original for that format instead", name, from->code_name);
+    *out = *from;
+    out->spec.code = code == AQ_CODE_Q4_1 ? AQ_CODE_AFFINE : AQ_CODE_SYMMETRIC;
+    out->code_name = aq_code_name(out->spec.code);
+    out->extra = NULL;
+    aq_status status = aq_quantized_size(&out->spec, from->rows, from->cols, &out->layout, err);
+    if (status != AQ_OK) return status;
+    void *codes = aq_arena_alloc(arena, (size_t)out->layout.code_bytes + 1);
+    void *params = aq_arena_alloc(arena, (size_t)out->layout.param_bytes + 1);
+    if (!codes || !params) return aq_fail_memory(err, (size_t)out->layout.code_bytes);
+    /* rows are whole blocks, and native ones have no padding then */
+    aq_blocks_to_native(code, from->codes, (size_t)(out->layout.rows * out->layout.groups), codes,
+                        params);
+    out->codes = codes;
+    out->params = params;
+    return AQ_OK;
+}
+
+/* ---- native codes become blocks */
+
+static aq_status aq_to_gguf_refuse(const char *name, const char *why, aq_error *err) {
+    return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0,
+                          "tensor %s: %s; quantize the original with --format gguf instead", name,
+                          why);
+}
+
+/* The block code that holds this layer's numbers, or AQ_CODE_COUNT and why there is none. */
+static aq_code aq_to_gguf_code(const aq_tensor *tensor, const char **why) {
+    const aq_quant_spec *spec = &tensor->spec;
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    *why = "GGUF's types of its bits have groups of 32";
+    if (spec->group_size != 32) return AQ_CODE_COUNT;
+    *why = "GGUF's types have parameters in F16";
+    if (spec->params != AQ_PARAM_F16) return AQ_CODE_COUNT;
+    *why = "its rows are no multiple of 32";
+    if (tensor->shape[tensor->rank - 1] % 32) return AQ_CODE_COUNT;
+    *why = "only symmetric codes of 8 and 4 bits and affine ones of 4 bits have a type in GGUF";
+    if (symmetric && spec->bits == 8) return AQ_CODE_Q8_0;
+    if (spec->bits == 4 && (symmetric || spec->code == AQ_CODE_AFFINE))
+        return symmetric ? AQ_CODE_Q4_0 : AQ_CODE_Q4_1;
+    return AQ_CODE_COUNT;
+}
+
+/* A tensor of the new file: its type, and its bytes where they are not those of the model. */
+typedef struct aq_to_gguf_item {
+    const aq_gguf_type *type;
+    uint64_t bytes;
+} aq_to_gguf_item;
+
+static aq_status aq_to_gguf_plan(const aq_tensor *tensor, const char *name, aq_to_gguf_item *out,
+                                 aq_error *err) {
+    const char *why = NULL;
+    uint64_t count = tensor->rows * tensor->cols;
+    if (strlen(name) > AQ_GGUF_NAME_MOST || tensor->rank > AQ_GGUF_RANK || !count)
+        return aq_to_gguf_refuse(name, "its name, its rank or its emptiness is beyond GGUF", err);
+    if (tensor->quantized) {
+        aq_code code = aq_to_gguf_code(tensor, &why);
+        if (code == AQ_CODE_COUNT) return aq_to_gguf_refuse(name, why, err);
+        out->type = aq_gguf_type_of_code(code);
+    } else { /* readers of image programs do not take BF16; F32 holds it exactly */
+        out->type = aq_gguf_type_of(tensor->dtype == AQ_DTYPE_BF16 ? AQ_DTYPE_F32 : tensor->dtype);
+        if (!out->type) return aq_to_gguf_refuse(name, "GGUF does not have its dtype", err);
+    }
+    out->bytes = count / out->type->weights * out->type->bytes;
+    return AQ_OK;
+}
+
+static aq_status aq_to_gguf_write(const aq_context *context, const aq_file *file, uint64_t offset,
+                                  const aq_tensor *tensor, const aq_to_gguf_item *item,
+                                  aq_error *err) {
+    uint64_t padded = (item->bytes + AQ_GGUF_ALIGNMENT - 1) & ~(uint64_t)(AQ_GGUF_ALIGNMENT - 1);
+    unsigned char *data = (unsigned char *)aq_alloc(context, (size_t)padded);
+    if (!data) return aq_fail_memory(err, (size_t)padded);
+    memset(data + item->bytes, 0, (size_t)(padded - item->bytes));
+    if (tensor->quantized) {
+        aq_blocks_from_native(item->type->code, tensor->codes, tensor->params,
+                              (size_t)(tensor->layout.rows * tensor->layout.groups), data);
+    } else if (tensor->dtype == AQ_DTYPE_BF16) {
+        aq_stored_f32(context, tensor->dtype, tensor->data, (float *)(void *)data,
+                      (size_t)(item->bytes / sizeof(float)));
+        aq_little_endian(data, (size_t)(item->bytes / sizeof(float)), sizeof(float));
+    } else {
+        memcpy(data, tensor->data, (size_t)item->bytes);
+    }
+    aq_status status = aq_file_write(file, offset, data, (size_t)padded, err);
+    aq_free(context, data, (size_t)padded);
+    return status;
+}
+
+static bool aq_to_gguf_has(const void *user, const char *name) {
+    return aq_model_find((const aq_model *)user, name) != NULL;
+}
+
+/* Names of diffusers that readers of GGUF do not know: these tensors would have to be stacked. */
+static aq_status aq_to_gguf_names(const aq_model *model, const char **architecture,
+                                  aq_error *err) {
+    const aq_gguf_architecture *known = aq_gguf_detect(NULL, aq_to_gguf_has, model);
+    aq_gguf_naming naming;
+    aq_gguf_rename renamed;
+    memset(&naming, 0, sizeof(naming));
+    naming.family = known ? known->family : AQ_GGUF_FAMILY_NONE;
+    naming.has = aq_to_gguf_has;
+    naming.user = model;
+    *architecture = known ? known->name : "unknown";
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const char *name = model->tensors[i].name;
+        if (aq_gguf_rename_tensor(&naming, name, &renamed) && strcmp(renamed.name, name) != 0)
+            return aq_to_gguf_refuse(name, "readers of GGUF expect the names of the original "
+                                     "checkpoint, and tensors stacked as there", err);
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_to_gguf_file(const aq_model *model, const char *path, const char *architecture,
+                                 aq_arena *arena, aq_error *err) {
+    const aq_context *context = model->state->context;
+    aq_to_gguf_item *items =
+        (aq_to_gguf_item *)aq_arena_alloc(arena, (model->tensor_count + 1) * sizeof(*items));
+    aq_builder header;
+    aq_file file = AQ_FILE_CLOSED;
+    uint64_t offset = 0;
+    aq_status status = items ? AQ_OK : aq_fail_memory(err, model->tensor_count);
+    aq_builder_init(&header, context);
+    aq_gguf_begin(&header, model->tensor_count, 3);
+    aq_gguf_put_string(&header, "general.architecture", architecture);
+    aq_gguf_put_string(&header, "general.quantized_by", "ArrowQuant " AQ_VERSION);
+    aq_gguf_put_u32(&header, "general.quantization_version", 2);
+    for (size_t i = 0; status == AQ_OK && i < model->tensor_count; i++) {
+        const aq_tensor *tensor = &model->tensors[i];
+        aq_gguf_output output;
+        status = aq_to_gguf_plan(tensor, tensor->name, &items[i], err);
+        if (status != AQ_OK) break;
+        memset(&output, 0, sizeof(output));
+        output.name = tensor->name;
+        output.type = items[i].type->id;
+        output.rank = tensor->rank ? tensor->rank : 1;
+        output.shape[0] = 1;
+        for (uint32_t d = 0; d < tensor->rank; d++) output.shape[d] = tensor->shape[d];
+        output.offset = offset;
+        aq_gguf_put_tensor(&header, &output);
+        offset += (items[i].bytes + AQ_GGUF_ALIGNMENT - 1) & ~(uint64_t)(AQ_GGUF_ALIGNMENT - 1);
+    }
+    aq_gguf_end(&header);
+    if (status == AQ_OK && header.failed) status = aq_fail_memory(err, header.size);
+    if (status == AQ_OK) status = aq_file_create(&file, path, err);
+    if (status == AQ_OK) status = aq_file_write(&file, 0, header.data, header.size, err);
+    offset = header.size;
+    for (size_t i = 0; status == AQ_OK && i < model->tensor_count; i++) {
+        status = aq_to_gguf_write(context, &file, offset, &model->tensors[i], &items[i], err);
+        offset += (items[i].bytes + AQ_GGUF_ALIGNMENT - 1) & ~(uint64_t)(AQ_GGUF_ALIGNMENT - 1);
+    }
+    if (status == AQ_OK) status = aq_file_sync(&file, err);
+    (void)aq_file_close(&file, NULL);
+    aq_builder_free(&header);
+    return status;
+}
+
+AQ_LIB aq_status aq_convert_to_gguf(const aq_model *model, const char *input_path,
+                                    const char *output_path, bool overwrite, aq_error *err) {
+    aq_staging staging;
+    aq_arena arena;
+    const char *architecture = NULL;
+    bool is_file = model->state->folder.kind == AQ_FOLDER_FILE;
+    if (!aq_ends_with(output_path, ".gguf"))
+        return aq_fail(err, AQ_ERR_ARGUMENT, "%s: a model becomes one GGUF file; give a name that "
+                       "ends in .gguf", output_path);
+    memset(&staging, 0, sizeof(staging));
+    staging.lock.handle = -1;
+    aq_arena_init(&arena, model->state->context);
+    aq_status status = aq_to_gguf_names(model, &architecture, err);
+    if (status == AQ_OK)
+        status = aq_staging_begin(&staging, model->state->context,
+                                  is_file ? input_path : model->state->folder.root, output_path,
+                                  "model.gguf", overwrite, false, err);
+    if (status == AQ_OK) {
+        char *path = aq_path_join(&arena, staging.folder, "model.gguf");
+        status = path ? aq_to_gguf_file(model, path, architecture, &arena, err)
+                      : aq_fail_memory(err, 0);
+    }
+    if (status == AQ_OK) status = aq_staging_commit(&staging, err);
+    aq_staging_end(&staging);
+    aq_arena_free(&arena);
+    return status;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/convert_gguf.c ---- */
 
 /* ---- begin src/model/convert_layer.c ---- */
 
@@ -37542,7 +37753,13 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
                                   aq_output_format format, aq_converted_part *parts, size_t *count,
                                   aq_native_tensor *native, aq_error *err) {
     aq_recode recode;
+    aq_tensor native_form;
     memset(&recode, 0, sizeof(recode));
+    if (tensor->spec.code > AQ_CODE_ZERO_POINT) {
+        aq_status made = aq_convert_blocks(arena, tensor, name, &native_form, err);
+        if (made != AQ_OK) return made;
+        tensor = &native_form;
+    }
     recode.arena = arena;
     recode.tensor = tensor;
     recode.name = name;
@@ -37701,13 +37918,27 @@ static aq_status aq_convert_data(aq_convert_run *run, const aq_convert_shard *sh
     return status;
 }
 
+/* A GGUF file becomes safetensors. */
+static aq_status aq_convert_name(aq_arena *arena, const aq_model_shard *shard, const char **out,
+                                 aq_error *err) {
+    size_t size = strlen(shard->path) - (shard->is_gguf ? strlen(".gguf") : 0);
+    char *path = (char *)aq_arena_alloc(arena, size + sizeof(".safetensors"));
+    if (!path) return aq_fail_memory(err, size);
+    memcpy(path, shard->path, size);
+    if (shard->is_gguf) memcpy(path + size, ".safetensors", sizeof(".safetensors"));
+    *out = path;
+    return AQ_OK;
+}
+
 static aq_status aq_convert_write(aq_convert_run *run, const aq_convert_shard *shard,
                                   const aq_model_shard *from, aq_error *err) {
     char *metadata = NULL, *path = NULL;
     size_t size = 0;
     uint64_t header = 0;
     aq_status status = aq_convert_metadata(run, shard, from->file->metadata, &metadata, &size, err);
-    if (status == AQ_OK) status = aq_convert_path(run, true, from->path, &path, err);
+    const char *name = NULL;
+    if (status == AQ_OK) status = aq_convert_name(&run->arena, from, &name, err);
+    if (status == AQ_OK) status = aq_convert_path(run, true, name, &path, err);
     if (status == AQ_OK)
         status = aq_st_header_size(run->context, shard->outputs, shard->count, metadata, &header,
                                    err);
@@ -37892,18 +38123,15 @@ static aq_status aq_convert_to_arrow(aq_context *context, aq_model *model, const
 static aq_status aq_convert_check(const aq_model *model, aq_output_format format,
                                   const char *input_path, aq_error *err) {
     size_t components = model->state->folder.component_count;
-    for (size_t i = 0; i < model->tensor_count; i++)
+    for (size_t i = 0; format == AQ_OUTPUT_ARROW && i < model->tensor_count; i++)
         if (model->tensors[i].quantized && model->tensors[i].spec.code > AQ_CODE_ZERO_POINT)
             return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s has "
-                                  "the blocks of a GGUF type, which no other format holds; quantize "
-                                  "the original with --format %s", input_path,
-                                  model->tensors[i].name, aq_output_format_name(format));
+                                  "the blocks of a GGUF type, which the table of layers does not hold; "
+                                  "convert it to the native format first", input_path,
+                                  model->tensors[i].name);
     if (!model->quantized && format != AQ_OUTPUT_ARROW)
         return aq_fail(err, AQ_ERR_METADATA, "%s: has no quantized layers; quantize it with --format",
                        input_path);
-    if (format == AQ_OUTPUT_GGUF)
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: cannot be converted to GGUF without rounding "
-                       "again; quantize the original with --format gguf", input_path);
     if (format == AQ_OUTPUT_COMPRESSED_TENSORS && !model->state->folder.components[0].config)
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: has no config.json, without which no program "
                        "knows weights as compressed-tensors", input_path);
@@ -37929,9 +38157,11 @@ static aq_status aq_convert_folder(aq_context *context, aq_model *model, const c
     aq_meter_begin(&run.meter, progress, user, model->weight_bytes);
     run.meter.phase = AQ_PHASE_COPY;
     run.meter.layer = "";
+    aq_status status = AQ_OK;
     if (is_file && aq_ends_with(output_path, ".safetensors"))
-        only_file = model->state->shards[0].path;
-    aq_status status = aq_staging_begin(&run.staging, context,
+        status = aq_convert_name(&run.arena, &model->state->shards[0], &only_file, err);
+    if (status == AQ_OK)
+        status = aq_staging_begin(&run.staging, context,
                                         is_file ? input_path : model->state->folder.root,
                                         output_path, only_file, overwrite, false, err);
     if (status == AQ_OK) status = aq_convert_all(&run, err);
@@ -37951,6 +38181,11 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
     aq_status status = aq_model_open(context, input_path, &model, err);
     if (status != AQ_OK) return status;
     status = aq_convert_check(model, format, input_path, err);
+    if (status == AQ_OK && format == AQ_OUTPUT_GGUF) {
+        status = aq_convert_to_gguf(model, input_path, output_path, overwrite, err);
+        aq_model_close(model);
+        return status;
+    }
     if (status == AQ_OK && format == AQ_OUTPUT_ARROW)
         return aq_convert_to_arrow(context, model, output_path, overwrite, err);
     if (status == AQ_OK)

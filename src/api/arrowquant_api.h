@@ -1014,8 +1014,9 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
 
 /* Writes the same weights in another format: native and compressed-tensors to each other, tables of
- * layers in Arrow to both, and every model to such a table (a file). Codes stay as they are; where the
- * parameters would have to be rounded, AQ_ERR_UNSUPPORTED names the layer and says why. */
+ * layers in Arrow to both, and every model to such a table (a file); to and from GGUF what its Q8_0,
+ * Q4_0 and Q4_1 hold. Codes stay as they are; where the parameters would have to be rounded,
+ * AQ_ERR_UNSUPPORTED names the layer and says why. */
 ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input_path,
                                           const char *output_path, aq_output_format format,
                                           bool overwrite, aq_progress_fn progress, void *user,

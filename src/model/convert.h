@@ -29,6 +29,13 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
                                   aq_output_format format, aq_converted_part *parts, size_t *count,
                                   aq_native_tensor *native, aq_error *err);
 
+/* model/convert_gguf.c: a layer of GGUF blocks as the native layer of the same numbers (arena), or
+ * AQ_ERR_UNSUPPORTED; and a model as one GGUF file, where its numbers allow it. */
+AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const char *name,
+                                   aq_tensor *out, aq_error *err);
+AQ_LIB aq_status aq_convert_to_gguf(const aq_model *model, const char *input_path,
+                                    const char *output_path, bool overwrite, aq_error *err);
+
 #ifdef __cplusplus
 }
 #endif

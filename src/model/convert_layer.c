@@ -209,7 +209,13 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
                                   aq_output_format format, aq_converted_part *parts, size_t *count,
                                   aq_native_tensor *native, aq_error *err) {
     aq_recode recode;
+    aq_tensor native_form;
     memset(&recode, 0, sizeof(recode));
+    if (tensor->spec.code > AQ_CODE_ZERO_POINT) {
+        aq_status made = aq_convert_blocks(arena, tensor, name, &native_form, err);
+        if (made != AQ_OK) return made;
+        tensor = &native_form;
+    }
     recode.arena = arena;
     recode.tensor = tensor;
     recode.name = name;

@@ -144,13 +144,27 @@ static aq_status aq_convert_data(aq_convert_run *run, const aq_convert_shard *sh
     return status;
 }
 
+/* A GGUF file becomes safetensors. */
+static aq_status aq_convert_name(aq_arena *arena, const aq_model_shard *shard, const char **out,
+                                 aq_error *err) {
+    size_t size = strlen(shard->path) - (shard->is_gguf ? strlen(".gguf") : 0);
+    char *path = (char *)aq_arena_alloc(arena, size + sizeof(".safetensors"));
+    if (!path) return aq_fail_memory(err, size);
+    memcpy(path, shard->path, size);
+    if (shard->is_gguf) memcpy(path + size, ".safetensors", sizeof(".safetensors"));
+    *out = path;
+    return AQ_OK;
+}
+
 static aq_status aq_convert_write(aq_convert_run *run, const aq_convert_shard *shard,
                                   const aq_model_shard *from, aq_error *err) {
     char *metadata = NULL, *path = NULL;
     size_t size = 0;
     uint64_t header = 0;
     aq_status status = aq_convert_metadata(run, shard, from->file->metadata, &metadata, &size, err);
-    if (status == AQ_OK) status = aq_convert_path(run, true, from->path, &path, err);
+    const char *name = NULL;
+    if (status == AQ_OK) status = aq_convert_name(&run->arena, from, &name, err);
+    if (status == AQ_OK) status = aq_convert_path(run, true, name, &path, err);
     if (status == AQ_OK)
         status = aq_st_header_size(run->context, shard->outputs, shard->count, metadata, &header,
                                    err);
@@ -335,18 +349,15 @@ static aq_status aq_convert_to_arrow(aq_context *context, aq_model *model, const
 static aq_status aq_convert_check(const aq_model *model, aq_output_format format,
                                   const char *input_path, aq_error *err) {
     size_t components = model->state->folder.component_count;
-    for (size_t i = 0; i < model->tensor_count; i++)
+    for (size_t i = 0; format == AQ_OUTPUT_ARROW && i < model->tensor_count; i++)
         if (model->tensors[i].quantized && model->tensors[i].spec.code > AQ_CODE_ZERO_POINT)
             return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s has "
-                                  "the blocks of a GGUF type, which no other format holds; quantize "
-                                  "the original with --format %s", input_path,
-                                  model->tensors[i].name, aq_output_format_name(format));
+                                  "the blocks of a GGUF type, which the table of layers does not hold; "
+                                  "convert it to the native format first", input_path,
+                                  model->tensors[i].name);
     if (!model->quantized && format != AQ_OUTPUT_ARROW)
         return aq_fail(err, AQ_ERR_METADATA, "%s: has no quantized layers; quantize it with --format",
                        input_path);
-    if (format == AQ_OUTPUT_GGUF)
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: cannot be converted to GGUF without rounding "
-                       "again; quantize the original with --format gguf", input_path);
     if (format == AQ_OUTPUT_COMPRESSED_TENSORS && !model->state->folder.components[0].config)
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: has no config.json, without which no program "
                        "knows weights as compressed-tensors", input_path);
@@ -372,9 +383,11 @@ static aq_status aq_convert_folder(aq_context *context, aq_model *model, const c
     aq_meter_begin(&run.meter, progress, user, model->weight_bytes);
     run.meter.phase = AQ_PHASE_COPY;
     run.meter.layer = "";
+    aq_status status = AQ_OK;
     if (is_file && aq_ends_with(output_path, ".safetensors"))
-        only_file = model->state->shards[0].path;
-    aq_status status = aq_staging_begin(&run.staging, context,
+        status = aq_convert_name(&run.arena, &model->state->shards[0], &only_file, err);
+    if (status == AQ_OK)
+        status = aq_staging_begin(&run.staging, context,
                                         is_file ? input_path : model->state->folder.root,
                                         output_path, only_file, overwrite, false, err);
     if (status == AQ_OK) status = aq_convert_all(&run, err);
@@ -394,6 +407,11 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
     aq_status status = aq_model_open(context, input_path, &model, err);
     if (status != AQ_OK) return status;
     status = aq_convert_check(model, format, input_path, err);
+    if (status == AQ_OK && format == AQ_OUTPUT_GGUF) {
+        status = aq_convert_to_gguf(model, input_path, output_path, overwrite, err);
+        aq_model_close(model);
+        return status;
+    }
     if (status == AQ_OK && format == AQ_OUTPUT_ARROW)
         return aq_convert_to_arrow(context, model, output_path, overwrite, err);
     if (status == AQ_OK)

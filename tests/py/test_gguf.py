@@ -343,3 +343,48 @@ def test_types_of_others_are_listed_and_not_decoded(aq, tmp_path):
     told = run(aq, "dequantize", tmp_path / "other.gguf", tmp_path / "out.safetensors", status=1)
     assert "stored as Q6_K, which this version does not decode" in told
     assert not (tmp_path / "out.safetensors").exists()
+
+
+# ---------------------------------------------------------------- aq convert
+
+@pytest.mark.parametrize("kind, words", [("Q8_0", ("--bits", "8", "--symmetric")),
+                                         ("Q4_0", ("--bits", "4", "--symmetric")),
+                                         ("Q4_1", ("--bits", "4"))])
+def test_convert_keeps_every_number(aq, tmp_path, kind, words):
+    rng = np.random.default_rng(8)
+    weights = {"block.a.weight": rng.standard_normal((48, 96)).astype(np.float32) * 0.05,
+               "block.a.bias": rng.standard_normal(48).astype(np.float32)}
+    write(tmp_path / "m.safetensors", weights)
+    native, file, back = (tmp_path / name for name in ("n.safetensors", "g.gguf", "b.safetensors"))
+    run(aq, "quantize", tmp_path / "m.safetensors", native, "--group-size", "32", "--quiet", *words)
+    run(aq, "convert", native, file, "--format", "gguf")
+    run(aq, "convert", file, back, "--format", "native")
+    run(aq, "dequantize", native, tmp_path / "d.safetensors", "--quiet")
+    decoded, ours = plain(tmp_path / "d.safetensors"), tensors(file)
+    assert ours["block.a.weight"][0] == kind
+    for name, values in decoded.items():
+        assert np.array_equal(ours[name][1].view(np.uint32), values.view(np.uint32)), name
+    run(aq, "dequantize", back, tmp_path / "e.safetensors", "--quiet")
+    for name, values in plain(tmp_path / "e.safetensors").items():
+        assert np.array_equal(values.view(np.uint32), decoded[name].view(np.uint32)), name
+
+
+def test_convert_refuses_what_would_be_rounded(aq, digits, tmp_path):
+    run(aq, "quantize", digits, tmp_path / "n", "--quiet")
+    told = run(aq, "convert", tmp_path / "n", tmp_path / "g.gguf", "--format", "gguf", status=1)
+    assert "GGUF's types of its bits have groups of 32" in told
+    told = run(aq, "convert", tmp_path / "n", tmp_path / "g", "--format", "gguf", status=1)
+    assert "ends in .gguf" in told
+    run(aq, "quantize", digits, tmp_path / "k.gguf", "--format", "gguf", "--quiet")
+    told = run(aq, "convert", tmp_path / "k.gguf", tmp_path / "n2", "--format", "native", status=1)
+    assert "Q4_K has blocks that no other format holds" in told
+    flux = {f"transformer_blocks.0.attn.{part}_proj.weight": np.ones((32, 64), np.float32)
+            for part in ("add_q", "add_k", "add_v")}
+    flux["single_transformer_blocks.0.proj_mlp.weight"] = np.ones((32, 64), np.float32)
+    write(tmp_path / "f.safetensors", flux)
+    run(aq, "quantize", tmp_path / "f.safetensors", tmp_path / "fn.safetensors", "--group-size", "32",
+        "--quiet")
+    told = run(aq, "convert", tmp_path / "fn.safetensors", tmp_path / "f.gguf", "--format", "gguf",
+               status=1)
+    assert "names of the original checkpoint" in told
+    assert not (tmp_path / "f.gguf").exists() and not (tmp_path / "g.gguf").exists()

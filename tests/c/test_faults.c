@@ -500,6 +500,14 @@ static aq_status call_quantize_compressed(aq_error *err) {
                                    NULL, err));
 }
 
+static aq_status call_quantize_arrow(aq_error *err) {
+    aq_config config = config_of();
+    config.output_format = AQ_OUTPUT_ARROW;
+    arm();
+    return armed(aq_quantize_model(context, at(now->model), at(now->output), &config, NULL, NULL,
+                                   NULL, err));
+}
+
 static aq_config config_again(void) { /* notes at the end; see keep_interrupted */
     aq_config config = config_of();
     config.bit_width = 2;
@@ -767,6 +775,7 @@ TEST(writing) {
         { "aq_quantize_model, file", call_quantize, "one.safetensors", "out.safetensors", 3 },
         { "aq_quantize_model, gates", call_quantize_gates, "sharded", "out", 0 },
         { "aq_quantize_model, compressed-tensors", call_quantize_compressed, "sharded", "out", 0 },
+        { "aq_quantize_model, Arrow", call_quantize_arrow, "sharded", "out", 0 },
         { "aq_quantize_model, budget", call_quantize_budget, "sharded", "out", 0 },
         { "aq_observer_…", call_observe, NULL, "out.safetensors", 0 },
         { "aq_calibration_open", call_calibration, NULL, NULL, 0 },
@@ -869,6 +878,12 @@ static aq_status call_arrow(aq_error *err) {
     return armed(status);
 }
 
+static aq_status call_convert(aq_error *err) {
+    arm();
+    return armed(aq_convert_model(context, at(now->model), at(now->output), AQ_OUTPUT_NATIVE, false,
+                                  NULL, NULL, err));
+}
+
 TEST(reading) {
     static const run runs[] = {
         { "aq_model_open, plain", call_open, "sharded", NULL, 0 },
@@ -876,6 +891,8 @@ TEST(reading) {
         { "aq_model_open, pipeline", call_open, "q-pipe", NULL, 0 },
         { "aq_model_open, compressed-tensors", call_open, "q-ct", NULL, 0 },
         { "aq_model_open, Arrow", call_open, "q-table.arrow", NULL, 0 },
+        { "aq_convert_model, shards", call_convert, "q-ct", "out", 0 },
+        { "aq_convert_model, table", call_convert, "q-table.arrow", "out", 0 },
         { "aq_model_verify", call_verify, "q-sharded", NULL, 0 },
         { "Arrow: export, write, read", call_arrow, "q-pipe", "out.arrow", 2 },
         { "aq_validate_quality, shards", call_validate, "sharded", NULL, 0 },

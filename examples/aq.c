@@ -33,6 +33,7 @@ enum {
     HELP = 1 << 6,
     CONVERT = 1 << 7,
     MARKOV = 1 << 8,
+    EXPORT_C = 1 << 9,
     CONFIGURED = QUANTIZE | CONFIG,
     READING = VALIDATE | INSPECT | DEQUANTIZE | DIFF | CONVERT | MARKOV,
     EVERY = CONFIGURED | READING
@@ -49,6 +50,8 @@ typedef enum flag_id {
     FLAG_KEEP,
     FLAG_GATE, /* a field, and tells validate to use the gates given */
     FLAG_DTYPE,
+    FLAG_ONLY,
+    FLAG_PREFIX,
     FLAG_DRY_RUN,
     FLAG_LAYERS,
     FLAG_VERIFY,
@@ -129,7 +132,12 @@ static const flag FLAGS[] = {
     { "--isa", "NAME", EVERY, FLAG_ISA, NULL, NULL,
       "instructions to use: auto, scalar, avx2, avx512 or neon" },
     { "--dtype", "NAME", DEQUANTIZE, FLAG_DTYPE, NULL, NULL, "f32 (the default), f16 or bf16" },
-    { "--overwrite", NULL, CONFIGURED | DEQUANTIZE | CONVERT, FLAG_FIELD, "overwrite", "true",
+    { "--only", "PATTERN", EXPORT_C, FLAG_ONLY, NULL, NULL,
+      "export layers whose weight's name matches a glob (* and ?); repeatable" },
+    { "--prefix", "NAME", EXPORT_C, FLAG_PREFIX, NULL, NULL,
+      "what the names in the header begin with; default: model" },
+    { "--overwrite", NULL, CONFIGURED | DEQUANTIZE | CONVERT | EXPORT_C, FLAG_FIELD,
+      "overwrite", "true",
       "replace an existing output when the new one is complete" },
     { "--resume", NULL, CONFIGURED, FLAG_FIELD, "resume", "true",
       "take up what an interrupted run to the same OUT finished" },
@@ -141,9 +149,9 @@ static const flag FLAGS[] = {
     { "--json", NULL, READING | QUANTIZE, FLAG_JSON, NULL, NULL, "print one JSON object" },
     { "--tsv", NULL, QUANTIZE | VALIDATE | INSPECT | DIFF | MARKOV, FLAG_TSV, NULL, NULL,
       "print a line of names and lines of tab-separated values" },
-    { "--quiet", NULL, READING | QUANTIZE, FLAG_QUIET, NULL, NULL,
+    { "--quiet", NULL, READING | QUANTIZE | EXPORT_C, FLAG_QUIET, NULL, NULL,
       "no progress and no summary; errors only" },
-    { "--help", NULL, EVERY | HELP, FLAG_HELP, NULL, NULL, "show this help" },
+    { "--help", NULL, EVERY | HELP | EXPORT_C, FLAG_HELP, NULL, NULL, "show this help" },
 };
 static const size_t FLAG_COUNT = sizeof FLAGS / sizeof FLAGS[0];
 
@@ -164,6 +172,7 @@ static int run_validate(tool *t);
 static int run_inspect(tool *t);
 static int run_dequantize(tool *t);
 static int run_convert(tool *t);
+static int run_export_c(tool *t);
 static int run_config(tool *t);
 static int run_diff(tool *t);
 static int run_markov(tool *t);
@@ -194,6 +203,11 @@ static const command COMMANDS[] = {
       "Only where no number has to be rounded; the message names the layer where one would.\n"
       "Native and compressed-tensors become each other, any model a table (--format arrow).\n",
       run_convert },
+    { "export-c", EXPORT_C, "MODEL OUT.h", 2, 2,
+      "write a model as const arrays in a C header",
+      "Each matrix, quantized or not, becomes an aq_linear with its bias, for aq_linear_forward on\n"
+      "a machine without files. Include the header after arrowquant.h.\n",
+      run_export_c },
     { "config", CONFIG, "", 0, 0, "print the effective config as YAML",
       "The output is a complete, commented config for --config.\n\n" PRECEDENCE, run_config },
     { "diff", DIFF, "A B", 2, 2, "compare two models tensor by tensor",
@@ -1925,6 +1939,178 @@ static int run_convert(tool *t) {
     }
     aq_model_close(model);
     return EXIT_OK;
+}
+
+/* ================================================================ export-c */
+
+static bool matches(const char *pattern, const char *name) {
+    for (; *pattern && *pattern != '*'; pattern++, name++)
+        if (!*name || (*pattern != '?' && *pattern != *name)) return false;
+    if (!*pattern) return !*name;
+    for (;; name++) {
+        if (matches(pattern + 1, name)) return true;
+        if (!*name) return false;
+    }
+}
+
+static bool is_exported(const tool *t, const aq_tensor *tensor) {
+    const char *name = tensor->name;
+    size_t size = strlen(name), i;
+    bool all = true;
+    if (tensor->rank < 2 || size < 8 || strcmp(name + size - 7, ".weight") != 0) return false;
+    for (i = 0; i < t->flag_count; i++) {
+        if (t->flags[i].which->id != FLAG_ONLY) continue;
+        all = false;
+        if (matches(t->flags[i].value, name)) return true;
+    }
+    return all;
+}
+
+static void export_bytes(FILE *out, const char *prefix, const char *part, size_t index,
+                         const void *data, uint64_t size) {
+    const uint8_t *bytes = (const uint8_t *)data;
+    uint64_t i;
+    if (!size) return;
+    fprintf(out, "static const uint8_t %s_%s_%lu[%llu] = {", prefix, part, (unsigned long)index,
+            (unsigned long long)size);
+    for (i = 0; i < size; i++) fprintf(out, "%s%u,", i % 24 ? "" : "\n", bytes[i]);
+    fputs("\n};\n", out);
+}
+
+static void export_name(FILE *out, const char *name) {
+    for (; *name; name++)
+        if (*name == '"' || *name == '\\' || (unsigned char)*name < 32) fputc('?', out);
+        else fputc(*name, out);
+}
+
+static const char *dtype_constant(aq_dtype dtype) {
+    return dtype == AQ_DTYPE_F16 ? "AQ_DTYPE_F16" : dtype == AQ_DTYPE_BF16 ? "AQ_DTYPE_BF16"
+                                                                          : "AQ_DTYPE_F32";
+}
+
+static const aq_tensor *bias_of(const aq_model *model, const aq_tensor *weight) {
+    const aq_tensor *bias;
+    size_t size = strlen(weight->name) - 6; /* with the dot, without "weight" */
+    char *name = (char *)allocate(size + 5, 1);
+    memcpy(name, weight->name, size);
+    memcpy(name + size, "bias", 5);
+    bias = aq_model_find(model, name);
+    free(name);
+    return bias;
+}
+
+/* The arrays of a layer. */
+static void export_arrays(FILE *out, const char *prefix, size_t index, const aq_linear *layer) {
+    aq_quant_layout layout;
+    memset(&layout, 0, sizeof layout);
+    if (layer->quantized) {
+        (void)aq_quantized_size(&layer->spec, layer->rows, layer->cols, &layout, NULL);
+        export_bytes(out, prefix, "codes", index, layer->codes, layout.code_bytes);
+        export_bytes(out, prefix, "params", index, layer->params, layout.param_bytes);
+        export_bytes(out, prefix, "extra", index, layer->extra, layout.extra_bytes);
+    } else {
+        export_bytes(out, prefix, "data", index, layer->data,
+                     layer->rows * layer->cols * aq_dtype_size(layer->dtype));
+    }
+    if (layer->bias)
+        export_bytes(out, prefix, "bias", index, layer->bias,
+                     layer->rows * aq_dtype_size(layer->bias_dtype));
+}
+
+static void export_pointer(FILE *out, const char *prefix, const char *part, size_t index,
+                           bool there) {
+    if (there) fprintf(out, " %s_%s_%lu,", prefix, part, (unsigned long)index);
+    else fputs(" NULL,", out);
+}
+
+/* Its aq_linear, member by member. */
+static void export_layer(FILE *out, const char *prefix, size_t index, const aq_linear *layer) {
+    static const char *const params[] = {"AQ_PARAM_F16", "AQ_PARAM_F32", "AQ_PARAM_Q8"};
+    bool packed = layer->quantized, some = layer->rows && layer->cols;
+    fputs("    { \"", out);
+    export_name(out, layer->name);
+    fprintf(out, "\", %lluu, %lluu, %s,\n      { %s, %s, %u, %u, AQ_FIT_LEAST_SQUARES },",
+            (unsigned long long)layer->rows, (unsigned long long)layer->cols,
+            packed ? "true" : "false",
+            packed && layer->spec.code == AQ_CODE_SYMMETRIC ? "AQ_CODE_SYMMETRIC"
+                                                            : "AQ_CODE_AFFINE",
+            params[packed ? layer->spec.params : AQ_PARAM_F16], packed ? layer->spec.bits : 8,
+            packed ? layer->spec.group_size : 32);
+    export_pointer(out, prefix, "codes", index, packed && some);
+    export_pointer(out, prefix, "params", index, packed && some);
+    export_pointer(out, prefix, "extra", index,
+                   packed && some && layer->spec.params == AQ_PARAM_Q8);
+    fprintf(out, "\n      %s,", dtype_constant(layer->dtype));
+    export_pointer(out, prefix, "data", index, !packed && some);
+    fprintf(out, " %s,", dtype_constant(layer->bias_dtype));
+    export_pointer(out, prefix, "bias", index, layer->bias && layer->rows);
+    fputs(" NULL },\n", out);
+}
+
+static int export_all(tool *t, const aq_model *model, FILE *out, const char *prefix) {
+    size_t count = 0, i;
+    const aq_tensor *tensor = NULL;
+    aq_linear *layers = (aq_linear *)allocate(model->tensor_count, sizeof *layers);
+    aq_error err;
+    int status = EXIT_OK;
+    fprintf(out, "/* Written by aq export-c: include it after arrowquant.h. */\n");
+    while (status == EXIT_OK && (tensor = aq_model_next(model, tensor)) != NULL) {
+        if (!is_exported(t, tensor)) continue;
+        if (aq_linear_from_tensors(tensor, bias_of(model, tensor), &layers[count], &err))
+            status = run_error(t, &err);
+        else export_arrays(out, prefix, count, &layers[count]), count++;
+    }
+    if (status == EXIT_OK && count == 0)
+        status = usage_error("`aq inspect` lists the tensors", "no layer of the model is wanted");
+    if (status == EXIT_OK) {
+        fprintf(out, "#define %s_layer_count %luu\nstatic const aq_linear %s_layers[%lu] = {\n",
+                prefix, (unsigned long)count, prefix, (unsigned long)count);
+        for (i = 0; i < count; i++) export_layer(out, prefix, i, &layers[i]);
+        fputs("};\n", out);
+        if (!find_flag(t, FLAG_QUIET))
+            printf("%lu layers in %s\n", (unsigned long)count, t->paths[1]);
+    }
+    free(layers);
+    return status;
+}
+
+static bool is_identifier(const char *name) {
+    const char *letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_";
+    if (!*name || !strchr(letters, *name)) return false;
+    for (; *name; name++)
+        if (!strchr(letters, *name) && !strchr("0123456789", *name)) return false;
+    return true;
+}
+
+static int run_export_c(tool *t) {
+    const given *g = find_flag(t, FLAG_PREFIX);
+    const char *prefix = g ? g->value : "model", *path = t->paths[1];
+    aq_model *model = NULL;
+    aq_error err;
+    FILE *out;
+    int status;
+    if (!is_identifier(prefix))
+        return usage_error("use letters, digits and _", "--prefix %s: not a C name", prefix);
+    out = t->config.overwrite ? NULL : fopen(path, "rb");
+    if (out) {
+        fclose(out);
+        return usage_error("choose another path, or give --overwrite", "%s exists already", path);
+    }
+    if (aq_model_open(t->context, t->paths[0], &model, &err)) return run_error(t, &err);
+    out = fopen(path, "wb");
+    if (!out) {
+        aq_model_close(model);
+        fprintf(stderr, "aq: %s cannot be written\nhint: check the path\n", path);
+        return EXIT_FAILED;
+    }
+    status = export_all(t, model, out, prefix);
+    aq_model_close(model);
+    if ((ferror(out) | fclose(out)) != 0 && status == EXIT_OK) {
+        fprintf(stderr, "aq: %s could not be written\nhint: check the free space\n", path);
+        status = EXIT_FAILED;
+    }
+    if (status != EXIT_OK) remove(path);
+    return status;
 }
 
 static int run_config(tool *t) {

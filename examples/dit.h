@@ -118,6 +118,10 @@ static aq_linear *dit_block_layer(dit_block *block, size_t i) {
     return layers[i];
 }
 
+/* Integers for the input of a layer at a timestep: AQ_ACTIVATION_STATIC. 0 when it fails. */
+typedef int (*dit_activation_fn)(const void *user, const aq_linear *layer, float timestep,
+                                 aq_activation *out, aq_error *err);
+
 typedef struct dit {
     size_t channels, out_channels, size, patch, width, heads, classes; /* classes without "none" */
     float norm_eps;
@@ -127,6 +131,8 @@ typedef struct dit {
     aq_linear final_modulation, final; /* proj_out_1, proj_out_2 */
     aq_context *context;
     aq_activation_type activation;
+    dit_activation_fn find_activation; /* or NULL */
+    const void *user;
 } dit;
 
 static size_t dit_tokens(const dit *model) {
@@ -203,7 +209,10 @@ static int dit_linear(const dit *model, const aq_linear *layer, const float *x, 
     aq_activation activation;
     memset(&activation, 0, sizeof activation);
     activation.type = model->activation;
-    (void)timestep;
+    if (model->find_activation &&
+        !model->find_activation(model->user, layer, timestep, &activation, &m->err)) {
+        return 0;
+    }
     return aq_linear_forward(model->context, layer, x, AQ_DTYPE_F32, tokens, &activation, y,
                              m->scratch, m->scratch_bytes, &m->err) == AQ_OK;
 }
@@ -286,12 +295,10 @@ static int dit_block_forward(const dit *model, const dit_block *block, float tim
 }
 
 /* Patches of the images as tokens, with their places added. */
-static int dit_embed(const dit *model, const float *x, size_t images, float timestep,
-                     dit_memory *m) {
+static int dit_embed(const dit *model, const float *x, size_t images, dit_memory *m) {
     const size_t width = model->width, tokens = dit_tokens(model);
     const size_t side = model->size / model->patch;
     size_t image, t, c;
-    (void)timestep;
     if (aq_conv2d_forward(model->context, &model->patches, x, AQ_DTYPE_F32, images, model->size,
                           model->size, NULL, m->normed, m->scratch, m->scratch_bytes, &m->err)) {
         return 0;
@@ -330,7 +337,7 @@ static int dit_forward(const dit *model, const float *x, float timestep, const i
                        size_t images, float *out, dit_memory *m) {
     const size_t all = images * dit_tokens(model);
     size_t b;
-    if (!dit_embed(model, x, images, timestep, m)) return 0;
+    if (!dit_embed(model, x, images, m)) return 0;
     for (b = 0; b < model->block_count; b++) {
         if (!dit_block_forward(model, &model->blocks[b], timestep, classes, images, m)) return 0;
     }

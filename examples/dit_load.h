@@ -16,8 +16,16 @@ typedef struct dit_schedule {
     int alpha_one;      /* the last step goes to alpha = 1 */
 } dit_schedule;
 
+/* The time groups of every layer's input. */
+typedef struct dit_groups {
+    const aq_linear **layers;
+    aq_time_groups *groups;
+    size_t count;
+} dit_groups;
+
 typedef struct dit_folder {
     aq_model *file;
+    dit_groups statics;
     dit model;
     dit_schedule schedule;
     char message[1400];
@@ -243,7 +251,75 @@ static int dit_load(aq_context *context, const char *path, dit_folder *folder) {
     return dit_load_layers(folder);
 }
 
+/* ---- static activations */
+
+static int dit_find_activation(const void *user, const aq_linear *layer, float timestep,
+                               aq_activation *out, aq_error *err) {
+    const dit_groups *all = (const dit_groups *)user;
+    size_t i;
+    for (i = 0; i < all->count; i++) {
+        if (all->layers[i] == layer) {
+            return aq_time_activation(&all->groups[i], (int64_t)timestep, out, err) == AQ_OK;
+        }
+    }
+    out->type = AQ_ACTIVATION_DYNAMIC; /* nothing was observed of it */
+    return 1;
+}
+
+static int dit_add_groups(dit_folder *folder, aq_context *context,
+                          const aq_calibration *calibration, const aq_time_options *options,
+                          const aq_linear *layer) {
+    const aq_calibration_layer *seen = aq_calibration_find(calibration, layer->name);
+    dit_groups *all = &folder->statics;
+    aq_error err;
+    if (!seen) return 1;
+    if (aq_time_groups_make(context, seen, options, &all->groups[all->count], &err)) {
+        return dit_fail(folder, layer->name, err.message);
+    }
+    all->layers[all->count++] = layer;
+    return 1;
+}
+
+/* Groups of timesteps for every layer that the calibration file knows. 0 when it fails. */
+static int dit_calibrate(dit_folder *folder, aq_context *context, const char *path,
+                         const aq_time_options *options) {
+    dit *model = &folder->model;
+    const size_t most = model->block_count * DIT_BLOCK_LAYERS + 2;
+    aq_calibration *calibration = NULL;
+    aq_error err;
+    size_t b, i;
+    int good;
+    if (aq_calibration_open(context, &path, 1, 0, &calibration, &err)) {
+        return dit_fail(folder, err.message, aq_status_hint(err.status));
+    }
+    folder->statics.layers = (const aq_linear **)calloc(most, sizeof *folder->statics.layers);
+    folder->statics.groups = (aq_time_groups *)calloc(most, sizeof *folder->statics.groups);
+    good = folder->statics.layers && folder->statics.groups;
+    if (!good) dit_fail(folder, "out of memory", "");
+    for (b = 0; good && b < model->block_count; b++) {
+        for (i = 0; good && i < DIT_BLOCK_LAYERS; i++) {
+            good = dit_add_groups(folder, context, calibration, options,
+                                  dit_block_layer(&model->blocks[b], i));
+        }
+    }
+    good = good &&
+           dit_add_groups(folder, context, calibration, options, &model->final_modulation) &&
+           dit_add_groups(folder, context, calibration, options, &model->final);
+    aq_calibration_close(calibration);
+    if (good && folder->statics.count == 0) {
+        good = dit_fail(folder, "the calibration file knows none of the model's layers", path);
+    }
+    model->activation = AQ_ACTIVATION_STATIC;
+    model->find_activation = dit_find_activation;
+    model->user = &folder->statics;
+    return good;
+}
+
 static void dit_unload(dit_folder *folder) {
+    size_t i;
+    for (i = 0; i < folder->statics.count; i++) aq_time_groups_free(&folder->statics.groups[i]);
+    free((void *)folder->statics.layers);
+    free(folder->statics.groups);
     free(folder->model.blocks);
     aq_model_close(folder->file);
     memset(folder, 0, sizeof *folder);

@@ -25,7 +25,11 @@ static const char USAGE[] =
     "  --guidance X         classifier-free guidance; default 1: none\n"
     "  --seed N             of the noise; default 1\n"
     "  --noise FILE TENSOR  starts from a tensor of a safetensors file\n"
-    "  --activations KIND   float (default) or dynamic: INT8, a scale for each token\n"
+    "  --activations KIND   float (default); INT8: dynamic, a scale for each token, or static,\n"
+    "                       a scale for each layer and group of timesteps, from --calibration\n"
+    "  --calibration FILE   statistics of a run, for static activations\n"
+    "  --time-groups N      of those; default 10\n"
+    "  --cut KIND           where timesteps are cut into groups: optimal (default) or uniform\n"
     "  --batch N            images at once; default 32\n"
     "  --threads N          default: all cores\n"
     "  --columns N          images in a line of the sheet; default 10\n"
@@ -35,8 +39,8 @@ static const char USAGE[] =
 typedef struct options {
     const char *model, *out, *samples, *noise_file, *noise_tensor;
     const char *classes;
-    const char *activations;
-    long images, steps, batch, threads, columns, zoom;
+    const char *activations, *calibration, *cut;
+    long images, groups, steps, batch, threads, columns, zoom;
     unsigned long seed;
     double guidance;
     int quiet;
@@ -67,6 +71,9 @@ static int parse_option(options *o, const char *name, const char *value) {
     if (strcmp(name, "--samples") == 0) return o->samples = value, 1;
     if (strcmp(name, "--classes") == 0) return o->classes = value, 1;
     if (strcmp(name, "--activations") == 0) return o->activations = value, 1;
+    if (strcmp(name, "--calibration") == 0) return o->calibration = value, 1;
+    if (strcmp(name, "--cut") == 0) return o->cut = value, 1;
+    if (strcmp(name, "--time-groups") == 0) return parse_number(name, value, 1, 100, &o->groups);
     if (strcmp(name, "--images") == 0) return parse_number(name, value, 1, 1000000, &o->images);
     if (strcmp(name, "--steps") == 0) return parse_number(name, value, 1, 1000000, &o->steps);
     if (strcmp(name, "--batch") == 0) return parse_number(name, value, 1, 100000, &o->batch);
@@ -89,6 +96,8 @@ static int parse(int argc, char **argv, options *o) {
     memset(o, 0, sizeof *o);
     o->out = "samples.png";
     o->activations = "float";
+    o->cut = "optimal";
+    o->groups = 10;
     o->steps = 50;
     o->batch = 32;
     o->columns = 10;
@@ -271,16 +280,36 @@ static int sample(sampler *s, float *x, const int *classes, size_t images) {
     return 1;
 }
 
+static int set_activations(sampler *s, aq_context *context, const options *o) {
+    aq_time_options time;
+    if (strcmp(o->activations, "float") == 0) return 1;
+    if (strcmp(o->activations, "dynamic") == 0) {
+        s->folder.model.activation = AQ_ACTIVATION_DYNAMIC;
+        return 1;
+    }
+    if (strcmp(o->activations, "static") != 0) {
+        return complain("--activations: float, dynamic or static", o->activations);
+    }
+    memset(&time, 0, sizeof time);
+    time.num_time_groups = (uint32_t)o->groups;
+    time.total_timesteps = (uint32_t)s->folder.schedule.timesteps;
+    time.range = AQ_RANGE_MIN_MAX;
+    time.percentile = 99.99;
+    time.cut = strcmp(o->cut, "uniform") == 0 ? AQ_TIME_CUT_UNIFORM : AQ_TIME_CUT_OPTIMAL;
+    if (time.cut == AQ_TIME_CUT_OPTIMAL && strcmp(o->cut, "optimal") != 0) {
+        return complain("--cut: optimal or uniform", o->cut);
+    }
+    if (!o->calibration) return complain("static activations need --calibration FILE", "");
+    return dit_calibrate(&s->folder, context, o->calibration, &time) ||
+           complain(s->folder.message, "");
+}
+
 static int open_sampler(sampler *s, aq_context *context, const options *o) {
     dit *model = &s->folder.model;
     size_t most, pixels;
     s->o = o;
     if (!dit_load(context, o->model, &s->folder)) return complain(s->folder.message, "");
-    if (strcmp(o->activations, "dynamic") == 0) {
-        model->activation = AQ_ACTIVATION_DYNAMIC;
-    } else if (strcmp(o->activations, "float") != 0) {
-        return complain("--activations: float or dynamic", o->activations);
-    }
+    if (!set_activations(s, context, o)) return 0;
     if (o->steps > s->folder.schedule.timesteps) {
         return complain("--steps: more than the model was trained with", "");
     }

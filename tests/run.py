@@ -151,6 +151,8 @@ def set_up_compilers():
         packages.install(sanitizer_package())
     if not has_arm():
         packages.install("gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
+    if not shutil.which("qemu-system-arm"):
+        packages.install("qemu-system-arm")
     if not has_venv_module():
         packages.install("python3-venv")
     if not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file():

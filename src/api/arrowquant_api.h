@@ -682,6 +682,10 @@ ARROWQUANT_API aq_status aq_time_groups_make(aq_context *context,
 ARROWQUANT_API void aq_time_groups_free(aq_time_groups *groups); /* NULL and zeroed allowed */
 /* The group of a timestep, in O(1); those outside of 0 … T − 1 count as the ends. */
 ARROWQUANT_API uint32_t aq_time_group_of(const aq_time_groups *groups, int64_t timestep);
+/* The static INT8 activation of a timestep for aq_linear_forward, in O(1). AQ_ERR_UNSUPPORTED when
+ * groups of channels have scales of their own. */
+ARROWQUANT_API aq_status aq_time_activation(const aq_time_groups *groups, int64_t timestep,
+                                            aq_activation *out, aq_error *err);
 
 /* How smooth the parameters of neighbouring groups are. */
 typedef enum aq_severity { AQ_SEVERITY_LOW, AQ_SEVERITY_MEDIUM, AQ_SEVERITY_HIGH } aq_severity;

@@ -267,6 +267,25 @@ ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear 
     return aq_forward_run(&run, err);
 }
 
+ARROWQUANT_API aq_status aq_time_activation(const aq_time_groups *groups, int64_t timestep,
+                                            aq_activation *out, aq_error *err) {
+    uint32_t group;
+    if (!groups || !out || groups->count == 0) {
+        return aq_fail(err, AQ_ERR_ARGUMENT, "aq_time_activation: %s",
+                       !out ? "out is NULL" : "there are no groups; make them first");
+    }
+    if (groups->channel_groups != 1) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED,
+                       "aq_time_activation: %u groups of channels; make the time groups with "
+                       "channel_group 0", (unsigned)groups->channel_groups);
+    }
+    group = aq_time_group_of(groups, timestep);
+    out->type = AQ_ACTIVATION_STATIC;
+    out->scale = groups->scale[0][group];
+    out->zero_point = groups->zero_point[0][group] - 128; /* of codes from 0 to 255 */
+    return AQ_OK;
+}
+
 ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *linear, uint64_t row,
                                        float *out, aq_error *err) {
     aq_weights weights;

@@ -101,6 +101,21 @@ def test_samples_of_the_plain_model(sampler, reference, tmp_path):
     assert psnr(samples, reference["ddim.samples"][:20]) >= 100  # 60 is asked for
 
 
+def test_static_activations(sampler, aq, reference, tmp_path):
+    """INT8 by groups of timesteps: near the plain samples, nearer with ten groups than with one."""
+    folder = quantized(aq, tmp_path, "--bits", "8", "--group-size", "64")
+    found = {}
+    for name, words in {"one": ["--time-groups", "1"], "uniform": ["--cut", "uniform"],
+                        "optimal": []}.items():
+        samples = sample(sampler, folder, tmp_path, "--noise", VECTORS, "ddim.noise", "--images",
+                         "30", "--activations", "static", "--calibration",
+                         dit.REFERENCE / "activations.safetensors", *words)
+        found[name] = psnr(samples, reference["ddim.samples"][:30])
+    assert found["one"] > 45 and found["uniform"] > 48 and found["optimal"] > 48, found
+    assert "--calibration" in refused(sampler, folder, "--activations", "static")
+    assert "--cut" in refused(sampler, folder, "--activations", "static", "--cut", "odd")
+
+
 def test_samples_do_not_depend_on_batches_threads_or_isa(sampler, aq, tmp_path):
     folder = quantized(aq, tmp_path, "--bits", "4")
     words = ["--images", "5", "--steps", "4", "--activations", "dynamic"]

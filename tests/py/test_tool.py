@@ -19,7 +19,7 @@ from tool_models import (bad, environment, files_of, gaussian, good, good_json, 
                          llm_tensors, plain_folder, run, sharded_folder, write_json,
                          write_safetensors)
 
-COMMANDS = ["quantize", "validate", "inspect", "dequantize", "config", "diff", "markov"]
+COMMANDS = ["quantize", "validate", "inspect", "dequantize", "export-c", "config", "diff", "markov"]
 RESULT_KEYS = ["quantized_path", "compression_ratio", "cosine_similarity", "model_size_mb",
                "modality", "bit_width", "quantization_time_s", "bits_per_weight", "sqnr_db",
                "layers_quantized", "layers_kept", "layers_raised"]
@@ -71,7 +71,7 @@ def test_precedence_is_in_the_help(aq):
 def test_documentation_and_help_name_the_same_flags(aq, repo):
     text = (repo / "docs/TOOL.md").read_text()
     sections = {title.split()[1]: body for title, body in
-                re.findall(r"^## (aq [a-z]+)\n(.*?)(?=^## |\Z)", text, re.S | re.M)}
+                re.findall(r"^## (aq [a-z-]+)\n(.*?)(?=^## |\Z)", text, re.S | re.M)}
     for command in COMMANDS:
         documented = set(re.findall(r"^\| `(--[a-z-]+)", sections[command], re.M))
         assert documented == flags_of(aq, command) - {"--help"}, command

@@ -1,0 +1,166 @@
+"""Samples of the bundled model, end to end: what weights, methods and activations make of them.
+
+    build/venv/bin/python bench/sample_quality.py [--images N] [--table FILE] [--sheet FILE] [WORD …]
+
+Quantizes tests/fixtures/digits-dit in each way, draws with examples/sample_dit.c, and compares: PSNR
+over the 100 reference noises to the reference samples (range 2), share of them that a classifier
+takes for their class, Frechet distance of N more (1000; 0: none) in its feature space. WORD: only rows that
+contain one. Prints a Markdown table, also into --table. --sheet writes the samples of F32, INT8, INT4
+and INT2 beside each other.
+"""
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+TOP = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TOP / "tests/py"))
+
+import numpy as np  # noqa: E402
+
+import dit  # noqa: E402
+
+STATISTICS = dit.REFERENCE / "activations.safetensors"
+MOMENTS = dit.REFERENCE / "hessians.safetensors"
+VECTORS = dit.REFERENCE / "vectors.safetensors"
+LINEAR = ["--quantize-sensitive", "--min-accuracy", "0", "--keep", "*embedding_table*", "--keep",
+          "pos_embed*"]
+METHODS = {"data-free": ["--method", "ptq"],
+           "calibrated": ["--method", "ptq", "--calibration", STATISTICS],
+           "GPTQ": ["--method", "gptq", "--calibration", STATISTICS, "--calibration", MOMENTS]}
+ACTIVATIONS = {"A16": ["float"], "A8 dynamic": ["dynamic"],
+               "A8 static, 1 group": ["static", "--time-groups", "1"],
+               "A8 static, 10 uniform": ["static", "--cut", "uniform"],
+               "A8 static, 10 optimal": ["static", "--cut", "optimal"]}
+WIDTHS = [("W8 g64", ["--bits", "8", "--group-size", "64"]),
+          ("W4 g128", ["--bits", "4", "--group-size", "128"]),
+          ("W2 g256", ["--bits", "2", "--group-size", "256"]),
+          ("W2 g64", ["--bits", "2", "--group-size", "64"]),
+          ("W2 g32", ["--bits", "2", "--group-size", "32"])]
+
+
+def call(*words):
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, words))}\n{done.stderr}")
+    return done.stdout
+
+
+def rows():
+    """(name, flags of quantize or None, activations)"""
+    for name, bits in WIDTHS:
+        for method, flags in METHODS.items():
+            for kind, activation in ACTIVATIONS.items():
+                yield f"{name} {method} {kind}", [*LINEAR, *bits, *flags], activation
+    yield ("W2 g64, first and last layers kept GPTQ A16",
+           ["--bits", "2", "--group-size", "64", "--min-accuracy", "0", *METHODS["GPTQ"]], ["float"])
+    yield "F32", None, ["float"]
+
+
+class Judge:
+    """The classifier of the fixture and the feature space of its hidden layer."""
+
+    def __init__(self):
+        self.t = {k: v.astype(np.float64)
+                  for k, v in dit.load(dit.REFERENCE / "judge.safetensors").items()}
+
+    def features(self, x):
+        return np.maximum(x.reshape(len(x), -1) @ self.t["fc1.weight"].T + self.t["fc1.bias"], 0)
+
+    def accuracy(self, x, classes):
+        scores = self.features(x) @ self.t["fc2.weight"].T + self.t["fc2.bias"]
+        return np.mean(scores.argmax(1) == classes)
+
+    def frechet(self, x):
+        h = self.features(x)
+        c, real = np.cov(h.T), self.t["real.feature_cov"]
+        values, vectors = np.linalg.eigh(real)
+        root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+        both = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c @ root), 0)).sum()
+        return (np.sum((h.mean(0) - self.t["real.feature_mean"]) ** 2) + np.trace(real) +
+                np.trace(c) - 2 * both)
+
+
+def build(folder):
+    for name in ("aq", "sample_dit"):
+        call("cc", "-O2", TOP / f"examples/{name}.c", "-o", folder / name, "-lpthread", "-lm")
+
+
+def draw(folder, model, activation, *words):
+    out = folder / "samples.f32"
+    begin = time.time()
+    call(folder / "sample_dit", model, "--samples", out, "--out", folder / "sheet.pgm", "--zoom", "1",
+         "--calibration", STATISTICS, "--activations", *activation, "--batch", "50", *words)
+    return np.fromfile(out, "<f4").reshape(-1, 64).astype(np.float64), time.time() - begin
+
+
+def write_sheet(path, samples):
+    """The first five lines of ten, four times as large, with white between the models."""
+    panels = []
+    for x in samples:
+        pixels = np.clip((x[:50] + 1) * 127.5, 0, 255).astype(np.uint8).reshape(5, 10, 8, 8)
+        panels += [pixels.transpose(0, 2, 1, 3).reshape(40, 80), np.full((40, 4), 255, np.uint8)]
+    sheet = np.concatenate(panels[:-1], 1).repeat(3, 0).repeat(3, 1)
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return (struct.pack(">I", len(body)) + kind + body +
+                struct.pack(">I", zlib.crc32(kind + body)))
+    lines = np.concatenate([np.zeros((len(sheet), 1), np.uint8), sheet], 1)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" +
+                     chunk(b"IHDR", struct.pack(">IIBBBBB", sheet.shape[1], len(sheet), 8, 0, 0, 0, 0)) +
+                     chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + chunk(b"IEND", b""))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--table", type=pathlib.Path)
+    parser.add_argument("--sheet", type=pathlib.Path)
+    parser.add_argument("words", nargs="*")
+    options = parser.parse_args()
+    vectors, judge, table, drawn = dit.load(VECTORS), Judge(), [], {}
+    reference = vectors["ddim.samples"].reshape(100, 64).astype(np.float64)
+    with tempfile.TemporaryDirectory() as top:
+        top = pathlib.Path(top)
+        build(top)
+        made = {}
+        table += ["| | MB | PSNR dB | judge | Frechet | seconds |", "|---|---|---|---|---|---|"]
+        print("\n".join(table), flush=True)
+        for name, flags, activation in rows():
+            if options.words and not any(word in name for word in options.words):
+                continue
+            model = dit.DIGITS
+            if flags is not None:
+                key = str(flags)
+                if key not in made:
+                    made[key] = top / str(len(made))
+                    call(top / "aq", "quantize", dit.DIGITS, made[key], "--quiet", *flags)
+                model = made[key]
+            size = sum(f.stat().st_size for f in (model / "transformer").glob("*.safetensors")) / 1e6
+            x, seconds = draw(top, model, activation, "--noise", VECTORS, "ddim.noise")
+            drawn[name] = x
+            psnr = 10 * np.log10(4 / np.mean((x - reference) ** 2))
+            far = "–"
+            if options.images:
+                more, seconds = draw(top, model, activation, "--images", options.images, "--seed", 5)
+                far = f"{judge.frechet(more):.2f}"
+            line = (f"| {name} | {size:.2f} | {psnr:.1f} | "
+                    f"{judge.accuracy(x, vectors['ddim.class']):.2f} | {far} | {seconds:.1f} |")
+            table.append(line)
+            print(line, flush=True)
+    if options.table:
+        options.table.write_text("\n".join(table) + "\n")
+    if options.sheet:
+        names = ["F32", "W8 g64 data-free A8 dynamic", "W4 g128 GPTQ A8 dynamic",
+                 "W2 g64 GPTQ A8 dynamic"]
+        write_sheet(options.sheet, [drawn[name] for name in names])
+
+
+if __name__ == "__main__":
+    main()

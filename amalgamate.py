@@ -111,6 +111,7 @@ LIBRARY = [
     "quant/quality.c",
     "quant/tile.c",
     "quant/parameters.c",
+    "quant/residual.c",
     "quant/parameters_read.c",
     "quant/zero_point.c",
     "quant/k_fit.c",

@@ -257,6 +257,8 @@ typedef enum aq_code {
     AQ_CODE_AFFINE,    /* w = scale·q + min,          q in 0 … 2^bits − 1 */
     AQ_CODE_SYMMETRIC, /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
     AQ_CODE_ZERO_POINT, /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
+    AQ_CODE_RESIDUAL,   /* w = ±a ± b, 2 bits: bit 1 of q is the sign of a, bit 0 that of b; a and b
+                           stand in place of scale and min. F16 and F32 parameters only */
     /* The blocks of GGUF files, docs/FORMATS.md: everything is in `codes`, F16 parameters among them;
      * bits and group_size must be those given here, columns a multiple of group_size. */
     AQ_CODE_Q8_0, /* 8 bits, blocks of 32:  w = d·q */
@@ -13908,6 +13910,19 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids);
 
+AQ_LIB void aq_put_u16(uint8_t *out, uint16_t value); /* little endian */
+AQ_LIB void aq_put_f32(uint8_t *out, float value);
+
+/* ---- residual.c: grids hold a and b of w ≈ ±a ± b */
+
+/* One group; its parameters' bytes to `out`. */
+AQ_LIB aq_fit_kind aq_residual_fit(const aq_row_job *job, const float *w, const float *weights,
+                                   size_t count, aq_simd_grid *grid, uint8_t *out);
+AQ_LIB void aq_residual_encode(const float *w, size_t count, size_t group,
+                               const aq_simd_grid *grids, uint8_t *codes);
+AQ_LIB void aq_residual_decode(const uint8_t *codes, size_t count, size_t group,
+                               const aq_simd_grid *grids, float *out);
+
 /* ---- quality.c: adds the sums of one stretch that starts at a multiple of 256 of its row */
 
 AQ_LIB void aq_compare_run(const struct aq_kernels *kernels, const float *first,
@@ -14166,6 +14181,7 @@ ARROWQUANT_API const char *aq_code_name(aq_code code) {
     case AQ_CODE_AFFINE: return "affine";
     case AQ_CODE_SYMMETRIC: return "symmetric";
     case AQ_CODE_ZERO_POINT: return "zero_point";
+    case AQ_CODE_RESIDUAL: return "residual";
     default: return "unknown";
     }
 }
@@ -14216,10 +14232,10 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
                        (unsigned)spec->group_size);
     }
     if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC &&
-        spec->code != AQ_CODE_ZERO_POINT) {
+        spec->code != AQ_CODE_ZERO_POINT && spec->code != AQ_CODE_RESIDUAL) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
-                       "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC or "
-                       "AQ_CODE_ZERO_POINT", (int)spec->code);
+                       "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC, "
+                       "AQ_CODE_ZERO_POINT or AQ_CODE_RESIDUAL", (int)spec->code);
     }
     if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
         spec->params != AQ_PARAM_Q8 && spec->params != AQ_PARAM_BF16) {
@@ -14228,10 +14244,16 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
                        "AQ_PARAM_F32 or AQ_PARAM_Q8", (int)spec->params);
     }
     if ((spec->code == AQ_CODE_AFFINE && spec->params == AQ_PARAM_BF16) ||
+        (spec->code == AQ_CODE_RESIDUAL &&
+         (spec->params == AQ_PARAM_BF16 || spec->params == AQ_PARAM_Q8)) ||
         (spec->code == AQ_CODE_ZERO_POINT && spec->params == AQ_PARAM_Q8)) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "the code %s has no %s parameters; use AQ_PARAM_F16 "
                        "or AQ_PARAM_F32", aq_code_name(spec->code),
                        aq_param_type_name(spec->params));
+    }
+    if (spec->code == AQ_CODE_RESIDUAL && spec->bits != 2) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; the residual code has 2",
+                       (unsigned)spec->bits);
     }
     return AQ_OK;
 }
@@ -14274,7 +14296,7 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
         return aq_block_size(spec, rows, cols, out, err);
     }
     per_word = 32u / spec->bits;
-    values = spec->code == AQ_CODE_AFFINE ? 2u : 1u;
+    values = spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_RESIDUAL ? 2u : 1u;
     param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_Q8 ? 1u : 2u;
     zero = spec->code == AQ_CODE_ZERO_POINT ? 1u : 0u;
     layout.rows = rows;
@@ -14708,7 +14730,7 @@ static uint16_t aq_get_u16(const uint8_t *in) {
     return (uint16_t)(in[0] | in[1] << 8);
 }
 
-static void aq_put_u16(uint8_t *out, uint16_t value) {
+AQ_LIB void aq_put_u16(uint8_t *out, uint16_t value) {
     out[0] = (uint8_t)(value & 0xFFu);
     out[1] = (uint8_t)(value >> 8);
 }
@@ -14718,7 +14740,7 @@ static float aq_get_f32(const uint8_t *in) {
                          (uint32_t)in[3] << 24);
 }
 
-static void aq_put_f32(uint8_t *out, float value) {
+AQ_LIB void aq_put_f32(uint8_t *out, float value) {
     uint32_t bits = aq_simd_bits(value);
     aq_put_u16(out, (uint16_t)(bits & 0xFFFFu));
     aq_put_u16(out + 2, (uint16_t)(bits >> 16));
@@ -15081,6 +15103,149 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
 
 /* ---- end src/quant/parameters.c ---- */
 
+/* ---- begin src/quant/residual.c ---- */
+
+/* R2Q: two residual steps of one bit each. A weight is w ≈ ±a ± b: the sign of w with the mean magnitude
+ * a, then the sign of what is left with its mean magnitude b; after these two greedy steps a and b are
+ * solved by (weighted) least squares for the codes, the codes chosen anew, and so on until they stay.
+ * The four levels are symmetric and in general not equally spaced, so this is a code of its own. */
+
+#define AQ_RESIDUAL_ROUNDS 12u
+
+/* The levels of a group by code: bit 1 the sign of a, bit 0 that of b, 1 for plus. */
+AQ_SIMD_EXACT static void aq_residual_levels(const aq_simd_grid *grid, float *levels) {
+    AQ_SIMD_EXACT_BODY
+    float a = grid->scale, b = grid->min;
+    levels[0] = (0.0f - a) - b;
+    levels[1] = b - a;
+    levels[2] = a - b;
+    levels[3] = a + b;
+}
+
+AQ_LIB void aq_residual_decode(const uint8_t *codes, size_t count, size_t group,
+                               const aq_simd_grid *grids, float *out) {
+    float levels[4];
+    size_t i;
+    for (i = 0; i < count; i++) {
+        if (i % group == 0) {
+            aq_residual_levels(&grids[i / group], levels);
+        }
+        out[i] = levels[codes[i / 4] >> (i % 4 * 2) & 3u];
+    }
+}
+
+/* With a ≥ b ≥ 0 the levels ascend: the sign tells the half, the distance to ±a the rest. */
+AQ_SIMD_EXACT static unsigned aq_residual_code(double w, double a) {
+    AQ_SIMD_EXACT_BODY
+    return w < 0.0 ? (w < 0.0 - a ? 0u : 1u) : (w < a ? 2u : 3u);
+}
+
+/* The greedy steps. */
+AQ_SIMD_EXACT static void aq_residual_greedy(const float *w, const float *weights, size_t count,
+                                             double *a, double *b) {
+    AQ_SIMD_EXACT_BODY
+    double sum = 0.0, rest = 0.0, all = 0.0;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        double c = weights ? (double)weights[i] : 1.0;
+        sum += c * (w[i] < 0.0f ? 0.0 - (double)w[i] : (double)w[i]);
+        all += c;
+    }
+    *a = sum / all;
+    for (i = 0; i < count; i++) {
+        double c = weights ? (double)weights[i] : 1.0;
+        double left = (w[i] < 0.0f ? 0.0 - (double)w[i] : (double)w[i]) - *a;
+        rest += c * (left < 0.0 ? 0.0 - left : left);
+    }
+    *b = rest / all;
+}
+
+/* a and b of least squares for the codes that a gives; they come out ordered a ≥ b ≥ 0. */
+AQ_SIMD_EXACT static bool aq_residual_solve(const float *w, const float *weights, size_t count,
+                                            double *a, double *b) {
+    AQ_SIMD_EXACT_BODY
+    double all = 0.0, cross = 0.0, first = 0.0, second = 0.0, determinant, x, y;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        double c = weights ? (double)weights[i] : 1.0;
+        unsigned code = aq_residual_code((double)w[i], *a);
+        double one = code & 2u ? 1.0 : -1.0, two = code & 1u ? 1.0 : -1.0;
+        all += c;
+        cross += c * (one * two);
+        first += c * (one * (double)w[i]);
+        second += c * (two * (double)w[i]);
+    }
+    determinant = all * all - cross * cross;
+    if (!(determinant > 1e-9 * (all * all))) { /* every weight has the same pair, or its opposite */
+        x = first / all;
+        y = 0.0;
+    } else {
+        x = (all * first - cross * second) / determinant;
+        y = (all * second - cross * first) / determinant;
+    }
+    x = x < 0.0 ? 0.0 - x : x;
+    y = y < 0.0 ? 0.0 - y : y;
+    if (!(x != *a || y != *b)) {
+        return false;
+    }
+    *a = x < y ? y : x;
+    *b = x < y ? x : y;
+    return true;
+}
+
+/* Whether any weight of a column counts. */
+static const float *aq_residual_weights(const float *weights, size_t count) {
+    size_t i;
+    for (i = 0; weights && i < count; i++) {
+        if (weights[i] > 0.0f) {
+            return weights;
+        }
+    }
+    return NULL;
+}
+
+AQ_LIB aq_fit_kind aq_residual_fit(const aq_row_job *job, const float *w, const float *weights,
+                                   size_t count, aq_simd_grid *grid, uint8_t *out) {
+    double a, b;
+    uint32_t round;
+    uint16_t halves[2];
+    weights = aq_residual_weights(weights, count);
+    aq_residual_greedy(w, weights, count, &a, &b);
+    for (round = 0; round < AQ_RESIDUAL_ROUNDS; round++) {
+        if (!aq_residual_solve(w, weights, count, &a, &b)) {
+            break;
+        }
+    }
+    grid->scale = (float)a;
+    grid->min = (float)b;
+    if (job->spec.params == AQ_PARAM_F32) {
+        aq_put_f32(out, grid->scale);
+        aq_put_f32(out + 4, grid->min);
+        return AQ_FIT_GOOD;
+    }
+    halves[0] = aq_simd_to_f16(grid->scale);
+    halves[1] = aq_simd_to_f16(grid->min);
+    grid->scale = aq_simd_from_f16(halves[0]);
+    grid->min = aq_simd_from_f16(halves[1]);
+    aq_put_u16(out, halves[0]);
+    aq_put_u16(out + 2, halves[1]);
+    return a > 0.0 && (a < 6.103515625e-05 || a + b > 65504.0) ? AQ_FIT_NEEDS_F32 : AQ_FIT_GOOD;
+}
+
+AQ_LIB void aq_residual_encode(const float *w, size_t count, size_t group,
+                               const aq_simd_grid *grids, uint8_t *codes) {
+    size_t i;
+    memset(codes, 0, (count + 3) / 4);
+    for (i = 0; i < count; i++) {
+        unsigned code = aq_residual_code((double)w[i], (double)grids[i / group].scale);
+        codes[i / 4] = (uint8_t)(codes[i / 4] | code << (i % 4 * 2));
+    }
+}
+
+#undef AQ_RESIDUAL_ROUNDS
+
+/* ---- end src/quant/residual.c ---- */
+
 /* ---- begin src/quant/parameters_read.c ---- */
 
 /* The parameters of all groups as numbers, for those who show or exchange them. */
@@ -15095,6 +15260,8 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     if (status != AQ_OK) return status;
     if (layout.rows && layout.groups && (!params || (spec->params == AQ_PARAM_Q8 && !extra)))
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quant_parameters: NULL");
+    if (spec->code == AQ_CODE_RESIDUAL)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "the residual code has neither scale nor minimum");
     const uint8_t *from = (const uint8_t *)params, *row_extra = (const uint8_t *)extra;
     size_t groups = (size_t)layout.groups, at = 0;
     size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
@@ -16033,6 +16200,36 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
     }
 }
 
+/* R2Q: groups are fitted and coded one by one. */
+static void aq_row_residual(const aq_row_job *job, const void *weights, uint64_t row_begin,
+                            const aq_row_parts *parts, aq_quality *quality,
+                            aq_block_outcome *outcome) {
+    float decoded[AQ_TILE_WEIGHTS];
+    aq_tile tile;
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    uint8_t *params = parts->params;
+    size_t begin, i, group = job->spec.group_size;
+    for (begin = 0; begin < job->cols; begin += AQ_TILE_WEIGHTS) {
+        uint8_t *codes = parts->codes + begin * job->spec.bits / 8;
+        if (!aq_row_load(job, weights, begin, row_begin, &tile, outcome)) {
+            return;
+        }
+        for (i = 0; i < tile.group_count; i++, params += parts->param_bytes) {
+            size_t at = i * group, left = tile.count - at;
+            const float *own = job->column_weights ? job->column_weights + begin + at : NULL;
+            aq_outcome_note(outcome,
+                            aq_residual_fit(job, tile.x + at, own, left < group ? left : group,
+                                            &grids[i], params),
+                            row_begin + begin + at);
+        }
+        aq_residual_encode(tile.x, tile.count, group, grids, codes);
+        if (job->measure) {
+            aq_residual_decode(codes, tile.count, group, grids, decoded);
+            aq_compare_run(job->kernels, tile.x, decoded, tile.count, quality);
+        }
+    }
+}
+
 /* Fits a row for Q8: scales go into the pair, the first fits into the cache. */
 static bool aq_row_q8_scales(const aq_row_job *job, const void *weights, uint64_t row_begin,
                              aq_tile *tile, aq_simd_fit *cache, aq_q8_row *pair,
@@ -16128,7 +16325,8 @@ static void aq_quantize_rows(const aq_row_job *job, const aq_quant_layout *layou
         if (aq_code_is_block(job->spec.code)) {
             aq_row_blocks(job, from, row * job->cols, parts.codes, &sums, outcome);
         } else {
-            (job->spec.params == AQ_PARAM_Q8 ? aq_row_q8 : aq_row_direct)(
+            (job->spec.code == AQ_CODE_RESIDUAL ? aq_row_residual
+             : job->spec.params == AQ_PARAM_Q8  ? aq_row_q8 : aq_row_direct)(
                 job, from, row * job->cols, &parts, &sums, outcome);
         }
         aq_quality_add(&outcome->quality, &sums);
@@ -16424,9 +16622,13 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
         } else {
             aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                           (count + group - 1) / group, grids);
-            (past ? run->kernels->decode_past : run->kernels->decode)(
-                codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-                run->spec.code == AQ_CODE_SYMMETRIC, grids, into);
+            if (run->spec.code == AQ_CODE_RESIDUAL) {
+                aq_residual_decode(codes + begin * run->spec.bits / 8, count, group, grids, into);
+            } else {
+                (past ? run->kernels->decode_past : run->kernels->decode)(
+                    codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+                    run->spec.code == AQ_CODE_SYMMETRIC, grids, into);
+            }
         }
         if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);
@@ -17374,13 +17576,27 @@ AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
     aq_simd_mode_leave(mode);
 }
 
+/* A stretch of a row as a reader sees it. */
+static void aq_measure_decode(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                              const uint8_t *codes, const uint8_t *params, const uint8_t *extra,
+                              size_t count, float *out) {
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_grids_read(kernels, spec, params, extra, (count + spec->group_size - 1) / spec->group_size,
+                  grids);
+    if (spec->code == AQ_CODE_RESIDUAL) {
+        aq_residual_decode(codes, count, spec->group_size, grids, out);
+    } else {
+        kernels->decode(codes, count, spec->group_size, spec->bits,
+                        spec->code == AQ_CODE_SYMMETRIC, grids, out);
+    }
+}
+
 AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spec,
                              const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
                              const void *codes, const void *params, const void *extra,
                              aq_quality *quality) {
     const struct aq_kernels *kernels = aq_kernels_of(context);
     float first[AQ_TILE_WEIGHTS], second[AQ_TILE_WEIGHTS];
-    aq_simd_grid grids[AQ_TILE_GROUPS];
     aq_quant_layout layout;
     size_t begin, size = aq_dtype_size(dtype), param_bytes;
     uint64_t row;
@@ -17402,10 +17618,15 @@ AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spe
             size_t left = (size_t)cols - begin;
             size_t count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
             aq_widen(kernels, dtype, from + begin * size, first, count);
-            aq_grids_read(kernels, spec, param + begin / spec->group_size * param_bytes, pair,
-                          (count + spec->group_size - 1) / spec->group_size, grids);
-            kernels->decode(code + begin * spec->bits / 8, count, spec->group_size, spec->bits,
-                            spec->code == AQ_CODE_SYMMETRIC, grids, second);
+            if (aq_code_is_block(spec->code)) {
+                aq_blocks_decode(kernels, spec->code,
+                                 code + begin / spec->group_size * aq_block_bytes(spec->code),
+                                 count, second);
+            } else {
+                aq_measure_decode(kernels, spec, code + begin * spec->bits / 8,
+                                  param + begin / spec->group_size * param_bytes, pair, count,
+                                  second);
+            }
             aq_compare_run(kernels, first, second, count, &sums);
         }
         aq_quality_add(quality, &sums);
@@ -17489,6 +17710,11 @@ static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, con
                                aq_error *err) {
     const aq_quant_layout *layout = &run->layout;
     uint64_t bytes = 0, square = 0;
+    if (run->spec.code != AQ_CODE_AFFINE && run->spec.code != AQ_CODE_SYMMETRIC &&
+        run->spec.code != AQ_CODE_ZERO_POINT && !run->measure_only) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: the code %s has a search of its own; use "
+                       "aq_quantize", function, aq_code_name(run->spec.code));
+    }
     if (!aq_dtype_is_float(run->dtype)) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
                        "weights of type %s cannot be quantized; expected a float type",
@@ -20293,6 +20519,10 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
         return aq_fail(err, AQ_ERR_ARGUMENT, "the layer is NULL");
     }
     memset(out, 0, sizeof *out);
+    if (linear->quantized && linear->spec.code == AQ_CODE_RESIDUAL) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the residual code; dequantize the "
+                       "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
+    }
     if (linear->quantized) {
         status = aq_quantized_size(&linear->spec, linear->rows, linear->cols, &out->layout, err);
     } else if (!aq_weights_plain(linear->dtype)) {
@@ -23794,8 +24024,8 @@ static aq_status aq_native_check(const aq_native_parser *parser, aq_native_tenso
     if ((fields & always) != always)
         return aq_native_bad(parser, tensor->name, "code, dtype or shape is missing");
     if (!tensor->method) tensor->method = "";
-    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_SYMMETRIC; i++) {
-        if (strcmp(tensor->code, aq_code_name((aq_code)i)) != 0) continue;
+    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_RESIDUAL; i++) {
+        if (i == AQ_CODE_ZERO_POINT || strcmp(tensor->code, aq_code_name((aq_code)i)) != 0) continue;
         tensor->spec.code = (aq_code)i;
         tensor->known = true;
     }
@@ -24087,8 +24317,8 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     parts[0] = parts[1] = parts[2] = NULL;
     if (!tensor->known)
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
-                              "%s: tensor %s has the code \"%s\", this library reads \"affine\" "
-                              "and \"symmetric\"; use a newer ArrowQuant", file->path, tensor->name,
+                              "%s: tensor %s has the code \"%s\", this library reads \"affine\", "
+                              "\"symmetric\" and \"residual\"; use a newer ArrowQuant", file->path, tensor->name,
                               tensor->code);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
@@ -30181,6 +30411,10 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     (void)detail;
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
+    if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
+        spec->code = AQ_CODE_RESIDUAL;
+        if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
+    }
     return AQ_OK;
 }
 
@@ -30487,7 +30721,9 @@ static uint64_t aq_gptq_layer_bytes(const aq_plan_tensor *tensor) {
 /* NULL, or why GPTQ cannot be had here. */
 static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *tensor) {
     uint64_t limit = plan->config.max_memory_limit_mb;
-    if (tensor->spec.code > AQ_CODE_ZERO_POINT) return "this code has a search of its own";
+    if (tensor->spec.code != AQ_CODE_AFFINE && tensor->spec.code != AQ_CODE_SYMMETRIC &&
+        tensor->spec.code != AQ_CODE_ZERO_POINT)
+        return "this code has a search of its own";
     if (!tensor->statistics) return "no statistics";
     if (!tensor->statistics->has_hessian) return "no second moments";
     if (limit && aq_gptq_layer_bytes(tensor) / 1000000 >= limit)
@@ -30525,7 +30761,12 @@ AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {
     switch (plan->config.method) {
     case AQ_METHOD_AUTO: aq_method_auto(plan, tensor); break;
     case AQ_METHOD_PTQ: aq_method_ptq(tensor, NULL); break;
-    case AQ_METHOD_R2Q: aq_method_ptq(tensor, tensor->bits == 2 ? NULL : "R2Q has 2 bits"); break;
+    case AQ_METHOD_R2Q:
+        tensor->method = AQ_METHOD_R2Q;
+        if (tensor->spec.code != AQ_CODE_RESIDUAL)
+            aq_method_ptq(tensor, tensor->bits == 2 ? "the output format has no code for R2Q"
+                                                    : "R2Q has 2 bits");
+        break;
     case AQ_METHOD_GPTQ:
         tensor->method = AQ_METHOD_GPTQ;
         obstacle = aq_gptq_obstacle(plan, tensor);
@@ -30557,8 +30798,8 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
     if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
         return AQ_OK;
     if (config->method == AQ_METHOD_R2Q)
-        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits, and no layer is to have "
-                       "2; set bit_width or layer_bits, or use method: auto");
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits in the native format, and "
+                       "no layer is to have that; set bit_width or layer_bits, or use method: auto");
     return aq_fail(err, AQ_ERR_CONFIGURATION, "method: gptq needs the second moments of the layers' "
                    "inputs, and %s; give them with `calibration`, or use method: auto",
                    config->calibration_count ? "the calibration files have none for any layer that is "
@@ -31820,8 +32061,6 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
         return aq_refuse("thermodynamic.validation.enabled", "needs time groups, and so "
                          "enable_time_aware and activation statistics (calibration)", err);
-    if (config->method == AQ_METHOD_R2Q)
-        return aq_refuse("method: r2q", "this version does not have it yet", err);
     if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",
@@ -33627,7 +33866,8 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
 static bool aq_job_widens(const aq_tensor_job *job) {
     const aq_quant_spec *spec = &job->spec;
     if (job->run->plan->state->container->format == AQ_OUTPUT_COMPRESSED_TENSORS) return false;
-    return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC) &&
+    return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC ||
+            spec->code == AQ_CODE_RESIDUAL) &&
            spec->params != AQ_PARAM_F32;
 }
 

@@ -83,7 +83,7 @@ static const flag FLAGS[] = {
     { "--format", "NAME", CONFIGURED | CONVERT, FLAG_FIELD, "format", NULL,
       "native (the default), gguf, compressed-tensors or arrow" },
     { "--method", "NAME", CONFIGURED, FLAG_FIELD, "method", NULL,
-      "auto (the default), ptq or gptq: how codes are chosen" },
+      "auto (the default), ptq, r2q or gptq: how codes are chosen" },
     { "--target-bits", "N", CONFIGURED, FLAG_FIELD, "target_bits", NULL,
       "choose bits by layer: so many stored bits a weight on average" },
     { "--target-size-mb", "N", CONFIGURED, FLAG_FIELD, "target_model_size_mb", NULL,

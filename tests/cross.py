@@ -111,6 +111,13 @@ SETTINGS = {
     "local": ["--profile", "local"],
     "cloud": ["--profile", "cloud"],
     "symmetric": ["--bits", "4", "--symmetric", "--group-size", "32", "--parameter-bits", "8"],
+    "calibrated": ["--bits", "2", "--group-size", "32", "--calibration",
+                   "tests/fixtures/digits-dit-reference/hessians.safetensors",
+                   *(f"--keep=transformer_blocks.{block}" for block in (1, 2, 3))],
+    "budget": ["--target-bits", "4", "--min-accuracy", "0", "--calibration",
+               "tests/fixtures/digits-dit-reference/hessians.safetensors", "--keep=*.ff.*",
+               *(f"--keep=transformer_blocks.{block}" for block in (1, 2, 3))],
+    "residual": ["--bits", "2", "--method", "r2q", "--min-accuracy", "0"],
     "everything": ["--bits", "2", "--quantize-sensitive", "--parameter-bits", "8"],
 }
 MIXED = {

@@ -164,6 +164,8 @@ typedef enum aq_code {
     AQ_CODE_AFFINE,    /* w = scale·q + min,          q in 0 … 2^bits − 1 */
     AQ_CODE_SYMMETRIC, /* w = scale·(q − 2^(bits−1)), q in 0 … 2^bits − 1 */
     AQ_CODE_ZERO_POINT, /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
+    AQ_CODE_RESIDUAL,   /* w = ±a ± b, 2 bits: bit 1 of q is the sign of a, bit 0 that of b; a and b
+                           stand in place of scale and min. F16 and F32 parameters only */
     /* The blocks of GGUF files, docs/FORMATS.md: everything is in `codes`, F16 parameters among them;
      * bits and group_size must be those given here, columns a multiple of group_size. */
     AQ_CODE_Q8_0, /* 8 bits, blocks of 32:  w = d·q */

@@ -163,8 +163,8 @@ static aq_status aq_native_check(const aq_native_parser *parser, aq_native_tenso
     if ((fields & always) != always)
         return aq_native_bad(parser, tensor->name, "code, dtype or shape is missing");
     if (!tensor->method) tensor->method = "";
-    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_SYMMETRIC; i++) {
-        if (strcmp(tensor->code, aq_code_name((aq_code)i)) != 0) continue;
+    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_RESIDUAL; i++) {
+        if (i == AQ_CODE_ZERO_POINT || strcmp(tensor->code, aq_code_name((aq_code)i)) != 0) continue;
         tensor->spec.code = (aq_code)i;
         tensor->known = true;
     }
@@ -456,8 +456,8 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     parts[0] = parts[1] = parts[2] = NULL;
     if (!tensor->known)
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
-                              "%s: tensor %s has the code \"%s\", this library reads \"affine\" "
-                              "and \"symmetric\"; use a newer ArrowQuant", file->path, tensor->name,
+                              "%s: tensor %s has the code \"%s\", this library reads \"affine\", "
+                              "\"symmetric\" and \"residual\"; use a newer ArrowQuant", file->path, tensor->name,
                               tensor->code);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)

@@ -14,6 +14,10 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     (void)detail;
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
+    if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
+        spec->code = AQ_CODE_RESIDUAL;
+        if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
+    }
     return AQ_OK;
 }
 

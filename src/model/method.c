@@ -24,7 +24,9 @@ static uint64_t aq_gptq_layer_bytes(const aq_plan_tensor *tensor) {
 /* NULL, or why GPTQ cannot be had here. */
 static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *tensor) {
     uint64_t limit = plan->config.max_memory_limit_mb;
-    if (tensor->spec.code > AQ_CODE_ZERO_POINT) return "this code has a search of its own";
+    if (tensor->spec.code != AQ_CODE_AFFINE && tensor->spec.code != AQ_CODE_SYMMETRIC &&
+        tensor->spec.code != AQ_CODE_ZERO_POINT)
+        return "this code has a search of its own";
     if (!tensor->statistics) return "no statistics";
     if (!tensor->statistics->has_hessian) return "no second moments";
     if (limit && aq_gptq_layer_bytes(tensor) / 1000000 >= limit)
@@ -62,7 +64,12 @@ AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {
     switch (plan->config.method) {
     case AQ_METHOD_AUTO: aq_method_auto(plan, tensor); break;
     case AQ_METHOD_PTQ: aq_method_ptq(tensor, NULL); break;
-    case AQ_METHOD_R2Q: aq_method_ptq(tensor, tensor->bits == 2 ? NULL : "R2Q has 2 bits"); break;
+    case AQ_METHOD_R2Q:
+        tensor->method = AQ_METHOD_R2Q;
+        if (tensor->spec.code != AQ_CODE_RESIDUAL)
+            aq_method_ptq(tensor, tensor->bits == 2 ? "the output format has no code for R2Q"
+                                                    : "R2Q has 2 bits");
+        break;
     case AQ_METHOD_GPTQ:
         tensor->method = AQ_METHOD_GPTQ;
         obstacle = aq_gptq_obstacle(plan, tensor);
@@ -94,8 +101,8 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
     if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
         return AQ_OK;
     if (config->method == AQ_METHOD_R2Q)
-        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits, and no layer is to have "
-                       "2; set bit_width or layer_bits, or use method: auto");
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits in the native format, and "
+                       "no layer is to have that; set bit_width or layer_bits, or use method: auto");
     return aq_fail(err, AQ_ERR_CONFIGURATION, "method: gptq needs the second moments of the layers' "
                    "inputs, and %s; give them with `calibration`, or use method: auto",
                    config->calibration_count ? "the calibration files have none for any layer that is "

@@ -32,8 +32,6 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
         return aq_refuse("thermodynamic.validation.enabled", "needs time groups, and so "
                          "enable_time_aware and activation statistics (calibration)", err);
-    if (config->method == AQ_METHOD_R2Q)
-        return aq_refuse("method: r2q", "this version does not have it yet", err);
     if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",

@@ -310,7 +310,8 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
 static bool aq_job_widens(const aq_tensor_job *job) {
     const aq_quant_spec *spec = &job->spec;
     if (job->run->plan->state->container->format == AQ_OUTPUT_COMPRESSED_TENSORS) return false;
-    return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC) &&
+    return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC ||
+            spec->code == AQ_CODE_RESIDUAL) &&
            spec->params != AQ_PARAM_F32;
 }
 

@@ -83,9 +83,13 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
         } else {
             aq_grids_read(run->kernels, &run->spec, params + begin / group * param_bytes, extra,
                           (count + group - 1) / group, grids);
-            (past ? run->kernels->decode_past : run->kernels->decode)(
-                codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
-                run->spec.code == AQ_CODE_SYMMETRIC, grids, into);
+            if (run->spec.code == AQ_CODE_RESIDUAL) {
+                aq_residual_decode(codes + begin * run->spec.bits / 8, count, group, grids, into);
+            } else {
+                (past ? run->kernels->decode_past : run->kernels->decode)(
+                    codes + begin * run->spec.bits / 8, count, group, run->spec.bits,
+                    run->spec.code == AQ_CODE_SYMMETRIC, grids, into);
+            }
         }
         if (!past && !run->direct) {
             aq_dequantize_put(run, decoded, count, to);

@@ -250,13 +250,27 @@ AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
     aq_simd_mode_leave(mode);
 }
 
+/* A stretch of a row as a reader sees it. */
+static void aq_measure_decode(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                              const uint8_t *codes, const uint8_t *params, const uint8_t *extra,
+                              size_t count, float *out) {
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    aq_grids_read(kernels, spec, params, extra, (count + spec->group_size - 1) / spec->group_size,
+                  grids);
+    if (spec->code == AQ_CODE_RESIDUAL) {
+        aq_residual_decode(codes, count, spec->group_size, grids, out);
+    } else {
+        kernels->decode(codes, count, spec->group_size, spec->bits,
+                        spec->code == AQ_CODE_SYMMETRIC, grids, out);
+    }
+}
+
 AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spec,
                              const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
                              const void *codes, const void *params, const void *extra,
                              aq_quality *quality) {
     const struct aq_kernels *kernels = aq_kernels_of(context);
     float first[AQ_TILE_WEIGHTS], second[AQ_TILE_WEIGHTS];
-    aq_simd_grid grids[AQ_TILE_GROUPS];
     aq_quant_layout layout;
     size_t begin, size = aq_dtype_size(dtype), param_bytes;
     uint64_t row;
@@ -278,10 +292,15 @@ AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spe
             size_t left = (size_t)cols - begin;
             size_t count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
             aq_widen(kernels, dtype, from + begin * size, first, count);
-            aq_grids_read(kernels, spec, param + begin / spec->group_size * param_bytes, pair,
-                          (count + spec->group_size - 1) / spec->group_size, grids);
-            kernels->decode(code + begin * spec->bits / 8, count, spec->group_size, spec->bits,
-                            spec->code == AQ_CODE_SYMMETRIC, grids, second);
+            if (aq_code_is_block(spec->code)) {
+                aq_blocks_decode(kernels, spec->code,
+                                 code + begin / spec->group_size * aq_block_bytes(spec->code),
+                                 count, second);
+            } else {
+                aq_measure_decode(kernels, spec, code + begin * spec->bits / 8,
+                                  param + begin / spec->group_size * param_bytes, pair, count,
+                                  second);
+            }
             aq_compare_run(kernels, first, second, count, &sums);
         }
         aq_quality_add(quality, &sums);

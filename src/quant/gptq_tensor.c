@@ -75,6 +75,11 @@ static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, con
                                aq_error *err) {
     const aq_quant_layout *layout = &run->layout;
     uint64_t bytes = 0, square = 0;
+    if (run->spec.code != AQ_CODE_AFFINE && run->spec.code != AQ_CODE_SYMMETRIC &&
+        run->spec.code != AQ_CODE_ZERO_POINT && !run->measure_only) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: the code %s has a search of its own; use "
+                       "aq_quantize", function, aq_code_name(run->spec.code));
+    }
     if (!aq_dtype_is_float(run->dtype)) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
                        "weights of type %s cannot be quantized; expected a float type",

@@ -69,6 +69,7 @@ ARROWQUANT_API const char *aq_code_name(aq_code code) {
     case AQ_CODE_AFFINE: return "affine";
     case AQ_CODE_SYMMETRIC: return "symmetric";
     case AQ_CODE_ZERO_POINT: return "zero_point";
+    case AQ_CODE_RESIDUAL: return "residual";
     default: return "unknown";
     }
 }
@@ -119,10 +120,10 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
                        (unsigned)spec->group_size);
     }
     if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC &&
-        spec->code != AQ_CODE_ZERO_POINT) {
+        spec->code != AQ_CODE_ZERO_POINT && spec->code != AQ_CODE_RESIDUAL) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
-                       "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC or "
-                       "AQ_CODE_ZERO_POINT", (int)spec->code);
+                       "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC, "
+                       "AQ_CODE_ZERO_POINT or AQ_CODE_RESIDUAL", (int)spec->code);
     }
     if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
         spec->params != AQ_PARAM_Q8 && spec->params != AQ_PARAM_BF16) {
@@ -131,10 +132,16 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
                        "AQ_PARAM_F32 or AQ_PARAM_Q8", (int)spec->params);
     }
     if ((spec->code == AQ_CODE_AFFINE && spec->params == AQ_PARAM_BF16) ||
+        (spec->code == AQ_CODE_RESIDUAL &&
+         (spec->params == AQ_PARAM_BF16 || spec->params == AQ_PARAM_Q8)) ||
         (spec->code == AQ_CODE_ZERO_POINT && spec->params == AQ_PARAM_Q8)) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "the code %s has no %s parameters; use AQ_PARAM_F16 "
                        "or AQ_PARAM_F32", aq_code_name(spec->code),
                        aq_param_type_name(spec->params));
+    }
+    if (spec->code == AQ_CODE_RESIDUAL && spec->bits != 2) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; the residual code has 2",
+                       (unsigned)spec->bits);
     }
     return AQ_OK;
 }
@@ -177,7 +184,7 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
         return aq_block_size(spec, rows, cols, out, err);
     }
     per_word = 32u / spec->bits;
-    values = spec->code == AQ_CODE_AFFINE ? 2u : 1u;
+    values = spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_RESIDUAL ? 2u : 1u;
     param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_Q8 ? 1u : 2u;
     zero = spec->code == AQ_CODE_ZERO_POINT ? 1u : 0u;
     layout.rows = rows;

@@ -11,7 +11,7 @@ static uint16_t aq_get_u16(const uint8_t *in) {
     return (uint16_t)(in[0] | in[1] << 8);
 }
 
-static void aq_put_u16(uint8_t *out, uint16_t value) {
+AQ_LIB void aq_put_u16(uint8_t *out, uint16_t value) {
     out[0] = (uint8_t)(value & 0xFFu);
     out[1] = (uint8_t)(value >> 8);
 }
@@ -21,7 +21,7 @@ static float aq_get_f32(const uint8_t *in) {
                          (uint32_t)in[3] << 24);
 }
 
-static void aq_put_f32(uint8_t *out, float value) {
+AQ_LIB void aq_put_f32(uint8_t *out, float value) {
     uint32_t bits = aq_simd_bits(value);
     aq_put_u16(out, (uint16_t)(bits & 0xFFFFu));
     aq_put_u16(out + 2, (uint16_t)(bits >> 16));

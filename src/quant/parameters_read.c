@@ -12,6 +12,8 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     if (status != AQ_OK) return status;
     if (layout.rows && layout.groups && (!params || (spec->params == AQ_PARAM_Q8 && !extra)))
         return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quant_parameters: NULL");
+    if (spec->code == AQ_CODE_RESIDUAL)
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "the residual code has neither scale nor minimum");
     const uint8_t *from = (const uint8_t *)params, *row_extra = (const uint8_t *)extra;
     size_t groups = (size_t)layout.groups, at = 0;
     size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;

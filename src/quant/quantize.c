@@ -81,6 +81,36 @@ static void aq_row_direct(const aq_row_job *job, const void *weights, uint64_t r
     }
 }
 
+/* R2Q: groups are fitted and coded one by one. */
+static void aq_row_residual(const aq_row_job *job, const void *weights, uint64_t row_begin,
+                            const aq_row_parts *parts, aq_quality *quality,
+                            aq_block_outcome *outcome) {
+    float decoded[AQ_TILE_WEIGHTS];
+    aq_tile tile;
+    aq_simd_grid grids[AQ_TILE_GROUPS];
+    uint8_t *params = parts->params;
+    size_t begin, i, group = job->spec.group_size;
+    for (begin = 0; begin < job->cols; begin += AQ_TILE_WEIGHTS) {
+        uint8_t *codes = parts->codes + begin * job->spec.bits / 8;
+        if (!aq_row_load(job, weights, begin, row_begin, &tile, outcome)) {
+            return;
+        }
+        for (i = 0; i < tile.group_count; i++, params += parts->param_bytes) {
+            size_t at = i * group, left = tile.count - at;
+            const float *own = job->column_weights ? job->column_weights + begin + at : NULL;
+            aq_outcome_note(outcome,
+                            aq_residual_fit(job, tile.x + at, own, left < group ? left : group,
+                                            &grids[i], params),
+                            row_begin + begin + at);
+        }
+        aq_residual_encode(tile.x, tile.count, group, grids, codes);
+        if (job->measure) {
+            aq_residual_decode(codes, tile.count, group, grids, decoded);
+            aq_compare_run(job->kernels, tile.x, decoded, tile.count, quality);
+        }
+    }
+}
+
 /* Fits a row for Q8: scales go into the pair, the first fits into the cache. */
 static bool aq_row_q8_scales(const aq_row_job *job, const void *weights, uint64_t row_begin,
                              aq_tile *tile, aq_simd_fit *cache, aq_q8_row *pair,
@@ -176,7 +206,8 @@ static void aq_quantize_rows(const aq_row_job *job, const aq_quant_layout *layou
         if (aq_code_is_block(job->spec.code)) {
             aq_row_blocks(job, from, row * job->cols, parts.codes, &sums, outcome);
         } else {
-            (job->spec.params == AQ_PARAM_Q8 ? aq_row_q8 : aq_row_direct)(
+            (job->spec.code == AQ_CODE_RESIDUAL ? aq_row_residual
+             : job->spec.params == AQ_PARAM_Q8  ? aq_row_q8 : aq_row_direct)(
                 job, from, row * job->cols, &parts, &sums, outcome);
         }
         aq_quality_add(&outcome->quality, &sums);

@@ -100,6 +100,19 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids);
 
+AQ_LIB void aq_put_u16(uint8_t *out, uint16_t value); /* little endian */
+AQ_LIB void aq_put_f32(uint8_t *out, float value);
+
+/* ---- residual.c: grids hold a and b of w ≈ ±a ± b */
+
+/* One group; its parameters' bytes to `out`. */
+AQ_LIB aq_fit_kind aq_residual_fit(const aq_row_job *job, const float *w, const float *weights,
+                                   size_t count, aq_simd_grid *grid, uint8_t *out);
+AQ_LIB void aq_residual_encode(const float *w, size_t count, size_t group,
+                               const aq_simd_grid *grids, uint8_t *codes);
+AQ_LIB void aq_residual_decode(const uint8_t *codes, size_t count, size_t group,
+                               const aq_simd_grid *grids, float *out);
+
 /* ---- quality.c: adds the sums of one stretch that starts at a multiple of 256 of its row */
 
 AQ_LIB void aq_compare_run(const struct aq_kernels *kernels, const float *first,

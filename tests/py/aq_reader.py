@@ -51,13 +51,16 @@ def parameters(entry, tensors, name):
 
 def dequantize(entry, tensors, name):
     """The values of a quantized tensor in F32, in its original shape."""
-    if entry["code"] not in ("affine", "symmetric"):
+    if entry["code"] not in ("affine", "symmetric", "residual"):
         raise ValueError(f"{name}: unknown code {entry['code']}")
     shape, bits = entry["shape"], entry["bits"]
     cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
     codes = unpack(tensors[name + ".aq_codes"][1], cols, bits).astype(np.float32)
     scale, low = (value if value is None else np.repeat(value, entry["group_size"], 1)[:, :cols]
                   for value in parameters(entry, tensors, name))
+    if entry["code"] == "residual":
+        signs = 2 * (unpack(tensors[name + ".aq_codes"][1], cols, 2)[..., None] >> [1, 0] & 1).astype(np.float32) - 1
+        return (scale * signs[..., 0] + low * signs[..., 1]).astype(np.float32).reshape(shape)
     if low is None:
         return (scale * (codes - np.float32(2 ** (bits - 1)))).reshape(shape)
     return (scale * codes + low).reshape(shape)

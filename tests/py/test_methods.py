@@ -155,6 +155,25 @@ def test_the_same_bytes_whatever_the_machine_does(aq, tmp_path):
             assert (out / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), variant
 
 
+def test_formats_of_others(aq, outputs, tmp_path):
+    """Codes with zero points, as vLLM loads them, are chosen with feedback too."""
+    run(aq, tmp_path / "q", "--bits", 4, "--group-size", 128, "--quantize-sensitive", "--method", "gptq",
+        "--format", "compressed-tensors", *BOTH)
+    subprocess.run([aq, "dequantize", tmp_path / "q", tmp_path / "plain", "--quiet"], check=True,
+                   timeout=100)
+    back = dit.load(tmp_path / "plain" / FILE)
+    for name, entry in report(tmp_path / "q").items():
+        if name not in reference_moments():
+            continue
+        w, h = originals()[name], reference_moments()[name]
+        e = w - back[name].astype(np.float64)
+        assert entry["method"] == "gptq"
+        error = np.sum(e @ h * e) / np.sum(w @ h * w)
+        assert entry["output_error"] == pytest.approx(error, rel=1e-3)
+        plain = output_errors(outputs(4, 128, "plain"), {name: h})[name]
+        assert error < 0.6 * plain
+
+
 def changed(path, change):
     tensors = load_file(HESSIANS)
     change(tensors)

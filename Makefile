@@ -41,9 +41,10 @@ fuzz: headers
 coverage:
 	$(PYTHON) tests/coverage.py
 
-bench: $(benches) build/venv
+bench: $(benches) aq build/venv
 	@for program in $(benches); do echo "== $$program"; $$program || exit 1; done
 	@echo "== bench/activations.py"; build/venv/bin/python bench/activations.py
+	@echo "== bench/quality.py"; build/venv/bin/python bench/quality.py
 
 aq: build/aq
 

@@ -6138,7 +6138,7 @@ AQ_VNNI_INLINE static inline __m256i aq_vnni_half(__m512i sum) {
 /* a + 128 is unsigned; what that adds, 128·Σ b, is summed apart and taken off again, all of it
  * modulo 2^32. */
 AQ_VNNI AQ_SIMD_LIB int32_t aq_vnni_dot(const int8_t *a, const int8_t *b, size_t count) {
-    const __m512i half = _mm512_set1_epi8(-128);
+    const __m512i half = _mm512_set1_epi8((char)-128);
     __m512i sum = _mm512_setzero_si512(), extra = _mm512_setzero_si512();
     __m256i totals[4];
     size_t i;
@@ -18456,8 +18456,9 @@ AQ_LIB uint64_t aq_sketch_total(const uint64_t *cells) {
     return total;
 }
 
-AQ_LIB double aq_sketch_percentile(const uint64_t *cells, int32_t top, double percent, double min,
-                                   double max) {
+AQ_SIMD_EXACT AQ_LIB double aq_sketch_percentile(const uint64_t *cells, int32_t top, double percent,
+                                                 double min, double max) {
+    AQ_SIMD_EXACT_BODY
     uint64_t total = aq_sketch_total(cells), seen = 0;
     if (!total) return min;
     double rank = percent / 100.0 * (double)(total - 1), value = max;
@@ -18686,7 +18687,8 @@ static aq_step aq_step_of(const aq_calibration_layer *layer, size_t i) {
     return step;
 }
 
-AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
+AQ_SIMD_EXACT AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
+    AQ_SIMD_EXACT_BODY
     double total = to->weight + from->weight, apart = from->mean - to->mean;
     if (!(to->weight > 0.0)) {
         to->min = from->min;
@@ -18704,8 +18706,10 @@ AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
     to->rows += from->rows;
 }
 
-static void aq_step_merge_channels(aq_step *to, const aq_step *from, const float *squares,
-                                   uint64_t channels, bool first) {
+AQ_SIMD_EXACT static void aq_step_merge_channels(aq_step *to, const aq_step *from,
+                                                 const float *squares, uint64_t channels,
+                                                 bool first) {
+    AQ_SIMD_EXACT_BODY
     for (uint64_t c = 0; to->absmax && c < channels; c++) {
         if (first || from->absmax[c] > to->absmax[c]) to->absmax[c] = from->absmax[c];
     }
@@ -18990,7 +18994,9 @@ AQ_LIB aq_status aq_calibration_fill(aq_calibration *calibration, const aq_gathe
 
 /* ---- pooled figures, shared second moments */
 
-static aq_status aq_pool_channels(aq_arena *arena, aq_calibration_layer *layer, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_pool_channels(aq_arena *arena, aq_calibration_layer *layer,
+                                                aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     size_t t = layer->timestep_count, c = (size_t)layer->channels;
     bool failed = false;
     float *absmax = NULL, *sqmean = NULL;
@@ -19130,8 +19136,10 @@ ARROWQUANT_API const aq_calibration_layer *aq_calibration_find(const aq_calibrat
     return NULL;
 }
 
-AQ_LIB aq_status aq_moments_check(float *moments, uint64_t channels, const char *source,
-                                  const char *name, aq_error *err) {
+AQ_SIMD_EXACT AQ_LIB aq_status aq_moments_check(float *moments, uint64_t channels,
+                                                const char *source, const char *name,
+                                                aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     size_t c = (size_t)channels;
     double most = 0.0;
     for (size_t i = 0; i < c; i++) {
@@ -19274,7 +19282,8 @@ typedef struct aq_feed_sums {
     float low, high;
 } aq_feed_sums;
 
-static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
+AQ_SIMD_EXACT static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
+    AQ_SIMD_EXACT_BODY
     size_t i = 0;
     for (; i + AQ_FEED_LANES <= count; i += AQ_FEED_LANES) {
         for (size_t lane = 0; lane < AQ_FEED_LANES; lane++) {
@@ -19294,8 +19303,9 @@ static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
     }
 }
 
-static void aq_feed_channels(aq_step *step, const float *x, size_t first, size_t count,
-                             bool fresh) {
+AQ_SIMD_EXACT static void aq_feed_channels(aq_step *step, const float *x, size_t first,
+                                           size_t count, bool fresh) {
+    AQ_SIMD_EXACT_BODY
     float *absmax = step->absmax + first, *low = step->low + first, *high = step->high + first;
     double *squares = step->squares + first;
     for (size_t i = 0; i < count; i++) {
@@ -19308,7 +19318,9 @@ static void aq_feed_channels(aq_step *step, const float *x, size_t first, size_t
 }
 
 /* What this call's rows alone come to. */
-static void aq_feed_figures(const aq_feed *feed, const aq_feed_sums *sums, aq_step *out) {
+AQ_SIMD_EXACT static void aq_feed_figures(const aq_feed *feed, const aq_feed_sums *sums,
+                                          aq_step *out) {
+    AQ_SIMD_EXACT_BODY
     double first = 0.0, second = 0.0, count = (double)feed->rows * (double)feed->channels;
     for (size_t lane = 0; lane < AQ_FEED_LANES; lane++) {
         first += sums->first[lane];
@@ -19358,7 +19370,9 @@ typedef struct aq_moment_job {
 } aq_moment_job;
 
 /* Some rows of the matrix; each element is summed in one order, whoever does it. */
-static aq_status aq_moment_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_moment_task(void *user, size_t index, uint32_t worker,
+                                              aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     const aq_moment_job *job = (const aq_moment_job *)user;
     size_t c = job->channels, end = (index + 1) * job->band;
     (void)worker;
@@ -19513,9 +19527,11 @@ ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calib
 }
 
 /* Adds second moments that a calibration knows, times their rows. */
-static aq_status aq_observer_add_moments(aq_observer *observer, const aq_calibration *calibration,
-                                         const aq_calibration_layer *layer, aq_gathered *to,
-                                         aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_observer_add_moments(aq_observer *observer,
+                                                       const aq_calibration *calibration,
+                                                       const aq_calibration_layer *layer,
+                                                       aq_gathered *to, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     size_t c = (size_t)layer->channels, row_bytes, bytes = c * c * sizeof(float);
     float *rows = NULL;
     float *moments = (float *)aq_alloc(observer->gathering.context, bytes);
@@ -19650,8 +19666,9 @@ AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
 }
 
 /* Both limits drawn in together, by the share out of `steps` that serves best. */
-static double aq_least_share(const aq_distribution *of, uint32_t levels, unsigned steps,
-                             double *least) {
+AQ_SIMD_EXACT static double aq_least_share(const aq_distribution *of, uint32_t levels,
+                                           unsigned steps, double *least) {
+    AQ_SIMD_EXACT_BODY
     double share = 1.0;
     *least = -1.0;
     for (unsigned i = 0; i < steps; i++) {
@@ -19667,8 +19684,10 @@ static double aq_least_share(const aq_distribution *of, uint32_t levels, unsigne
 
 /* The best of 24 ends between `from` and `to`, the other end being fixed; `from` when none is better
  * than *least. */
-static double aq_search_end(const aq_distribution *of, double from, double to, double other,
-                            bool is_high, uint32_t levels, double *least) {
+AQ_SIMD_EXACT static double aq_search_end(const aq_distribution *of, double from, double to,
+                                          double other, bool is_high, uint32_t levels,
+                                          double *least) {
+    AQ_SIMD_EXACT_BODY
     const unsigned steps = 24;
     double best = from;
     for (unsigned i = 0; i < steps; i++) {
@@ -19685,7 +19704,8 @@ static double aq_search_end(const aq_distribution *of, double from, double to, d
 
 /* Coordinate descent from the limits: both ends together, then one after the other, each time in a
  * neighbourhood that shrinks. */
-static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
+AQ_SIMD_EXACT static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
+    AQ_SIMD_EXACT_BODY
     aq_activation_grid grid;
     double least, share = aq_least_share(of, levels, 32, &least);
     double low = of->min * share, high = of->max * share;
@@ -20094,7 +20114,8 @@ ARROWQUANT_API void aq_markov_measure(const float *scales, const int32_t *zero_p
     out->is_valid = out->violation_count == 0;
 }
 
-static double aq_ramp(double alpha, aq_interpolation interpolation) {
+AQ_SIMD_EXACT static double aq_ramp(double alpha, aq_interpolation interpolation) {
+    AQ_SIMD_EXACT_BODY
     switch (interpolation) {
     case AQ_INTERPOLATION_CUBIC: return alpha * alpha * (3.0 - 2.0 * alpha);
     case AQ_INTERPOLATION_SIGMOID: return 1.0 / (1.0 + exp(-6.0 * (alpha - 0.5)));
@@ -20114,9 +20135,11 @@ static double aq_step_share(uint32_t group, uint32_t boundary, uint32_t count, u
     return aq_ramp(position / (double)(left + right + 1), interpolation);
 }
 
-ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points, uint32_t count,
-                                              uint32_t window, aq_interpolation interpolation,
-                                              aq_error *err) {
+AQ_SIMD_EXACT ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points,
+                                                            uint32_t count, uint32_t window,
+                                                            aq_interpolation interpolation,
+                                                            aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     double scale[AQ_TIME_GROUPS_MAX], zero[AQ_TIME_GROUPS_MAX];
     if (!scales || !zero_points || count > AQ_TIME_GROUPS_MAX || !window || window > 20 ||
         (unsigned)interpolation > AQ_INTERPOLATION_SIGMOID)
@@ -20190,7 +20213,8 @@ static aq_status aq_equalizer_load(aq_equalizer *e, aq_error *err) {
 }
 
 /* Scales at a strength, geometric mean 1; true unless all of them are 1. */
-static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
+AQ_SIMD_EXACT static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
+    AQ_SIMD_EXACT_BODY
     const float *x = e->layer->pooled_absmax;
     double logs = 0.0, used = 0.0;
     for (uint64_t c = 0; c < e->cols; c++) {
@@ -20213,7 +20237,9 @@ static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
 }
 
 /* Σ over rows and channels of mean square · (w − ŵ)², in the space of the original input. */
-static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spec, bool *fits) {
+AQ_SIMD_EXACT static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spec,
+                                                      bool *fits) {
+    AQ_SIMD_EXACT_BODY
     const float *squares = e->layer->pooled_sqmean;
     size_t cols = (size_t)e->cols, count = (size_t)e->taken * cols;
     aq_block_outcome outcome;
@@ -20240,7 +20266,8 @@ static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spe
 
 /* Rounding of the input at each observed timestep: step²/12 in each channel, times the folded weight.
  * The range is that of the equalized channels. */
-static double aq_equalizer_input_error(const aq_equalizer *e) {
+AQ_SIMD_EXACT static double aq_equalizer_input_error(const aq_equalizer *e) {
+    AQ_SIMD_EXACT_BODY
     const aq_calibration_layer *layer = e->layer;
     size_t cols = (size_t)e->cols, t = layer->timestep_count;
     double levels = e->activation_bits == 4 ? 15.0 : 255.0, steps = 0.0, weights = 0.0;
@@ -20264,7 +20291,8 @@ static double aq_equalizer_input_error(const aq_equalizer *e) {
 }
 
 /* Expected error of the output, relative to its energy if the channels were independent. */
-static double aq_equalizer_error(const aq_equalizer *e) {
+AQ_SIMD_EXACT static double aq_equalizer_error(const aq_equalizer *e) {
+    AQ_SIMD_EXACT_BODY
     const float *squares = e->layer->pooled_sqmean;
     aq_quant_spec spec = e->spec;
     size_t cols = (size_t)e->cols;
@@ -20386,7 +20414,8 @@ ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,
     }
 }
 
-ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha) {
+AQ_SIMD_EXACT ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha) {
+    AQ_SIMD_EXACT_BODY
     double sum = 0.0;
     for (size_t i = 0; i < count; i++) sum += (double)x[i];
     double mean = count ? sum / (double)count : 0.0;
@@ -25366,8 +25395,10 @@ static aq_status aq_moment_part_read(aq_context *context, const aq_moment_part *
 }
 
 /* Adds `share` of one file's second moments to what is in `out`. */
-static aq_status aq_moments_add(aq_context *context, const aq_moment_part *part, size_t count,
-                                double share, float *out, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_moments_add(aq_context *context, const aq_moment_part *part,
+                                              size_t count, double share, float *out,
+                                              aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     float *more = (float *)aq_alloc(context, count * sizeof(float));
     if (!more) return aq_fail_memory(err, count * sizeof(float));
     aq_status status = aq_moment_part_read(context, part, more, err);
@@ -30336,8 +30367,9 @@ AQ_LIB void aq_plan_free_time_groups(aq_plan *plan) {
 /* ---- what is said of them */
 
 /* One line a layer, worst boundary first in it. */
-static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
-                                    const aq_markov *markov, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
+                                                  const aq_markov *markov, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     const aq_markov_violation *worst = &markov->violations[0];
     char jump[AQ_DOUBLE_TEXT];
     for (uint32_t i = 1; i < markov->violation_count; i++) {
@@ -30351,7 +30383,8 @@ static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
                    aq_severity_name(worst->severity));
 }
 
-AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err) {
+AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     const aq_config *config = &plan->config;
     struct aq_plan_state *state = plan->state;
     size_t layers = 0, rough = 0;
@@ -34351,7 +34384,9 @@ static aq_status aq_budget_fail(const aq_allocation *work, const aq_error *failu
 
 /* ---- the choice */
 
-static aq_status aq_candidate_detail(aq_allocation *work, size_t index, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_candidate_detail(aq_allocation *work, size_t index,
+                                                   aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     aq_candidate *candidate = &work->candidates[index];
     const aq_option *options = work->options + index * AQ_OPTIONS;
     char number[4][AQ_DOUBLE_TEXT], text[320];
@@ -34380,7 +34415,8 @@ static aq_status aq_candidate_settle(aq_allocation *work, size_t index, aq_error
     return aq_candidate_detail(work, index, err);
 }
 
-static aq_status aq_allocate_choose(aq_allocation *work, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_allocate_choose(aq_allocation *work, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     aq_plan *plan = work->plan;
     uint64_t budget, used = 0;
     double error, bound;

@@ -4963,7 +4963,7 @@ AQ_VNNI_INLINE static inline __m256i aq_vnni_half(__m512i sum) {
 /* a + 128 is unsigned; what that adds, 128·Σ b, is summed apart and taken off again, all of it
  * modulo 2^32. */
 AQ_VNNI AQ_SIMD_LIB int32_t aq_vnni_dot(const int8_t *a, const int8_t *b, size_t count) {
-    const __m512i half = _mm512_set1_epi8(-128);
+    const __m512i half = _mm512_set1_epi8((char)-128);
     __m512i sum = _mm512_setzero_si512(), extra = _mm512_setzero_si512();
     __m256i totals[4];
     size_t i;

@@ -105,6 +105,8 @@ FUSIBLE = [
     ("gcc", ["-std=gnu99", "-O3", "-ffp-contract=fast", "-march=x86-64-v3"], ""),
     ("clang", ["-std=gnu99", "-O3", "-march=x86-64-v3"], ""),
 ]
+# Rooms whose arithmetic reaches a file.
+EXACT_ROOMS = ("simd", "quant", "calib", "format", "model")
 # What the tool is asked to do with the bundled model.
 SETTINGS = {
     "edge": ["--profile", "edge"],
@@ -274,7 +276,7 @@ def kernels_of(build):
     """The kernels in use, those usable, and a problem or None."""
     status, output = run.run([*build.runner, build.tool(), "inspect", "--cpu", "--json"], 60)
     try:
-        cpu = json.loads(output)["cpu"]
+        cpu = json.loads(output[output.index('{"cpu"'):])["cpu"]  # behind an emulator's warnings
     except (ValueError, KeyError):
         return None, [], f"exit status {status}: {output}"
     if build.isa and cpu["isa"] != build.isa:
@@ -318,9 +320,9 @@ def check_files(tally, builds, jobs):
 # ---------------------------------------------------------------- what only compiles
 
 def fused(compiler, flags, prefix, folder):
-    """Instructions that multiply and add in the kernels and in quant/; or the reason for none."""
+    """Instructions that multiply and add where results are decided; or the reason for none."""
     found, number = [], 0
-    sources = sorted(source for room in ("simd", "quant") for source in (TOP / "src" / room).glob("*.c")
+    sources = sorted(source for room in EXACT_ROOMS for source in (TOP / "src" / room).glob("*.c")
                      if not source.stem.endswith("_linear"))  # those fuse on purpose
     for source in sources:
         target = folder / "kernel.o"

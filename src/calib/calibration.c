@@ -1,5 +1,6 @@
 /* The calibration: what was gathered as arrays a layer, pooled, and found by name. */
 #include "calib.h"
+#include "../simd/simd.h"
 
 #include <float.h>
 #include <math.h>
@@ -207,7 +208,9 @@ AQ_LIB aq_status aq_calibration_fill(aq_calibration *calibration, const aq_gathe
 
 /* ---- pooled figures, shared second moments */
 
-static aq_status aq_pool_channels(aq_arena *arena, aq_calibration_layer *layer, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_pool_channels(aq_arena *arena, aq_calibration_layer *layer,
+                                                aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     size_t t = layer->timestep_count, c = (size_t)layer->channels;
     bool failed = false;
     float *absmax = NULL, *sqmean = NULL;
@@ -347,8 +350,10 @@ ARROWQUANT_API const aq_calibration_layer *aq_calibration_find(const aq_calibrat
     return NULL;
 }
 
-AQ_LIB aq_status aq_moments_check(float *moments, uint64_t channels, const char *source,
-                                  const char *name, aq_error *err) {
+AQ_SIMD_EXACT AQ_LIB aq_status aq_moments_check(float *moments, uint64_t channels,
+                                                const char *source, const char *name,
+                                                aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     size_t c = (size_t)channels;
     double most = 0.0;
     for (size_t i = 0; i < c; i++) {

@@ -2,6 +2,7 @@
 #include "calib.h"
 
 #include "../quant/quant.h"
+#include "../simd/simd.h"
 
 #include <math.h>
 
@@ -51,7 +52,8 @@ static aq_status aq_equalizer_load(aq_equalizer *e, aq_error *err) {
 }
 
 /* Scales at a strength, geometric mean 1; true unless all of them are 1. */
-static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
+AQ_SIMD_EXACT static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
+    AQ_SIMD_EXACT_BODY
     const float *x = e->layer->pooled_absmax;
     double logs = 0.0, used = 0.0;
     for (uint64_t c = 0; c < e->cols; c++) {
@@ -74,7 +76,9 @@ static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
 }
 
 /* Σ over rows and channels of mean square · (w − ŵ)², in the space of the original input. */
-static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spec, bool *fits) {
+AQ_SIMD_EXACT static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spec,
+                                                      bool *fits) {
+    AQ_SIMD_EXACT_BODY
     const float *squares = e->layer->pooled_sqmean;
     size_t cols = (size_t)e->cols, count = (size_t)e->taken * cols;
     aq_block_outcome outcome;
@@ -101,7 +105,8 @@ static double aq_equalizer_weight_error(const aq_equalizer *e, aq_quant_spec spe
 
 /* Rounding of the input at each observed timestep: step²/12 in each channel, times the folded weight.
  * The range is that of the equalized channels. */
-static double aq_equalizer_input_error(const aq_equalizer *e) {
+AQ_SIMD_EXACT static double aq_equalizer_input_error(const aq_equalizer *e) {
+    AQ_SIMD_EXACT_BODY
     const aq_calibration_layer *layer = e->layer;
     size_t cols = (size_t)e->cols, t = layer->timestep_count;
     double levels = e->activation_bits == 4 ? 15.0 : 255.0, steps = 0.0, weights = 0.0;
@@ -125,7 +130,8 @@ static double aq_equalizer_input_error(const aq_equalizer *e) {
 }
 
 /* Expected error of the output, relative to its energy if the channels were independent. */
-static double aq_equalizer_error(const aq_equalizer *e) {
+AQ_SIMD_EXACT static double aq_equalizer_error(const aq_equalizer *e) {
+    AQ_SIMD_EXACT_BODY
     const float *squares = e->layer->pooled_sqmean;
     aq_quant_spec spec = e->spec;
     size_t cols = (size_t)e->cols;
@@ -247,7 +253,8 @@ ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,
     }
 }
 
-ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha) {
+AQ_SIMD_EXACT ARROWQUANT_API void aq_smooth_activations(float *x, size_t count, double alpha) {
+    AQ_SIMD_EXACT_BODY
     double sum = 0.0;
     for (size_t i = 0; i < count; i++) sum += (double)x[i];
     double mean = count ? sum / (double)count : 0.0;

@@ -1,5 +1,6 @@
 /* Figures of layers by timestep, found or made by name, and merged. */
 #include "calib.h"
+#include "../simd/simd.h"
 
 /* One piece: the widest elements first, so that all are aligned. */
 static aq_step *aq_step_new(const aq_context *context, uint64_t channels, unsigned fields,
@@ -197,7 +198,8 @@ static aq_step aq_step_of(const aq_calibration_layer *layer, size_t i) {
     return step;
 }
 
-AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
+AQ_SIMD_EXACT AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
+    AQ_SIMD_EXACT_BODY
     double total = to->weight + from->weight, apart = from->mean - to->mean;
     if (!(to->weight > 0.0)) {
         to->min = from->min;
@@ -215,8 +217,10 @@ AQ_LIB void aq_step_merge_figures(aq_step *to, const aq_step *from) {
     to->rows += from->rows;
 }
 
-static void aq_step_merge_channels(aq_step *to, const aq_step *from, const float *squares,
-                                   uint64_t channels, bool first) {
+AQ_SIMD_EXACT static void aq_step_merge_channels(aq_step *to, const aq_step *from,
+                                                 const float *squares, uint64_t channels,
+                                                 bool first) {
+    AQ_SIMD_EXACT_BODY
     for (uint64_t c = 0; to->absmax && c < channels; c++) {
         if (first || from->absmax[c] > to->absmax[c]) to->absmax[c] = from->absmax[c];
     }

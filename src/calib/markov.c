@@ -1,5 +1,6 @@
 /* Neighbouring time groups: how far their parameters jump, and ramps in place of the jumps. */
 #include "calib.h"
+#include "../simd/simd.h"
 
 #include <math.h>
 
@@ -33,7 +34,8 @@ ARROWQUANT_API void aq_markov_measure(const float *scales, const int32_t *zero_p
     out->is_valid = out->violation_count == 0;
 }
 
-static double aq_ramp(double alpha, aq_interpolation interpolation) {
+AQ_SIMD_EXACT static double aq_ramp(double alpha, aq_interpolation interpolation) {
+    AQ_SIMD_EXACT_BODY
     switch (interpolation) {
     case AQ_INTERPOLATION_CUBIC: return alpha * alpha * (3.0 - 2.0 * alpha);
     case AQ_INTERPOLATION_SIGMOID: return 1.0 / (1.0 + exp(-6.0 * (alpha - 0.5)));
@@ -53,9 +55,11 @@ static double aq_step_share(uint32_t group, uint32_t boundary, uint32_t count, u
     return aq_ramp(position / (double)(left + right + 1), interpolation);
 }
 
-ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points, uint32_t count,
-                                              uint32_t window, aq_interpolation interpolation,
-                                              aq_error *err) {
+AQ_SIMD_EXACT ARROWQUANT_API aq_status aq_smooth_boundaries(float *scales, int32_t *zero_points,
+                                                            uint32_t count, uint32_t window,
+                                                            aq_interpolation interpolation,
+                                                            aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     double scale[AQ_TIME_GROUPS_MAX], zero[AQ_TIME_GROUPS_MAX];
     if (!scales || !zero_points || count > AQ_TIME_GROUPS_MAX || !window || window > 20 ||
         (unsigned)interpolation > AQ_INTERPOLATION_SIGMOID)

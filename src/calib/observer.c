@@ -3,6 +3,7 @@
 #include "calib.h"
 
 #include "../quant/quant.h"
+#include "../simd/simd.h"
 
 #define AQ_FEED_PIECE 1024u /* values that are converted at once */
 #define AQ_FEED_LANES 16u
@@ -98,7 +99,8 @@ typedef struct aq_feed_sums {
     float low, high;
 } aq_feed_sums;
 
-static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
+AQ_SIMD_EXACT static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
+    AQ_SIMD_EXACT_BODY
     size_t i = 0;
     for (; i + AQ_FEED_LANES <= count; i += AQ_FEED_LANES) {
         for (size_t lane = 0; lane < AQ_FEED_LANES; lane++) {
@@ -118,8 +120,9 @@ static void aq_feed_sum(aq_feed_sums *sums, const float *x, size_t count) {
     }
 }
 
-static void aq_feed_channels(aq_step *step, const float *x, size_t first, size_t count,
-                             bool fresh) {
+AQ_SIMD_EXACT static void aq_feed_channels(aq_step *step, const float *x, size_t first,
+                                           size_t count, bool fresh) {
+    AQ_SIMD_EXACT_BODY
     float *absmax = step->absmax + first, *low = step->low + first, *high = step->high + first;
     double *squares = step->squares + first;
     for (size_t i = 0; i < count; i++) {
@@ -132,7 +135,9 @@ static void aq_feed_channels(aq_step *step, const float *x, size_t first, size_t
 }
 
 /* What this call's rows alone come to. */
-static void aq_feed_figures(const aq_feed *feed, const aq_feed_sums *sums, aq_step *out) {
+AQ_SIMD_EXACT static void aq_feed_figures(const aq_feed *feed, const aq_feed_sums *sums,
+                                          aq_step *out) {
+    AQ_SIMD_EXACT_BODY
     double first = 0.0, second = 0.0, count = (double)feed->rows * (double)feed->channels;
     for (size_t lane = 0; lane < AQ_FEED_LANES; lane++) {
         first += sums->first[lane];
@@ -182,7 +187,9 @@ typedef struct aq_moment_job {
 } aq_moment_job;
 
 /* Some rows of the matrix; each element is summed in one order, whoever does it. */
-static aq_status aq_moment_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_moment_task(void *user, size_t index, uint32_t worker,
+                                              aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     const aq_moment_job *job = (const aq_moment_job *)user;
     size_t c = job->channels, end = (index + 1) * job->band;
     (void)worker;
@@ -337,9 +344,11 @@ ARROWQUANT_API aq_status aq_observer_calibration(aq_observer *observer, aq_calib
 }
 
 /* Adds second moments that a calibration knows, times their rows. */
-static aq_status aq_observer_add_moments(aq_observer *observer, const aq_calibration *calibration,
-                                         const aq_calibration_layer *layer, aq_gathered *to,
-                                         aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_observer_add_moments(aq_observer *observer,
+                                                       const aq_calibration *calibration,
+                                                       const aq_calibration_layer *layer,
+                                                       aq_gathered *to, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     size_t c = (size_t)layer->channels, row_bytes, bytes = c * c * sizeof(float);
     float *rows = NULL;
     float *moments = (float *)aq_alloc(observer->gathering.context, bytes);

@@ -61,8 +61,9 @@ AQ_SIMD_EXACT AQ_LIB double aq_activation_error(const aq_distribution *of,
 }
 
 /* Both limits drawn in together, by the share out of `steps` that serves best. */
-static double aq_least_share(const aq_distribution *of, uint32_t levels, unsigned steps,
-                             double *least) {
+AQ_SIMD_EXACT static double aq_least_share(const aq_distribution *of, uint32_t levels,
+                                           unsigned steps, double *least) {
+    AQ_SIMD_EXACT_BODY
     double share = 1.0;
     *least = -1.0;
     for (unsigned i = 0; i < steps; i++) {
@@ -78,8 +79,10 @@ static double aq_least_share(const aq_distribution *of, uint32_t levels, unsigne
 
 /* The best of 24 ends between `from` and `to`, the other end being fixed; `from` when none is better
  * than *least. */
-static double aq_search_end(const aq_distribution *of, double from, double to, double other,
-                            bool is_high, uint32_t levels, double *least) {
+AQ_SIMD_EXACT static double aq_search_end(const aq_distribution *of, double from, double to,
+                                          double other, bool is_high, uint32_t levels,
+                                          double *least) {
+    AQ_SIMD_EXACT_BODY
     const unsigned steps = 24;
     double best = from;
     for (unsigned i = 0; i < steps; i++) {
@@ -96,7 +99,8 @@ static double aq_search_end(const aq_distribution *of, double from, double to, d
 
 /* Coordinate descent from the limits: both ends together, then one after the other, each time in a
  * neighbourhood that shrinks. */
-static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
+AQ_SIMD_EXACT static aq_activation_grid aq_least_error(const aq_distribution *of, uint32_t levels) {
+    AQ_SIMD_EXACT_BODY
     aq_activation_grid grid;
     double least, share = aq_least_share(of, levels, 32, &least);
     double low = of->min * share, high = of->max * share;

@@ -62,8 +62,9 @@ AQ_LIB uint64_t aq_sketch_total(const uint64_t *cells) {
     return total;
 }
 
-AQ_LIB double aq_sketch_percentile(const uint64_t *cells, int32_t top, double percent, double min,
-                                   double max) {
+AQ_SIMD_EXACT AQ_LIB double aq_sketch_percentile(const uint64_t *cells, int32_t top, double percent,
+                                                 double min, double max) {
+    AQ_SIMD_EXACT_BODY
     uint64_t total = aq_sketch_total(cells), seen = 0;
     if (!total) return min;
     double rank = percent / 100.0 * (double)(total - 1), value = max;

@@ -2,6 +2,7 @@
 #include "calibration.h"
 
 #include "../base/text.h"
+#include "../simd/simd.h"
 
 #ifndef ARROWQUANT_NO_STDIO
 
@@ -55,8 +56,10 @@ static aq_status aq_moment_part_read(aq_context *context, const aq_moment_part *
 }
 
 /* Adds `share` of one file's second moments to what is in `out`. */
-static aq_status aq_moments_add(aq_context *context, const aq_moment_part *part, size_t count,
-                                double share, float *out, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_moments_add(aq_context *context, const aq_moment_part *part,
+                                              size_t count, double share, float *out,
+                                              aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     float *more = (float *)aq_alloc(context, count * sizeof(float));
     if (!more) return aq_fail_memory(err, count * sizeof(float));
     aq_status status = aq_moment_part_read(context, part, more, err);

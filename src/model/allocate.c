@@ -5,6 +5,7 @@
 #include "../quant/knapsack.h"
 #include "method.h"
 #include "run.h"
+#include "../simd/simd.h"
 
 #include <math.h>
 
@@ -159,7 +160,9 @@ static aq_status aq_budget_fail(const aq_allocation *work, const aq_error *failu
 
 /* ---- the choice */
 
-static aq_status aq_candidate_detail(aq_allocation *work, size_t index, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_candidate_detail(aq_allocation *work, size_t index,
+                                                   aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     aq_candidate *candidate = &work->candidates[index];
     const aq_option *options = work->options + index * AQ_OPTIONS;
     char number[4][AQ_DOUBLE_TEXT], text[320];
@@ -188,7 +191,8 @@ static aq_status aq_candidate_settle(aq_allocation *work, size_t index, aq_error
     return aq_candidate_detail(work, index, err);
 }
 
-static aq_status aq_allocate_choose(aq_allocation *work, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_allocate_choose(aq_allocation *work, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     aq_plan *plan = work->plan;
     uint64_t budget, used = 0;
     double error, bound;

@@ -3,6 +3,7 @@
 #include "plan.h"
 
 #include "../calib/calib.h"
+#include "../simd/simd.h"
 
 #ifndef ARROWQUANT_NO_STDIO
 
@@ -104,8 +105,9 @@ AQ_LIB void aq_plan_free_time_groups(aq_plan *plan) {
 /* ---- what is said of them */
 
 /* One line a layer, worst boundary first in it. */
-static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
-                                    const aq_markov *markov, aq_error *err) {
+AQ_SIMD_EXACT static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
+                                                  const aq_markov *markov, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     const aq_markov_violation *worst = &markov->violations[0];
     char jump[AQ_DOUBLE_TEXT];
     for (uint32_t i = 1; i < markov->violation_count; i++) {
@@ -119,7 +121,8 @@ static aq_status aq_note_violations(aq_plan *plan, const aq_plan_tensor *tensor,
                    aq_severity_name(worst->severity));
 }
 
-AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err) {
+AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
     const aq_config *config = &plan->config;
     struct aq_plan_state *state = plan->state;
     size_t layers = 0, rough = 0;

@@ -4,6 +4,7 @@
  * index of groups. */
 #include "gptq.h"
 
+#include "blocks.h"
 #include "linear.h"
 #include "tile.h"
 

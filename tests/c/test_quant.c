@@ -980,6 +980,7 @@ TEST(fast_fit) {
 }
 
 TEST(errors) {
+    const int unknown_fit = 7;
     aq_quant_spec good = spec_of(AQ_CODE_AFFINE, AQ_PARAM_Q8, 4, 64), spec;
     float weights[128] = {1.0f, 2.0f};
     uint8_t codes[64], params[4], extra[4];
@@ -1005,7 +1006,7 @@ TEST(errors) {
     CHECK_STATUS(aq_quantize(NULL, &good, weights, AQ_DTYPE_I8, 1, 128, NULL, codes, params, extra,
                              NULL, &err), AQ_ERR_UNSUPPORTED);
     spec = good;
-    spec.fit = (aq_fit)7;
+    memcpy(&spec.fit, &unknown_fit, sizeof spec.fit); /* no cast of C++ gives it */
     CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, 1, 128, NULL, codes, params, extra,
                              NULL, &err), AQ_ERR_ARGUMENT);
     CHECK(strstr(err.message, "fit is 7") != NULL);

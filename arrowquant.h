@@ -19766,8 +19766,9 @@ static double aq_step_weight(const aq_calibration_layer *layer, size_t i) {
 }
 
 /* Adds observed timestep i to a distribution; `of->cells` is the scratch, or NULL. */
-static void aq_distribution_add(aq_distribution *of, uint64_t *cells,
-                                const aq_calibration_layer *layer, size_t i) {
+AQ_SIMD_EXACT static void aq_distribution_add(aq_distribution *of, uint64_t *cells,
+                                              const aq_calibration_layer *layer, size_t i) {
+    AQ_SIMD_EXACT_BODY
     if (!(of->count > 0.0) || (double)layer->min[i] < of->min) of->min = (double)layer->min[i];
     if (!(of->count > 0.0) || (double)layer->max[i] > of->max) of->max = (double)layer->max[i];
     of->count += aq_step_weight(layer, i);
@@ -19958,11 +19959,11 @@ static aq_status aq_groups_check(const aq_calibration_layer *layer, const aq_tim
     if (!options->num_time_groups || options->num_time_groups > AQ_TIME_GROUPS_MAX)
         return aq_fail_tensor(err, AQ_ERR_TIME_GROUPS, layer->name, 0,
                               "num_time_groups: expected an integer from 1 to %u, found %u",
-                              AQ_TIME_GROUPS_MAX, options->num_time_groups);
+                              AQ_TIME_GROUPS_MAX, (unsigned)options->num_time_groups);
     if (!options->total_timesteps || options->total_timesteps > 1000000)
         return aq_fail_tensor(err, AQ_ERR_TIME_GROUPS, layer->name, 0,
                               "total_timesteps: expected an integer from 1 to 1000000, found %u",
-                              options->total_timesteps);
+                              (unsigned)options->total_timesteps);
     if (!(options->percentile >= 50.0 && options->percentile <= 100.0) &&
         options->range == AQ_RANGE_PERCENTILE)
         return aq_fail_tensor(err, AQ_ERR_ARGUMENT, layer->name, 0,

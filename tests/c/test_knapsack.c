@@ -55,7 +55,7 @@ TEST(as_good_as_every_choice) {
     for (round = 0; round < rounds; round++) {
         aq_option options[MOST * AQ_OPTIONS];
         uint8_t picked[MOST];
-        size_t items = 1 + test_random(&state) % MOST, i;
+        size_t items = 1 + (size_t)(test_random(&state) % MOST), i;
         uint64_t budget = test_random(&state) % (items * 1500);
         double best, error = -1.0, bound = -1.0;
         for (i = 0; i < items * AQ_OPTIONS; i++)

@@ -955,8 +955,9 @@ TEST(fast_fit) {
                                        AQ_DTYPE_F32, decoded, NULL), AQ_OK);
             CHECK(guards_hold(&q));
             for (i = 0; i < (size_t)(rows * cols); i++) {
-                size_t first = i / cols * cols + i % cols / 64 * 64, j;
-                size_t end = first + 64 < (i / cols + 1) * cols ? first + 64 : (i / cols + 1) * cols;
+                size_t row = i / (size_t)cols * (size_t)cols, j;
+                size_t first = row + i % (size_t)cols / 64 * 64;
+                size_t end = first + 64 < row + (size_t)cols ? first + 64 : row + (size_t)cols;
                 double low = (double)weights[first], high = low, step, least;
                 for (j = first; j < end; j++) {
                     low = (double)weights[j] < low ? (double)weights[j] : low;

@@ -34,7 +34,7 @@ VENV = BUILD / "venv"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 LIBS = ["-lpthread", "-lm"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-COMPILE_SECONDS, RUN_SECONDS, PYTHON_SECONDS = 300, 180, 1200
+COMPILE_SECONDS, RUN_SECONDS, PYTHON_SECONDS = 600, 240, 3000
 
 
 class Variant:

@@ -23,6 +23,7 @@ typedef struct layer {
     aq_quant_layout layout;
     float *weights; /* as decoded, [rows, cols] */
     float *bias, *scales;
+    void *file_weights, *file_bias; /* the same as the bytes of a file */
     uint8_t *codes, *params, *extra;
     size_t rows, cols;
 } layer;
@@ -33,6 +34,14 @@ static void *room(size_t bytes) {
         exit(1);
     }
     return memory;
+}
+
+/* A copy in the byte order of files. */
+static void *file_copy(const float *from, size_t count) {
+    void *copy = room(count * 4);
+    memcpy(copy, from, count * 4);
+    aq_little_endian(copy, count, 4);
+    return copy;
 }
 
 /* Random weights, quantized (bits 2, 4, 8) or as they are (bits 16). */
@@ -56,12 +65,14 @@ static void make_layer(layer *l, size_t rows, size_t cols, aq_quant_spec spec, i
     for (i = 0; i < cols; i++) {
         l->scales[i] = (float)(0.5 + test_uniform(state));
     }
-    l->linear.bias = extras & 1 ? l->bias : NULL;
+    l->file_bias = file_copy(l->bias, rows);
+    l->linear.bias = extras & 1 ? l->file_bias : NULL;
     l->linear.bias_dtype = AQ_DTYPE_F32;
     l->linear.input_scales = extras & 2 ? l->scales : NULL;
     if (spec.bits == 16) {
         l->linear.dtype = AQ_DTYPE_F32;
-        l->linear.data = l->weights;
+        l->file_weights = file_copy(l->weights, rows * cols);
+        l->linear.data = l->file_weights;
         return;
     }
     CHECK_STATUS(aq_quantized_size(&spec, rows, cols, &l->layout, NULL), AQ_OK);
@@ -82,6 +93,8 @@ static void make_layer(layer *l, size_t rows, size_t cols, aq_quant_spec spec, i
 static void free_layer(layer *l) {
     free(l->weights);
     free(l->bias);
+    free(l->file_weights);
+    free(l->file_bias);
     free(l->scales);
     free(l->codes);
     free(l->params);
@@ -315,7 +328,10 @@ TEST(dtypes) {
         (type ? kernels->f16_to_f32 : kernels->bf16_to_f32)(weights + 1, l.weights, 9 * 70);
         (type ? kernels->f32_to_f16 : kernels->f32_to_bf16)(l.bias, bias + 1, 9);
         (type ? kernels->f16_to_f32 : kernels->bf16_to_f32)(bias + 1, l.bias, 9);
-        aq_little_endian(l.weights, 0, 4);
+        free(l.file_weights);
+        free(l.file_bias);
+        l.linear.data = l.file_weights = file_copy(l.weights, 9 * 70);
+        l.linear.bias = l.file_bias = file_copy(l.bias, 9);
         CHECK_STATUS(forward(NULL, &l, wide, AQ_DTYPE_F32, 3, NULL, expected), AQ_OK);
         /* files are little endian */
         for (i = 0; i < 9 * 70; i++) {

@@ -3737,7 +3737,17 @@ AQ_X86_END
 #  define AQ_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
 #  define AQ_AVX512_INLINE \
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), always_inline))
+#  define AQ_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
+#  define AQ_VNNI_INLINE \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     always_inline))
 #elif defined(__GNUC__)
+#  define AQ_VNNI \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     optimize("fp-contract=off")))
+#  define AQ_VNNI_INLINE \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     optimize("fp-contract=off"), always_inline))
 #  define AQ_AVX2_FMA __attribute__((target("avx2,fma"), optimize("fp-contract=off")))
 #  define AQ_AVX2_FMA_INLINE \
       __attribute__((target("avx2,fma"), optimize("fp-contract=off"), always_inline))
@@ -3757,13 +3767,6 @@ AQ_X86_END
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
 #  define AQ_AVX512_INLINE
-#endif
-#if defined(__clang__) || defined(__GNUC__) /* integers only */
-#  define AQ_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
-#  define AQ_VNNI_INLINE                                                                           \
-      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"),            \
-                     always_inline))
-#else
 #  define AQ_VNNI
 #  define AQ_VNNI_INLINE
 #endif
@@ -16599,7 +16602,8 @@ static void aq_dequantize_zero_point(const aq_dequantize_run *run, const uint8_t
 static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
     const aq_quant_layout *layout = &run->layout;
     const uint8_t *codes = run->codes + (size_t)(row * layout->row_code_bytes);
-    const uint8_t *params = run->params + (size_t)(row * layout->row_param_bytes);
+    const uint8_t *params = run->params ? run->params + (size_t)(row * layout->row_param_bytes)
+                                        : NULL;
     const uint8_t *extra = run->extra ? run->extra + (size_t)(row * layout->row_extra_bytes) : NULL;
     size_t begin, cols = (size_t)layout->cols, group = run->spec.group_size;
     size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups);
@@ -34425,7 +34429,7 @@ AQ_SIMD_EXACT static aq_status aq_allocate_choose(aq_allocation *work, aq_error 
     AQ_SIMD_EXACT_BODY
     aq_plan *plan = work->plan;
     uint64_t budget, used = 0;
-    double error, bound;
+    double error, bound = 0.0;
     char numbers[3][AQ_DOUBLE_TEXT];
     aq_error failure;
     aq_status status = aq_budget_bytes(work, &budget, err);

@@ -2562,7 +2562,17 @@ AQ_X86_END
 #  define AQ_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
 #  define AQ_AVX512_INLINE \
       __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), always_inline))
+#  define AQ_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
+#  define AQ_VNNI_INLINE \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     always_inline))
 #elif defined(__GNUC__)
+#  define AQ_VNNI \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     optimize("fp-contract=off")))
+#  define AQ_VNNI_INLINE \
+      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"), \
+                     optimize("fp-contract=off"), always_inline))
 #  define AQ_AVX2_FMA __attribute__((target("avx2,fma"), optimize("fp-contract=off")))
 #  define AQ_AVX2_FMA_INLINE \
       __attribute__((target("avx2,fma"), optimize("fp-contract=off"), always_inline))
@@ -2582,13 +2592,6 @@ AQ_X86_END
 #  define AQ_AVX2_INLINE
 #  define AQ_AVX512
 #  define AQ_AVX512_INLINE
-#endif
-#if defined(__clang__) || defined(__GNUC__) /* integers only */
-#  define AQ_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")))
-#  define AQ_VNNI_INLINE                                                                           \
-      __attribute__((target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"),            \
-                     always_inline))
-#else
 #  define AQ_VNNI
 #  define AQ_VNNI_INLINE
 #endif

@@ -7,6 +7,7 @@
  * Useful operations: n³/3 for the factor and rows·n² for the feedback, a multiplication and an
  * addition each counted. The inverse that other implementations make is not needed, and not counted.
  * bench/gptq.py builds this file as a library and compares it with PyTorch. */
+#define _POSIX_C_SOURCE 199309L /* clock_gettime under -std=c99 */
 #ifdef AQ_BENCH_SOURCES
 #  include "../tests/c/sources.h"
 #else

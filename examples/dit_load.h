@@ -281,7 +281,7 @@ static int dit_add_groups(dit_folder *folder, aq_context *context,
 }
 
 /* Groups of timesteps for every layer that the calibration file knows. 0 when it fails. */
-static int dit_calibrate(dit_folder *folder, aq_context *context, const char *path,
+static inline int dit_calibrate(dit_folder *folder, aq_context *context, const char *path,
                          const aq_time_options *options) {
     dit *model = &folder->model;
     const size_t most = model->block_count * DIT_BLOCK_LAYERS + 2;

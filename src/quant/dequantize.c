@@ -60,7 +60,8 @@ static void aq_dequantize_zero_point(const aq_dequantize_run *run, const uint8_t
 static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_t *out) {
     const aq_quant_layout *layout = &run->layout;
     const uint8_t *codes = run->codes + (size_t)(row * layout->row_code_bytes);
-    const uint8_t *params = run->params + (size_t)(row * layout->row_param_bytes);
+    const uint8_t *params = run->params ? run->params + (size_t)(row * layout->row_param_bytes)
+                                        : NULL;
     const uint8_t *extra = run->extra ? run->extra + (size_t)(row * layout->row_extra_bytes) : NULL;
     size_t begin, cols = (size_t)layout->cols, group = run->spec.group_size;
     size_t param_bytes = (size_t)(layout->row_param_bytes / layout->groups);

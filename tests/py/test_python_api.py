@@ -537,9 +537,9 @@ def test_batch_progress(module):
         interval = 0.0
         def __call__(self, fraction, message):
             seen.append((fraction, message, threading.current_thread()))
-    weights = {f"w{i}": gaussian(i, 512, 1024) for i in range(30)}
+    weights = {f"w{i}": gaussian(i, 1024, 2048) for i in range(60)}
     result = module.ArrowQuantV2().quantize_batch_with_progress(weights, 4, Often())
-    assert len(result) == 30 and len(seen) >= 3 and seen[-1][0] == 1.0
+    assert len(result) == 60 and len(seen) >= 3 and seen[-1][0] == 1.0
     assert [f for f, _, _ in seen] == sorted(f for f, _, _ in seen)
     assert {thread for _, _, thread in seen} == {threading.current_thread()}
 

@@ -132,7 +132,7 @@ def test_registers(compiler, tmp_path):
         pytest.skip("x86 registers")
     for source in KERNELS:
         code = disassembled(compiler, ["-O2"], source, tmp_path)
-        if source.stem.startswith("avx512_"):
+        if source.stem.startswith(("avx512_", "vnni_")):
             assert "%zmm" in code, source.name
         elif source.stem.startswith(("avx2_", "x86_")):
             assert "%ymm" in code and "%zmm" not in code, source.name

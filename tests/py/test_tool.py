@@ -808,7 +808,8 @@ def on_terminal(words, width=100, **env):
 
 @pytest.mark.parametrize("width", [200, 100, 60, 30])
 def test_terminal_gets_a_bar(aq, large, tmp_path, width):
-    shown, out = on_terminal([aq, "quantize", large, tmp_path / "out"], width)
+    shown, out = on_terminal([aq, "quantize", large, tmp_path / "out", "--isa", "scalar",
+                              "--threads", "1"], width)  # long enough to be seen half done
     frames = [frame for frame in shown.split("\r") if frame.strip()]
     assert len(frames) >= 3 and all(len(frame) < width for frame in frames)
     assert "\n" not in shown

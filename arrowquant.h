@@ -34429,7 +34429,7 @@ AQ_SIMD_EXACT static aq_status aq_allocate_choose(aq_allocation *work, aq_error 
     AQ_SIMD_EXACT_BODY
     aq_plan *plan = work->plan;
     uint64_t budget, used = 0;
-    double error, bound = 0.0;
+    double error = 0.0, bound = 0.0;
     char numbers[3][AQ_DOUBLE_TEXT];
     aq_error failure;
     aq_status status = aq_budget_bytes(work, &budget, err);

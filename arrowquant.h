@@ -12229,7 +12229,7 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
     X(method, METHOD, method, "method", 0, 3, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
-      AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by bits, modality and statistics")        \
+      AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by code and statistics")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \
@@ -28762,7 +28762,7 @@ extern "C" {
 
 /* What the config asks for and no layer can have: AQ_ERR_CONFIGURATION. After the bits are known. */
 AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err);
-/* Sets tensor->method and method_detail by config, spec, modality and statistics. */
+/* Sets tensor->method and method_detail by config, spec and statistics. */
 AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor);
 
 /* Second moments are known and fit into memory, and the code is one of ours. */
@@ -30740,9 +30740,7 @@ AQ_LIB const aq_container *aq_container_native(void) {
 /* Which method chooses the codes of a layer. Asked for by name, a method is used wherever it can be;
  * `auto` takes what measures best for the statistics that there are:
  *
- * - GPTQ where the second moments of the input are known, at 2 and 4 bits; at 8 bits for models of text
- *   and code alone, whose layers have inputs with outliers. Elsewhere the error of 8 bits is far below
- *   that of anything else in the layer, and the factor of the moments costs time for nothing.
+ * - GPTQ where the second moments of the input are known, at any bits.
  * - Least squares otherwise, each column weighted by its mean square where that is known. At 2 bits it
  *   beats the two residual steps of R2Q at every group size, so R2Q is only used when asked for. */
 
@@ -30782,15 +30780,12 @@ static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
 
 static void aq_method_auto(const aq_plan *plan, aq_plan_tensor *tensor) {
     const char *obstacle = aq_gptq_obstacle(plan, tensor);
-    bool language =
-        plan->modality == AQ_MODALITY_TEXT || plan->modality == AQ_MODALITY_CODE;
-    if (obstacle || (tensor->bits == 8 && !language)) {
+    if (obstacle) {
         aq_method_ptq(tensor, NULL);
         return;
     }
     tensor->method = AQ_METHOD_GPTQ;
-    tensor->method_detail = tensor->bits == 8 ? "second moments are known, inputs have outliers"
-                                              : "second moments are known";
+    tensor->method_detail = "second moments are known";
 }
 
 AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {

@@ -35,7 +35,7 @@
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
     X(method, METHOD, method, "method", 0, 3, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
-      AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by bits, modality and statistics")        \
+      AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by code and statistics")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \

@@ -1,9 +1,7 @@
 /* Which method chooses the codes of a layer. Asked for by name, a method is used wherever it can be;
  * `auto` takes what measures best for the statistics that there are:
  *
- * - GPTQ where the second moments of the input are known, at 2 and 4 bits; at 8 bits for models of text
- *   and code alone, whose layers have inputs with outliers. Elsewhere the error of 8 bits is far below
- *   that of anything else in the layer, and the factor of the moments costs time for nothing.
+ * - GPTQ where the second moments of the input are known, at any bits.
  * - Least squares otherwise, each column weighted by its mean square where that is known. At 2 bits it
  *   beats the two residual steps of R2Q at every group size, so R2Q is only used when asked for. */
 #include "method.h"
@@ -47,15 +45,12 @@ static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
 
 static void aq_method_auto(const aq_plan *plan, aq_plan_tensor *tensor) {
     const char *obstacle = aq_gptq_obstacle(plan, tensor);
-    bool language =
-        plan->modality == AQ_MODALITY_TEXT || plan->modality == AQ_MODALITY_CODE;
-    if (obstacle || (tensor->bits == 8 && !language)) {
+    if (obstacle) {
         aq_method_ptq(tensor, NULL);
         return;
     }
     tensor->method = AQ_METHOD_GPTQ;
-    tensor->method_detail = tensor->bits == 8 ? "second moments are known, inputs have outliers"
-                                              : "second moments are known";
+    tensor->method_detail = "second moments are known";
 }
 
 AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {

@@ -11,7 +11,7 @@ extern "C" {
 
 /* What the config asks for and no layer can have: AQ_ERR_CONFIGURATION. After the bits are known. */
 AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err);
-/* Sets tensor->method and method_detail by config, spec, modality and statistics. */
+/* Sets tensor->method and method_detail by config, spec and statistics. */
 AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor);
 
 /* Second moments are known and fit into memory, and the code is one of ours. */

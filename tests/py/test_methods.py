@@ -116,7 +116,7 @@ def reasons(out):
     return found
 
 
-def test_auto_goes_by_statistics_bits_and_modality(aq, tmp_path):
+def test_auto_goes_by_statistics_at_any_bits(aq, tmp_path):
     weighted = ("ptq", "columns weighted by their mean squares")
     feedback = ("gptq", "second moments are known")
     for number, (words, expected) in enumerate([
@@ -124,12 +124,11 @@ def test_auto_goes_by_statistics_bits_and_modality(aq, tmp_path):
             (("--bits", 4, *BOTH), {feedback: 28}),
             (("--bits", 2, "--calibration", HESSIANS), {feedback: 28}),
             (("--bits", 4, "--calibration", ACTIVATIONS), {weighted: 28}),
-            (("--bits", 8, *BOTH), {weighted: 28}),
-            (("--bits", 8, "--modality", "text", *BOTH),
-             {("gptq", "second moments are known, inputs have outliers"): 28}),
+            (("--bits", 8, *BOTH), {feedback: 28}),
+            (("--bits", 8, "--calibration", ACTIVATIONS), {weighted: 28}),
             (("--bits", 4, "--max-memory", "2", "--threads", "1", *BOTH),
              {feedback: 24, weighted: 4}),
-            (("--bits", 4, "--layer-bits", "*.attn1.*=8", *BOTH), {weighted: 16, feedback: 12})]):
+            (("--bits", 4, "--layer-bits", "*.attn1.*=8", *BOTH), {feedback: 28})]):
         run(aq, tmp_path / str(number), *words)
         assert reasons(tmp_path / str(number)) == expected, words
 

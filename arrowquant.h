@@ -1457,6 +1457,9 @@ struct aq_kernels {
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
     void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
                    size_t columns);
+    /* The Walsh-Hadamard transform of `count` values, a power of two, in place: the steps 1, 2, 4 …
+     * each make a + b and a − b of values so far apart; then all are multiplied by `scale`. */
+    void (*hadamard)(float *x, size_t count, float scale);
     /* Of 256 weights: `weights` is NULL or as long as x. Everything down to `square`. */
     void (*strips_load)(const float *x, const float *weights, aq_simd_strips *out);
     /* The three sums over codes; `most` is the greatest code. */
@@ -1546,6 +1549,7 @@ AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
                                   size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_scalar_hadamard(float *x, size_t count, float scale);
 AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights, aq_simd_strips *out);
 AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most);
 AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most, const float *x,
@@ -2401,6 +2405,30 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const 
 
 /* ---- end src/simd/scalar_linear.c ---- */
 
+/* ---- begin src/simd/scalar_hadamard.c ---- */
+
+/* Scalar kernels: the Walsh-Hadamard transform in place. */
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_hadamard(float *x, size_t count, float scale) {
+    AQ_SIMD_EXACT_BODY
+    size_t step, begin, i;
+    for (step = 1; step < count; step *= 2) {
+        for (begin = 0; begin < count; begin += 2 * step) {
+            float *low = x + begin, *high = low + step;
+            for (i = 0; i < step; i++) {
+                float first = low[i], second = high[i];
+                low[i] = first + second;
+                high[i] = first - second;
+            }
+        }
+    }
+    for (i = 0; i < count; i++) {
+        x[i] *= scale;
+    }
+}
+
+/* ---- end src/simd/scalar_hadamard.c ---- */
+
 /* ---- begin src/simd/scalar_strips.c ---- */
 
 /* Scalar kernels: sixteen strips of sixteen weights side by side, for formats that fit a superblock
@@ -2629,6 +2657,7 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_neon_hadamard(float *x, size_t count, float scale);
 AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
                                      aq_simd_strips *out);
 AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most);
@@ -3428,6 +3457,54 @@ AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t
 
 /* ---- end src/simd/neon_linear.c ---- */
 
+/* ---- begin src/simd/neon_hadamard.c ---- */
+
+/* NEON kernels: the Walsh-Hadamard transform in place. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* The steps 1 and 2 of four values. */
+AQ_NEON_INLINE static inline float32x4_t aq_neon_hadamard4(float32x4_t x) {
+    AQ_SIMD_EXACT_BODY
+    float32x4_t even = vtrn1q_f32(x, x), odd = vtrn2q_f32(x, x);
+    float32x4_t sum = vaddq_f32(even, odd), rest = vsubq_f32(even, odd), low, high;
+    x = vtrn1q_f32(sum, rest);
+    low = vcombine_f32(vget_low_f32(x), vget_low_f32(x));
+    high = vcombine_f32(vget_high_f32(x), vget_high_f32(x));
+    sum = vaddq_f32(low, high);
+    rest = vsubq_f32(low, high);
+    return vcombine_f32(vget_low_f32(sum), vget_low_f32(rest));
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_hadamard(float *x, size_t count, float scale) {
+    AQ_SIMD_EXACT_BODY
+    size_t step, begin, i;
+    if (count < 4) {
+        aq_scalar_hadamard(x, count, scale);
+        return;
+    }
+    for (i = 0; i < count; i += 4) {
+        vst1q_f32(x + i, aq_neon_hadamard4(vld1q_f32(x + i)));
+    }
+    for (step = 4; step < count; step *= 2) {
+        for (begin = 0; begin < count; begin += 2 * step) {
+            float *low = x + begin, *high = low + step;
+            for (i = 0; i < step; i += 4) {
+                float32x4_t first = vld1q_f32(low + i), second = vld1q_f32(high + i);
+                vst1q_f32(low + i, vaddq_f32(first, second));
+                vst1q_f32(high + i, vsubq_f32(first, second));
+            }
+        }
+    }
+    for (i = 0; i < count; i += 4) {
+        vst1q_f32(x + i, vmulq_n_f32(vld1q_f32(x + i), scale));
+    }
+}
+
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_hadamard.c ---- */
+
 /* ---- begin src/simd/neon_strips.c ---- */
 
 /* NEON kernels: sixteen strips of sixteen weights, four registers a step. */
@@ -3843,6 +3920,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, si
                                              const aq_simd_grid *grids, float *out);
 AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
                                             size_t b_step, size_t depth, size_t columns);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_hadamard(float *x, size_t count, float scale);
 AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                            uint32_t bits, const int8_t *x, size_t count,
@@ -5002,6 +5080,70 @@ AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const floa
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_linear.c ---- */
+
+/* ---- begin src/simd/avx2_hadamard.c ---- */
+
+/* AVX2 kernels: the Walsh-Hadamard transform in place. */
+
+#if defined(AQ_HAVE_AVX2)
+
+/* The steps 1, 2 and 4 of eight values. The upper of each pair is negated before the sum, which rounds
+ * as the difference does. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_hadamard8(__m256 x) {
+    AQ_SIMD_EXACT_BODY
+    const __m256 one = _mm256_castsi256_ps(_mm256_set1_epi64x(INT64_MIN));
+    const __m256 two = _mm256_setr_ps(0.0f, 0.0f, -0.0f, -0.0f, 0.0f, 0.0f, -0.0f, -0.0f);
+    const __m256 four = _mm256_setr_ps(0.0f, 0.0f, 0.0f, 0.0f, -0.0f, -0.0f, -0.0f, -0.0f);
+    x = _mm256_add_ps(_mm256_permute_ps(x, 0xB1), _mm256_xor_ps(x, one));
+    x = _mm256_add_ps(_mm256_permute_ps(x, 0x4E), _mm256_xor_ps(x, two));
+    return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 0x01), _mm256_xor_ps(x, four));
+}
+
+/* The steps `step` and 2·step of 4·step values. */
+AQ_AVX2_INLINE static inline void aq_avx2_hadamard_two(float *x, size_t step) {
+    AQ_SIMD_EXACT_BODY
+    size_t i;
+    for (i = 0; i < step; i += 8) {
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + step + i);
+        __m256 c = _mm256_loadu_ps(x + 2 * step + i), d = _mm256_loadu_ps(x + 3 * step + i);
+        __m256 sum = _mm256_add_ps(a, b), other = _mm256_add_ps(c, d);
+        __m256 difference = _mm256_sub_ps(a, b), rest = _mm256_sub_ps(c, d);
+        _mm256_storeu_ps(x + i, _mm256_add_ps(sum, other));
+        _mm256_storeu_ps(x + step + i, _mm256_add_ps(difference, rest));
+        _mm256_storeu_ps(x + 2 * step + i, _mm256_sub_ps(sum, other));
+        _mm256_storeu_ps(x + 3 * step + i, _mm256_sub_ps(difference, rest));
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_hadamard(float *x, size_t count, float scale) {
+    AQ_SIMD_EXACT_BODY
+    __m256 factor = _mm256_set1_ps(scale);
+    size_t step, i;
+    if (count < 8) {
+        aq_scalar_hadamard(x, count, scale);
+        return;
+    }
+    for (i = 0; i < count; i += 8) {
+        _mm256_storeu_ps(x + i, aq_avx2_hadamard8(_mm256_loadu_ps(x + i)));
+    }
+    for (step = 8; 4 * step <= count; step *= 4) {
+        for (i = 0; i < count; i += 4 * step) {
+            aq_avx2_hadamard_two(x + i, step);
+        }
+    }
+    for (i = 0; step < count && i < step; i += 8) {
+        __m256 first = _mm256_loadu_ps(x + i), second = _mm256_loadu_ps(x + step + i);
+        _mm256_storeu_ps(x + i, _mm256_add_ps(first, second));
+        _mm256_storeu_ps(x + step + i, _mm256_sub_ps(first, second));
+    }
+    for (i = 0; i < count; i += 8) {
+        _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), factor));
+    }
+}
+
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_hadamard.c ---- */
 
 /* ---- begin src/simd/avx2_strips.c ---- */
 
@@ -6285,6 +6427,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     NULL,
     NULL,
     aq_scalar_update,
+    aq_scalar_hadamard,
     aq_scalar_strips_load,
     aq_scalar_strips_sums,
     aq_scalar_strips_codes,
@@ -6312,6 +6455,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_stream,
     aq_avx2_decode_past,
     aq_avx2_update,
+    aq_avx2_hadamard,
     aq_avx2_strips_load,
     aq_avx2_strips_sums,
     aq_avx2_strips_codes,
@@ -6330,7 +6474,7 @@ static const struct aq_kernels aq_avx2_kernels = {
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
               aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, aq_avx512_strips_load, aq_avx512_strips_sums,                      \
+              aq_avx512_update, aq_avx2_hadamard, aq_avx512_strips_load, aq_avx512_strips_sums,    \
               aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
@@ -6350,7 +6494,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_strips_load,                    \
+              aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_hadamard, aq_neon_strips_load,  \
               aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,
@@ -16735,6 +16879,136 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
 #undef AQ_STREAM_WEIGHTS
 
 /* ---- end src/quant/dequantize.c ---- */
+
+/* ---- begin src/quant/rotate.h ---- */
+
+/* Random rotations of a layer's input: what rounds badly, a few large weights or inputs, becomes many of
+ * middling size, near to a normal distribution, which is what trellis codes are made for.
+ *
+ * R = H·D for a width n that is a power of two: D holds random signs, H is the Hadamard matrix over √n.
+ * For other widths, p being the largest power of two below n, R = H″·D″·H′·D′: H′ mixes the first p
+ * values, H″ the last p, which overlap because 2p > n; D″ has signs for the latter alone. R is
+ * orthogonal, so W·x = (W·Rᵀ)·(R·x), and a row of weights is turned as an input is. The use before
+ * rounding is that of QuIP (Chee et al., arXiv 2307.13304) and QuIP# (Tseng et al., arXiv 2402.04396).
+ *
+ * Signs: bit i mod 64 of word i/64 is 1 where value i of D′ changes its sign. Word k is number k of
+ * SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) from the seed on: with z = seed + (k + 1)·
+ * 0x9E3779B97F4A7C15 mod 2^64, z = (z ^ z>>30)·0xBF58476D1CE4E5B9, z = (z ^ z>>27)·0x94D049BB133111EB,
+ * z ^ z>>31. D″ takes the words from ⌈n/64⌉ on, its bit i belongs to value n − p + i. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Rows [rows, n] in place, one after the other; seed 0 stands for no rotation. F32: butterflies in the
+ * order of the kernel, the same bits on every ISA. The caller sets the floating-point mode. */
+AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n);
+/* The inverse, to rounding. */
+AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n);
+/* R·H·Rᵀ of a symmetric matrix [n, n], in place; symmetric to the bit. */
+AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, float *hessian,
+                              size_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/rotate.h ---- */
+
+/* ---- begin src/quant/rotate.c ---- */
+
+/* Random rotations of rows and of second moments. */
+
+/* Word k of the signs that belong to a seed. */
+static uint64_t aq_rotate_word(uint32_t seed, uint64_t k) {
+    uint64_t z = seed + (k + 1) * UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+    return z ^ z >> 31;
+}
+
+static void aq_rotate_signs(uint32_t seed, uint64_t word, float *x, size_t n) {
+    size_t begin, i;
+    for (begin = 0; begin < n; begin += 64) {
+        uint64_t signs = aq_rotate_word(seed, word++);
+        size_t count = n - begin < 64 ? n - begin : 64;
+        for (i = 0; i < count; i++) {
+            uint32_t bits;
+            memcpy(&bits, x + begin + i, sizeof bits);
+            bits ^= (uint32_t)(signs >> i & 1u) << 31;
+            memcpy(x + begin + i, &bits, sizeof bits);
+        }
+    }
+}
+
+/* The largest power of two within n, and one over its root. */
+static size_t aq_rotate_part(size_t n, float *scale) {
+    size_t part = 1;
+    *scale = 1.0f;
+    while (part <= n / 4) {
+        part *= 4;
+        *scale *= 0.5f;
+    }
+    if (part <= n / 2) {
+        part *= 2;
+        *scale *= 0.707106781f;
+    }
+    return part;
+}
+
+AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n) {
+    float scale;
+    size_t part = aq_rotate_part(n, &scale), row;
+    for (row = 0; seed && n && row < rows; row++, x += n) {
+        aq_rotate_signs(seed, 0, x, n);
+        kernels->hadamard(x, part, scale);
+        if (part < n) {
+            aq_rotate_signs(seed, (n + 63) / 64, x + n - part, part);
+            kernels->hadamard(x + n - part, part, scale);
+        }
+    }
+}
+
+AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n) {
+    float scale;
+    size_t part = aq_rotate_part(n, &scale), row;
+    for (row = 0; seed && n && row < rows; row++, x += n) {
+        if (part < n) {
+            kernels->hadamard(x + n - part, part, scale);
+            aq_rotate_signs(seed, (n + 63) / 64, x + n - part, part);
+        }
+        kernels->hadamard(x, part, scale);
+        aq_rotate_signs(seed, 0, x, n);
+    }
+}
+
+AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, float *hessian,
+                              size_t n) {
+    size_t i, j;
+    if (!seed) {
+        return;
+    }
+    aq_rotate_rows(kernels, seed, hessian, n, n);
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < i; j++) {
+            float kept = hessian[i * n + j];
+            hessian[i * n + j] = hessian[j * n + i];
+            hessian[j * n + i] = kept;
+        }
+    }
+    aq_rotate_rows(kernels, seed, hessian, n, n);
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < i; j++) {
+            hessian[i * n + j] = hessian[j * n + i];
+        }
+    }
+}
+
+/* ---- end src/quant/rotate.c ---- */
 
 /* ---- begin src/quant/linear.h ---- */
 

@@ -27,6 +27,7 @@ static const struct aq_kernels aq_scalar_kernels = {
     NULL,
     NULL,
     aq_scalar_update,
+    aq_scalar_hadamard,
     aq_scalar_strips_load,
     aq_scalar_strips_sums,
     aq_scalar_strips_codes,
@@ -54,6 +55,7 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_stream,
     aq_avx2_decode_past,
     aq_avx2_update,
+    aq_avx2_hadamard,
     aq_avx2_strips_load,
     aq_avx2_strips_sums,
     aq_avx2_strips_codes,
@@ -72,7 +74,7 @@ static const struct aq_kernels aq_avx2_kernels = {
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
               aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, aq_avx512_strips_load, aq_avx512_strips_sums,                      \
+              aq_avx512_update, aq_avx2_hadamard, aq_avx512_strips_load, aq_avx512_strips_sums,    \
               aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
@@ -92,7 +94,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
-              aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_strips_load,                    \
+              aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_hadamard, aq_neon_strips_load,  \
               aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }
 static const struct aq_kernels aq_neon_kernels = AQ_NEON_TABLE("neon", aq_neon_dot,

@@ -96,6 +96,7 @@ AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, u
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_neon_hadamard(float *x, size_t count, float scale);
 AQ_SIMD_LIB void aq_neon_strips_load(const float *x, const float *weights,
                                      aq_simd_strips *out);
 AQ_SIMD_LIB void aq_neon_strips_sums(aq_simd_strips *strips, float most);

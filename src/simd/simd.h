@@ -130,6 +130,9 @@ struct aq_kernels {
      * c[32·j + i] −= a[32·k + i]·b[b_step·k + j], k ascending, each step one fused multiply-add. */
     void (*update)(float *c, const float *a, const float *b, size_t b_step, size_t depth,
                    size_t columns);
+    /* The Walsh-Hadamard transform of `count` values, a power of two, in place: the steps 1, 2, 4 …
+     * each make a + b and a − b of values so far apart; then all are multiplied by `scale`. */
+    void (*hadamard)(float *x, size_t count, float scale);
     /* Of 256 weights: `weights` is NULL or as long as x. Everything down to `square`. */
     void (*strips_load)(const float *x, const float *weights, aq_simd_strips *out);
     /* The three sums over codes; `most` is the greatest code. */
@@ -219,6 +222,7 @@ AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
                                   size_t depth, size_t columns);
+AQ_SIMD_LIB void aq_scalar_hadamard(float *x, size_t count, float scale);
 AQ_SIMD_LIB void aq_scalar_strips_load(const float *x, const float *weights, aq_simd_strips *out);
 AQ_SIMD_LIB void aq_scalar_strips_sums(aq_simd_strips *strips, float most);
 AQ_SIMD_LIB void aq_scalar_strips_codes(const aq_simd_strips *strips, float most, const float *x,

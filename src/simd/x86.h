@@ -154,6 +154,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode_past(const void *codes, size_t count, si
                                              const aq_simd_grid *grids, float *out);
 AQ_AVX2_FMA AQ_SIMD_LIB void aq_avx2_update(float *c, const float *a, const float *b,
                                             size_t b_step, size_t depth, size_t columns);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_hadamard(float *x, size_t count, float scale);
 AQ_AVX2 AQ_SIMD_LIB int32_t aq_avx2_dot(const int8_t *a, const int8_t *b, size_t count);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dot_codes(const void *codes, size_t row_bytes, size_t rows,
                                            uint32_t bits, const int8_t *x, size_t count,

@@ -14,6 +14,7 @@
 #include "../../src/quant/blocks.h"
 #include "../../src/quant/quant.h"
 #include "../../src/quant/linear.h"
+#include "../../src/quant/rotate.h"
 #include "../../src/quant/gptq.h"
 #include "../../src/quant/knapsack.h"
 #include "../../src/infer/infer.h"

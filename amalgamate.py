@@ -70,6 +70,10 @@ KERNELS = [
     "simd/avx512_forward.c",
     "simd/vnni_forward.c",
     "simd/forward_dispatch.c",
+    "simd/trellis.h",
+    "simd/trellis_tables.c",
+    "simd/scalar_trellis.c",
+    "simd/trellis_dispatch.c",
 ]
 
 # What arrowquant_simd.h has besides the kernels.
@@ -120,6 +124,9 @@ LIBRARY = [
     "quant/k_fit.c",
     "quant/k_blocks.c",
     "quant/blocks.c",
+    "quant/trellis.h",
+    "quant/trellis_decode.c",
+    "quant/trellis_encode.c",
     "quant/quantize.c",
     "quant/dequantize.c",
     "quant/rotate.h",

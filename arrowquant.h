@@ -24,7 +24,7 @@ A COMPLETE PROGRAM (cc -O2 first.c -o first -lpthread -lm)
     int main(void) {
         uint64_t rows = 64, cols = 1024, i;
         aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128,  // INT4, groups of 128
-                               AQ_FIT_LEAST_SQUARES };
+                               AQ_FIT_LEAST_SQUARES, 0 };
         aq_quant_layout layout;
         aq_quality quality;
         aq_error err;
@@ -259,6 +259,9 @@ typedef enum aq_code {
     AQ_CODE_ZERO_POINT, /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
     AQ_CODE_RESIDUAL,   /* w = ±a ± b, 2 bits: bit 1 of q is the sign of a, bit 0 that of b; a and b
                            stand in place of scale and min. F16 and F32 parameters only */
+    AQ_CODE_TRELLIS,    /* w = scale·value(state), 2, 3 or 4 bits: the codes of a column are one sequence
+                           that runs down a strip of 256 rows, and every window of 8, 10 or 12 bits of it
+                           is the state of a row: docs/FORMAT.md. F16 and F32 parameters only */
     /* The blocks of GGUF files, docs/FORMATS.md: everything is in `codes`, F16 parameters among them;
      * bits and group_size must be those given here, columns a multiple of group_size. */
     AQ_CODE_Q8_0, /* 8 bits, blocks of 32:  w = d·q */
@@ -283,15 +286,17 @@ typedef enum aq_fit {
     AQ_FIT_FAST           /* from the least and the greatest weight: a multiple of the speed at 2 and 4
                              bits, but 0.8 dB worse at 4 bits and groups of 128, 3 to 4 dB at 2. Affine:
                              scale = (greatest − least)/(2^bits − 1), min centred. Symmetric: the largest
-                             magnitude becomes code −8 at 4 bits, ±1 at 2 and ±127 at 8. */
+                             magnitude becomes code −8 at 4 bits, ±1 at 2 and ±127 at 8. Trellis: one
+                             search instead of two. */
 } aq_fit;
 
 typedef struct aq_quant_spec {
     aq_code code;
     aq_param_type params;
-    uint32_t bits;       /* 2, 4 or 8 */
+    uint32_t bits;       /* 2, 4 or 8; 2, 3 or 4 of a trellis */
     uint32_t group_size; /* 32, 64, 128 or 256 */
     aq_fit fit;          /* of aq_quantize; aq_dequantize does not look at it */
+    uint32_t states;     /* of a trellis: 256, 1024 or 4096; 0 for other codes */
 } aq_quant_spec;
 
 /* The spec of a block code: its bits and group size, F16 parameters. Other codes: zeros. */
@@ -306,7 +311,8 @@ typedef struct aq_quant_layout {
     uint64_t groups;           /* a row: ceil(cols / group_size) */
     uint64_t row_code_bytes;   /* codes LSB first, padded to whole 32-bit words */
     uint64_t row_param_bytes;  /* [groups, 2] (scale, min), [groups, 1] when symmetric, or of each
-                                  group the scale and one byte, the zero point */
+                                  group the scale and one byte, the zero point; [groups, 1] scales
+                                  of a trellis */
     uint64_t row_extra_bytes;  /* Q8 only: F16 [2] (scale, min), or [1] when symmetric */
     uint64_t code_bytes, param_bytes, extra_bytes; /* the whole tensor: rows × the above */
 } aq_quant_layout;
@@ -332,7 +338,8 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
 
 /* Quantizes weights [rows, cols] of a float dtype, row-major, in this machine's byte order, into
  * the caller's buffers of the sizes that aq_quantized_size gives (`extra` may be NULL unless the
- * parameters are Q8). Allocates nothing. Parameters minimise the squared error, each column
+ * parameters are Q8). Allocates nothing, but for a trellis: some 400 KiB a thread (1.4 MiB with 4,096
+ * states). Parameters minimise the squared error, each column
  * weighted by column_weights[cols] (mean squared activations, say) unless that is NULL, which it
  * must be with AQ_FIT_FAST.
  * `quality` may be NULL. The result is the same, bit for bit, on every ISA and for every thread
@@ -381,7 +388,8 @@ ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_s
                                            aq_gptq_result *result, aq_error *err);
 
 /* The inverse, into `out` [rows, cols] of dtype F32, F16 or BF16 (computed in F32, rounded once).
- * To dequantize some rows, pass pointers to their first row. Allocates nothing. */
+ * To dequantize some rows, pass pointers to their first row; of a trellis whole strips alone can be
+ * read, so from a multiple of 256 to another one or to the last row. Allocates nothing. */
 ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,
                                        const void *codes, const void *params, const void *extra,
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
@@ -7716,6 +7724,259 @@ AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kerne
 
 /* ---- end src/simd/forward_dispatch.c ---- */
 
+/* ---- begin src/simd/trellis.h ---- */
+
+/* Kernels of the trellis code: the search for the cheapest path, and what its windows stand for. One
+ * table of functions an ISA; integers alone, so every ISA gives the same bits.
+ *
+ * A column of `rows` weights is a ring of rows·bits bits, LSB first. Row t reads the window of
+ * state_bits bits that begins at bit t·bits, running on at the ring's first bit after its last: that
+ * is its state. So a state shares all but `bits` bits with the next one, and each weight is chosen
+ * from all states while only `bits` bits of it are its own: trellis-coded quantization with a
+ * tail-biting bitshift trellis (Marcellin & Fischer 1990; Tseng et al., arXiv 2406.11235).
+ *
+ * What a state stands for is a sum of small integers, one looked up by each four bits of it: 16-entry
+ * tables are what byte shuffles of every ISA take, and the integers keep products exact. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_TRELLIS_TABLES 3u
+#define AQ_TRELLIS_STATES 4096u /* at most */
+#define AQ_TRELLIS_COLUMN 256u  /* rows at most */
+
+/* value(state) = Σ table[i][(state >> 4·i) & 15]; tables that a state is too short for hold zeros. A
+ * value lies in ±63 with 2 and 3 bits, in ±127 with 4. */
+typedef struct aq_trellis_code {
+    uint32_t bits, state_bits; /* 2, 3, 4; 8, 10, 12 */
+    float deviation;           /* the standard deviation of the weights that these values suit */
+    int8_t table[AQ_TRELLIS_TABLES][16];
+} aq_trellis_code;
+
+/* NULL for bits and states that there are none of. */
+AQ_SIMD_LIB const aq_trellis_code *aq_trellis_code_of(uint32_t bits, uint32_t states);
+AQ_SIMD_LIB int32_t aq_trellis_value(const aq_trellis_code *code, uint32_t state);
+
+/* The trellis seen by the search, which goes from a column's end to its beginning. Work space of the
+ * caller's: both arrays hold one entry a state, aligned to 64 bytes. */
+typedef struct aq_trellis_search {
+    uint32_t bits, state_bits;
+    int16_t *values; /* 2·value(state) */
+    uint16_t *costs;
+} aq_trellis_search;
+
+struct aq_trellis_kernels {
+    const char *name;
+    /* `count` rows, the last one first. least[u], u a state's low state_bits − bits bits: the cost of
+     * the cheapest way on from there to the end of the column, before the call and after it. The cost
+     * of a row is the square of |target − values[state]|, at most 255. Sums stop at 65535; the least
+     * one is taken off all after rows whose index is a multiple of 8. choices[count][least's length]:
+     * the top bits of the state that the cheapest way goes through, the smallest where several are.
+     * Targets lie in ±128 with 2 and 3 bits, in ±256 with 4. `choices` is aligned to 64 bytes. */
+    void (*search)(const aq_trellis_search *search, const int16_t *targets, size_t count,
+                   uint16_t *least, uint8_t *choices);
+    /* The values of `rows` rows from `first` on, of the column of `height` rows that begins at bit
+     * `at` of `codes`. */
+    void (*values)(const aq_trellis_code *code, const uint8_t *codes, size_t at, size_t height,
+                   size_t first, size_t rows, int8_t *out);
+    /* out[tokens][height] = Σ value·x over `count` (at most 256) columns from `column` on, exact. The
+     * x of a token lie x_step apart from those of the one before it. */
+    void (*dots)(const aq_trellis_code *code, const uint8_t *codes, size_t height, size_t column,
+                 size_t count, const int8_t *x, size_t x_step, size_t tokens, int32_t *out);
+};
+
+/* Those that go with the table. */
+AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels);
+
+AQ_SIMD_LIB void aq_scalar_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                          size_t count, uint16_t *least, uint8_t *choices);
+AQ_SIMD_LIB void aq_scalar_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                          size_t at, size_t height, size_t first, size_t rows,
+                                          int8_t *out);
+AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t height, size_t column, size_t count,
+                                        const int8_t *x, size_t x_step, size_t tokens,
+                                        int32_t *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/simd/trellis.h ---- */
+
+/* ---- begin src/simd/trellis_tables.c ---- */
+
+/* What the states of the trellis codes stand for. */
+
+static const aq_trellis_code aq_trellis_codes[] = {
+    {2, 8, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {2, 10, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {2, 12, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {3, 8, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {3, 10, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {3, 12, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {4, 8, 20.0f,
+     {{-4, 16, 56, -52, 76, 12, -88, -32, -80, -28, 8, 36, -44, 92, 40, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {4, 10, 20.0f,
+     {{-4, 16, 56, -52, 76, 12, -88, -32, -80, -28, 8, 36, -44, 92, 40, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {4, 12, 20.0f,
+     {{-4, 16, 56, -52, 76, 12, -88, -32, -80, -28, 8, 36, -44, 92, 40, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+};
+
+AQ_SIMD_LIB const aq_trellis_code *aq_trellis_code_of(uint32_t bits, uint32_t states) {
+    size_t i;
+    for (i = 0; i < sizeof aq_trellis_codes / sizeof *aq_trellis_codes; i++) {
+        const aq_trellis_code *code = &aq_trellis_codes[i];
+        if (code->bits == bits && states == 1u << code->state_bits) {
+            return code;
+        }
+    }
+    return NULL;
+}
+
+/* ---- end src/simd/trellis_tables.c ---- */
+
+/* ---- begin src/simd/scalar_trellis.c ---- */
+
+/* The trellis code's kernels in plain C: the reference, and what small machines run. */
+
+AQ_SIMD_LIB int32_t aq_trellis_value(const aq_trellis_code *code, uint32_t state) {
+    return code->table[0][state & 15u] + code->table[1][state >> 4 & 15u] +
+           code->table[2][state >> 8 & 15u];
+}
+
+/* cost = least + (target − value)², for every state. */
+static void aq_trellis_costs(const aq_trellis_search *search, int32_t target,
+                             const uint16_t *least) {
+    uint32_t state, states = 1u << search->state_bits;
+    for (state = 0; state < states; state++) {
+        int32_t distance = target - search->values[state];
+        uint32_t cost;
+        distance = distance < 0 ? -distance : distance;
+        distance = distance > 255 ? 255 : distance;
+        cost = least[state >> search->bits] + (uint32_t)(distance * distance);
+        search->costs[state] = (uint16_t)(cost > 65535u ? 65535u : cost);
+    }
+}
+
+/* The cheapest of the states that differ in their top bits alone; the least of all. */
+static uint16_t aq_trellis_choose(const aq_trellis_search *search, uint16_t *least,
+                                  uint8_t *choices) {
+    uint32_t ends = 1u << (search->state_bits - search->bits), i, u;
+    uint16_t low = 65535u;
+    for (u = 0; u < ends; u++) {
+        uint16_t best = search->costs[u];
+        uint8_t choice = 0;
+        for (i = 1; i < 1u << search->bits; i++) {
+            if (search->costs[u + i * ends] < best) {
+                best = search->costs[u + i * ends];
+                choice = (uint8_t)i;
+            }
+        }
+        least[u] = best;
+        choices[u] = choice;
+        low = best < low ? best : low;
+    }
+    return low;
+}
+
+AQ_SIMD_LIB void aq_scalar_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                          size_t count, uint16_t *least, uint8_t *choices) {
+    size_t ends = (size_t)1 << (search->state_bits - search->bits), u;
+    while (count--) {
+        uint16_t low;
+        aq_trellis_costs(search, targets[count], least);
+        low = aq_trellis_choose(search, least, choices + count * ends);
+        for (u = 0; u < ends && count % 8 == 0; u++) {
+            least[u] = (uint16_t)(least[u] - low);
+        }
+    }
+}
+
+/* At most 8 bits from bit `at` on, of bytes that hold them. */
+static uint32_t aq_trellis_bits(const uint8_t *codes, size_t at, uint32_t bits) {
+    uint32_t shift = (uint32_t)(at % 8), word = codes[at / 8];
+    if (shift + bits > 8) {
+        word |= (uint32_t)codes[at / 8 + 1] << 8;
+    }
+    return word >> shift & ((1u << bits) - 1u);
+}
+
+AQ_SIMD_LIB void aq_scalar_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                          size_t at, size_t height, size_t first, size_t rows,
+                                          int8_t *out) {
+    uint32_t state = 0, bits = code->bits, filled;
+    size_t row, next = first; /* the row whose own bits come next */
+    for (filled = 0; filled < code->state_bits; filled += bits, next = (next + 1) % height) {
+        state |= aq_trellis_bits(codes, at + next * bits, bits) << filled;
+    }
+    for (row = 0; row < rows; row++, next = (next + 1) % height) {
+        out[row] = (int8_t)aq_trellis_value(code, state & ((1u << code->state_bits) - 1u));
+        state = state >> bits | aq_trellis_bits(codes, at + next * bits, bits) << (filled - bits);
+    }
+}
+
+AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t height, size_t column, size_t count,
+                                        const int8_t *x, size_t x_step, size_t tokens,
+                                        int32_t *out) {
+    int8_t values[AQ_TRELLIS_COLUMN];
+    size_t i, row, token;
+    memset(out, 0, tokens * height * sizeof *out);
+    for (i = 0; i < count; i++) {
+        aq_scalar_trellis_values(code, codes, (column + i) * height * code->bits, height, 0,
+                                 height, values);
+        for (token = 0; token < tokens; token++) {
+            int32_t factor = x[token * x_step + i];
+            for (row = 0; row < height; row++) {
+                out[token * height + row] += factor * values[row];
+            }
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_trellis.c ---- */
+
+/* ---- begin src/simd/trellis_dispatch.c ---- */
+
+/* The tables of the trellis code, one for each instruction set. */
+
+static const struct aq_trellis_kernels aq_trellis_scalar = {
+    "scalar", aq_scalar_trellis_search, aq_scalar_trellis_values, aq_scalar_trellis_dots,
+};
+
+AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels) {
+    (void)kernels;
+    return &aq_trellis_scalar;
+}
+
+/* ---- end src/simd/trellis_dispatch.c ---- */
+
 #endif /* AQ_KERNELS_INCLUDED */
 
 /* ---- begin src/base/base.h ---- */
@@ -13903,7 +14164,8 @@ typedef struct aq_block_outcome {
     double bad_value;
 } aq_block_outcome;
 
-/* Rows of one tensor (any number; single-threaded, allocates nothing). Stops at the first row in
+/* Rows of one tensor (any number; single-threaded, allocates nothing), of every code but a trellis: see
+ * aq_trellis_block. Stops at the first row in
  * which one of the flags becomes true; the buffers are then to be thrown away. */
 AQ_LIB void aq_quantize_block(const aq_context *context, const aq_quant_spec *spec,
                               const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
@@ -13913,7 +14175,7 @@ AQ_LIB bool aq_outcome_is_final(const aq_block_outcome *outcome); /* one of the 
 /* The error of such a block, whose first row is `first_row` of the tensor. */
 AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first_row,
                                  uint64_t cols, aq_param_type params, aq_error *err);
-/* Rows to F32, single-threaded. */
+/* Rows to F32, single-threaded. Of a trellis: whole strips. */
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,
                                 uint64_t rows, uint64_t cols, float *out);
@@ -14329,6 +14591,7 @@ ARROWQUANT_API const char *aq_code_name(aq_code code) {
     case AQ_CODE_SYMMETRIC: return "symmetric";
     case AQ_CODE_ZERO_POINT: return "zero_point";
     case AQ_CODE_RESIDUAL: return "residual";
+    case AQ_CODE_TRELLIS: return "trellis";
     default: return "unknown";
     }
 }
@@ -14341,6 +14604,32 @@ AQ_LIB const char *aq_param_type_name(aq_param_type type) {
     case AQ_PARAM_BF16: return "BF16";
     }
     return "unknown";
+}
+
+static aq_status aq_group_size_check(const aq_quant_spec *spec, aq_error *err) {
+    if (spec->group_size != 32 && spec->group_size != 64 && spec->group_size != 128 &&
+        spec->group_size != 256) {
+        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
+                       (unsigned)spec->group_size);
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_trellis_spec_check(const aq_quant_spec *spec, aq_error *err) {
+    if (spec->bits != 2 && spec->bits != 3 && spec->bits != 4) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; a trellis has 2, 3 or 4",
+                       (unsigned)spec->bits);
+    }
+    if (spec->states != 256 && spec->states != 1024 && spec->states != 4096) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "a trellis of %u states; use 256, 1024 or 4096",
+                       (unsigned)spec->states);
+    }
+    if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "the code %s has no %s parameters; use AQ_PARAM_F16 "
+                       "or AQ_PARAM_F32", aq_code_name(spec->code),
+                       aq_param_type_name(spec->params));
+    }
+    return aq_group_size_check(spec, err);
 }
 
 /* A block code leaves nothing to choose. */
@@ -14369,20 +14658,21 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
     if (aq_code_is_block(spec->code)) {
         return aq_block_spec_check(spec, err);
     }
+    if (spec->code == AQ_CODE_TRELLIS) {
+        return aq_trellis_spec_check(spec, err);
+    }
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) {
         return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8",
                        (unsigned)spec->bits);
     }
-    if (spec->group_size != 32 && spec->group_size != 64 && spec->group_size != 128 &&
-        spec->group_size != 256) {
-        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
-                       (unsigned)spec->group_size);
+    if (aq_group_size_check(spec, err) != AQ_OK) {
+        return AQ_ERR_GROUP_SIZE;
     }
     if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC &&
         spec->code != AQ_CODE_ZERO_POINT && spec->code != AQ_CODE_RESIDUAL) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
                        "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC, "
-                       "AQ_CODE_ZERO_POINT or AQ_CODE_RESIDUAL", (int)spec->code);
+                       "AQ_CODE_ZERO_POINT, AQ_CODE_RESIDUAL or AQ_CODE_TRELLIS", (int)spec->code);
     }
     if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
         spec->params != AQ_PARAM_Q8 && spec->params != AQ_PARAM_BF16) {
@@ -14431,7 +14721,7 @@ static aq_status aq_block_size(const aq_quant_spec *spec, uint64_t rows, uint64_
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err) {
     aq_quant_layout layout;
-    uint64_t per_word, values, param, zero, weights;
+    uint64_t words, values, param, zero, weights;
     aq_status status = aq_spec_check(spec, err);
     if (status != AQ_OK) {
         return status;
@@ -14442,7 +14732,7 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
     if (aq_code_is_block(spec->code)) {
         return aq_block_size(spec, rows, cols, out, err);
     }
-    per_word = 32u / spec->bits;
+    words = cols / 32u * spec->bits + (cols % 32u * spec->bits + 31u) / 32u;
     values = spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_RESIDUAL ? 2u : 1u;
     param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_Q8 ? 1u : 2u;
     zero = spec->code == AQ_CODE_ZERO_POINT ? 1u : 0u;
@@ -14451,8 +14741,7 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
     layout.groups = cols / spec->group_size + (cols % spec->group_size != 0);
     layout.row_param_bytes = layout.groups * (values * param + zero); /* at most cols / 4 + 8: no overflow */
     layout.row_extra_bytes = spec->params == AQ_PARAM_Q8 ? 2u * values : 0u;
-    layout.row_code_bytes = cols / per_word + (cols % per_word != 0);
-    if (!aq_mul_u64(layout.row_code_bytes, 4u, &layout.row_code_bytes) ||
+    if (!aq_mul_u64(words, 4u, &layout.row_code_bytes) ||
         !aq_mul_u64(layout.row_code_bytes, rows, &layout.code_bytes) ||
         !aq_mul_u64(layout.row_param_bytes, rows, &layout.param_bytes) ||
         !aq_mul_u64(layout.row_extra_bytes, rows, &layout.extra_bytes) ||
@@ -15217,7 +15506,7 @@ AQ_SIMD_EXACT static void aq_grids_read_zero_point(const aq_quant_spec *spec, co
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids) {
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC || spec->code == AQ_CODE_TRELLIS;
     float values[2 * AQ_TILE_GROUPS];
     uint16_t halves[2 * AQ_TILE_GROUPS];
     size_t i, many = symmetric ? count : 2 * count;
@@ -15412,8 +15701,9 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     const uint8_t *from = (const uint8_t *)params, *row_extra = (const uint8_t *)extra;
     size_t groups = (size_t)layout.groups, at = 0;
     size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
-    float middle = (float)(1u << (spec->bits - 1));
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    bool trellis = spec->code == AQ_CODE_TRELLIS;
+    float middle = trellis ? 0.0f : (float)(1u << (spec->bits - 1));
+    bool symmetric = trellis || spec->code == AQ_CODE_SYMMETRIC;
     bool stored = spec->code == AQ_CODE_ZERO_POINT; /* behind the scale */
     for (uint64_t row = 0; row < rows; row++) {
         for (size_t g = 0; g < groups; g += AQ_TILE_GROUPS) {
@@ -16265,6 +16555,583 @@ AQ_LIB void aq_row_blocks(const aq_row_job *job, const void *weights, uint64_t r
 
 /* ---- end src/quant/blocks.c ---- */
 
+/* ---- begin src/quant/trellis.h ---- */
+
+/* The trellis code (AQ_CODE_TRELLIS): strips of rows whose columns are coded as one sequence each.
+ *
+ * A strip is AQ_TRELLIS_ROWS rows, or what is left at a tensor's end; the first one is a multiple of
+ * AQ_TRELLIS_ROWS. Its codes are its rows' row_code_bytes together: column c of a strip of T rows holds
+ * the bits c·T·bits … (c + 1)·T·bits − 1 of them, LSB first, the rest is 0. See simd/trellis.h for what
+ * they mean. Parameters lie as those of other codes: one scale a row and group of columns, so that
+ * w = scale·value. Any T is allowed; a scale is 0 where a group of a row is all zeros. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_TRELLIS_ROWS 256u
+
+/* Rows of a tensor that are worked on as one unit: whole strips, about AQ_BLOCK_WEIGHTS weights. Takes
+ * the place of aq_block_rows for every code: equal to it for those that are no trellis. */
+AQ_LIB uint64_t aq_spec_block_rows(const aq_quant_spec *spec, uint64_t cols);
+/* Bytes of work space for aq_trellis_open and aq_trellis_block; 0 for other codes. */
+AQ_LIB uint64_t aq_trellis_bytes(const aq_quant_spec *spec);
+
+/* A strip at work. */
+typedef struct aq_trellis {
+    const struct aq_kernels *kernels;
+    const struct aq_trellis_kernels *own;
+    const aq_trellis_code *code;
+    size_t rows, cols;      /* of the strip */
+    aq_trellis_search search;
+    uint16_t *least;
+    uint8_t *choices, *digits;
+    int16_t *targets;
+    int8_t *values;
+    float *lines;           /* a group's weights, [columns][rows] */
+    int8_t *coded;          /* and what they were coded as */
+    double *sums;           /* [2][rows] */
+    float *scales;          /* [rows] */
+} aq_trellis;
+
+/* Splits `space` (aq_trellis_bytes, any address). rows ≤ AQ_TRELLIS_ROWS. Allocates nothing; the spec
+ * is one that aq_spec_check lets pass. */
+AQ_LIB void aq_trellis_open(aq_trellis *out, const struct aq_kernels *kernels,
+                            const aq_quant_spec *spec, size_t rows, size_t cols, void *space);
+
+/* ---- trellis_encode.c; the caller sets the floating-point mode */
+
+/* Codes column `column` of the strip: of all sequences the one whose weights scale[row]·value come
+ * closest to `target`, each row's error counted in units of its scale. target, scale, rounded: [rows];
+ * `rounded` gets the weights that a reader will see, `codes` (the strip's, zeroed before its first
+ * column) the bits. Scales are as stored: finite, 0 where nothing is to be coded. */
+AQ_LIB void aq_trellis_column(aq_trellis *trellis, size_t column, const float *target,
+                              const float *scale, float *rounded, uint8_t *codes);
+
+/* A first guess of a row's scale from the mean square of its weights in a group. */
+AQ_LIB double aq_trellis_scale(const aq_trellis_code *code, double mean_square);
+/* Rounds it to its stored type: bytes to `out`, what a reader sees to *stored. */
+AQ_LIB aq_fit_kind aq_trellis_store(aq_param_type params, double scale, float *stored,
+                                    uint8_t *out);
+
+/* One strip as in aq_quantize_block (rows ≤ AQ_TRELLIS_ROWS, no `extra`). column_weights enter the
+ * scales; the codes of a column do not depend on them. AQ_FIT_FAST searches once, with the scale of a
+ * group's mean square, and then solves the scales for the codes; AQ_FIT_LEAST_SQUARES searches again
+ * with these. */
+AQ_LIB void aq_trellis_block(const aq_context *context, const aq_quant_spec *spec,
+                             const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                             const float *column_weights, void *codes, void *params, void *space,
+                             aq_block_outcome *outcome);
+
+/* ---- trellis_decode.c */
+
+/* A part of a quantized strip; pointers are to the strip's first bytes. */
+typedef struct aq_trellis_part {
+    const uint8_t *codes, *params;
+    size_t height, cols;  /* of the strip: as many rows as it has */
+    size_t first, rows;   /* rows wanted */
+    size_t begin, count;  /* columns wanted; begin is a multiple of the group size */
+} aq_trellis_part;
+
+/* out[row·stride + column], both counted from the part's first one. Allocates nothing. */
+AQ_LIB void aq_trellis_decode(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                              const aq_trellis_part *part, float *out, size_t stride);
+/* A row's scale of one group. */
+AQ_LIB float aq_trellis_stored(const aq_quant_spec *spec, const uint8_t *row_params, size_t group);
+/* As aq_measure_block: whole strips. */
+AQ_LIB void aq_trellis_measure(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                               const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                               const void *codes, const void *params, aq_quality *quality);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/trellis.h ---- */
+
+/* ---- begin src/quant/trellis_decode.c ---- */
+
+/* Trellis codes in, weights out: parts of strips. */
+
+#ifdef ARROWQUANT_NO_THREADS /* a small stack */
+#  define AQ_TRELLIS_RUN 32u
+#  define AQ_TRELLIS_LINES 2u
+#else
+#  define AQ_TRELLIS_RUN 256u
+#  define AQ_TRELLIS_LINES 16u
+#endif
+#define AQ_TRELLIS_COLUMNS 16u
+
+AQ_LIB float aq_trellis_stored(const aq_quant_spec *spec, const uint8_t *row_params, size_t group) {
+    const uint8_t *from = row_params + group * (spec->params == AQ_PARAM_F32 ? 4u : 2u);
+    uint32_t low = (uint32_t)from[0] | (uint32_t)from[1] << 8;
+    return spec->params == AQ_PARAM_F32
+               ? aq_simd_float(low | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24)
+               : aq_simd_from_f16((uint16_t)low);
+}
+
+/* Some columns of one group, some rows. */
+static void aq_trellis_decode_run(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                                  const aq_trellis_part *part, size_t row_param_bytes, float *out,
+                                  size_t stride) {
+    const aq_trellis_code *code = aq_trellis_code_of(spec->bits, spec->states);
+    int8_t values[AQ_TRELLIS_COLUMNS * AQ_TRELLIS_RUN];
+    size_t i, row;
+    for (i = 0; i < part->count; i++) {
+        aq_simd_trellis(kernels)->values(code, part->codes,
+                                         (part->begin + i) * part->height * code->bits,
+                                         part->height, part->first, part->rows,
+                                         values + i * AQ_TRELLIS_RUN);
+    }
+    for (row = 0; row < part->rows; row++, out += stride) {
+        float scale = aq_trellis_stored(spec, part->params + (part->first + row) * row_param_bytes,
+                                        part->begin / spec->group_size);
+        for (i = 0; i < part->count; i++) {
+            out[i] = scale * (float)values[i * AQ_TRELLIS_RUN + row];
+        }
+    }
+}
+
+AQ_LIB void aq_trellis_decode(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                              const aq_trellis_part *part, float *out, size_t stride) {
+    size_t groups = (part->cols + spec->group_size - 1) / spec->group_size;
+    size_t row_param_bytes = groups * (spec->params == AQ_PARAM_F32 ? 4u : 2u);
+    aq_trellis_part run = *part;
+    size_t row, i;
+    for (row = 0; row < part->rows; row += run.rows) {
+        run.first = part->first + row;
+        run.rows = part->rows - row < AQ_TRELLIS_RUN ? part->rows - row : AQ_TRELLIS_RUN;
+        for (i = 0; i < part->count; i += run.count) {
+            run.begin = part->begin + i;
+            run.count = part->count - i < AQ_TRELLIS_COLUMNS ? part->count - i
+                                                              : AQ_TRELLIS_COLUMNS;
+            aq_trellis_decode_run(kernels, spec, &run, row_param_bytes, out + row * stride + i,
+                                  stride);
+        }
+    }
+}
+
+/* Some rows of a strip, stretch by stretch of 256 columns; the sums are added row by row. */
+static void aq_trellis_measure_rows(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                                    const uint8_t *weights, aq_dtype dtype, aq_trellis_part *part,
+                                    aq_quality *quality) {
+    float decoded[AQ_TRELLIS_LINES * AQ_SIMD_GROUP_MAX], line[AQ_SIMD_GROUP_MAX];
+    aq_quality sums[AQ_TRELLIS_LINES];
+    size_t row, size = aq_dtype_size(dtype);
+    memset(sums, 0, sizeof sums);
+    for (part->begin = 0; part->begin < part->cols; part->begin += part->count) {
+        size_t left = part->cols - part->begin;
+        part->count = left < AQ_SIMD_GROUP_MAX ? left : AQ_SIMD_GROUP_MAX;
+        aq_trellis_decode(kernels, spec, part, decoded, AQ_SIMD_GROUP_MAX);
+        for (row = 0; row < part->rows; row++) {
+            size_t at = (part->first + row) * part->cols + part->begin;
+            aq_widen(kernels, dtype, weights + at * size, line, part->count);
+            aq_compare_run(kernels, line, decoded + row * AQ_SIMD_GROUP_MAX, part->count,
+                           &sums[row]);
+        }
+    }
+    for (row = 0; row < part->rows; row++) {
+        aq_quality_add(quality, &sums[row]);
+    }
+}
+
+AQ_LIB void aq_trellis_measure(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                               const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                               const void *codes, const void *params, aq_quality *quality) {
+    const uint8_t *from = (const uint8_t *)weights;
+    aq_quant_layout layout;
+    aq_trellis_part part;
+    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !cols) {
+        return;
+    }
+    memset(&part, 0, sizeof part);
+    part.cols = (size_t)cols;
+    part.codes = (const uint8_t *)codes;
+    part.params = (const uint8_t *)params;
+    for (; rows; rows -= part.height) {
+        part.height = rows < AQ_TRELLIS_ROWS ? (size_t)rows : AQ_TRELLIS_ROWS;
+        for (part.first = 0; part.first < part.height; part.first += part.rows) {
+            size_t left = part.height - part.first;
+            part.rows = left < AQ_TRELLIS_LINES ? left : AQ_TRELLIS_LINES;
+            aq_trellis_measure_rows(kernels, spec, from, dtype, &part, quality);
+        }
+        from += part.height * part.cols * aq_dtype_size(dtype);
+        part.codes += part.height * (size_t)layout.row_code_bytes;
+        part.params += part.height * (size_t)layout.row_param_bytes;
+    }
+}
+
+#undef AQ_TRELLIS_RUN
+#undef AQ_TRELLIS_LINES
+#undef AQ_TRELLIS_COLUMNS
+
+/* ---- end src/quant/trellis_decode.c ---- */
+
+/* ---- begin src/quant/trellis_encode.c ---- */
+
+/* Weights in, trellis codes out: a column of a strip, then a whole strip with its scales. */
+
+#define AQ_TRELLIS_SEAM 24u  /* rows on either side of a ring's seam that decide how it is closed */
+#define AQ_TRELLIS_SHORT 12u /* rings of so many bits are searched sequence by sequence */
+
+AQ_LIB uint64_t aq_spec_block_rows(const aq_quant_spec *spec, uint64_t cols) {
+    uint64_t rows = aq_block_rows(cols);
+    if (spec->code != AQ_CODE_TRELLIS) {
+        return rows;
+    }
+    return rows < AQ_TRELLIS_ROWS ? AQ_TRELLIS_ROWS : rows / AQ_TRELLIS_ROWS * AQ_TRELLIS_ROWS;
+}
+
+/* Takes `size` bytes, aligned to 64, off a space; with a NULL one it only counts them. */
+static void *aq_trellis_take(uint8_t **space, uint64_t *used, size_t size) {
+    void *taken = *space ? *space + *used : NULL;
+    *used += (size + 63u) / 64u * 64u;
+    return taken;
+}
+
+static uint64_t aq_trellis_split(aq_trellis *out, const aq_quant_spec *spec, uint8_t *space) {
+    size_t states = spec->states, ends = states >> spec->bits;
+    uint64_t used = 0;
+    out->search.values = (int16_t *)aq_trellis_take(&space, &used, 2 * states);
+    out->search.costs = (uint16_t *)aq_trellis_take(&space, &used, 2 * states);
+    out->least = (uint16_t *)aq_trellis_take(&space, &used, 2 * ends);
+    out->choices = (uint8_t *)aq_trellis_take(&space, &used, AQ_TRELLIS_ROWS * ends);
+    out->digits = (uint8_t *)aq_trellis_take(&space, &used, AQ_TRELLIS_ROWS);
+    out->targets = (int16_t *)aq_trellis_take(&space, &used, 2 * AQ_TRELLIS_ROWS);
+    out->values = (int8_t *)aq_trellis_take(&space, &used, AQ_TRELLIS_ROWS);
+    out->lines = (float *)aq_trellis_take(&space, &used,
+                                          4 * spec->group_size * AQ_TRELLIS_ROWS);
+    out->coded = (int8_t *)aq_trellis_take(&space, &used, spec->group_size * AQ_TRELLIS_ROWS);
+    out->sums = (double *)aq_trellis_take(&space, &used, 16 * AQ_TRELLIS_ROWS);
+    out->scales = (float *)aq_trellis_take(&space, &used, 4 * AQ_TRELLIS_ROWS);
+    return used;
+}
+
+AQ_LIB uint64_t aq_trellis_bytes(const aq_quant_spec *spec) {
+    aq_trellis none;
+    return spec->code == AQ_CODE_TRELLIS ? aq_trellis_split(&none, spec, NULL) + 64u : 0u;
+}
+
+AQ_LIB void aq_trellis_open(aq_trellis *out, const struct aq_kernels *kernels,
+                            const aq_quant_spec *spec, size_t rows, size_t cols, void *space) {
+    uint32_t state;
+    memset(out, 0, sizeof *out);
+    out->kernels = kernels;
+    out->own = aq_simd_trellis(kernels);
+    out->code = aq_trellis_code_of(spec->bits, spec->states);
+    out->rows = rows;
+    out->cols = cols;
+    (void)aq_trellis_split(out, spec, (uint8_t *)space + (64u - (uintptr_t)space % 64u) % 64u);
+    out->search.bits = spec->bits;
+    out->search.state_bits = out->code->state_bits;
+    for (state = 0; state < spec->states; state++) {
+        out->search.values[state] = (int16_t)(2 * aq_trellis_value(out->code, state));
+    }
+}
+
+/* ---- one column */
+
+/* 2·target/scale, where the search looks for it. A zero scale: nothing is to be met, all are alike. */
+AQ_SIMD_EXACT static void aq_trellis_targets(aq_trellis *trellis, const float *target,
+                                             const float *scale) {
+    AQ_SIMD_EXACT_BODY
+    int32_t most = trellis->code->bits == 4 ? 256 : 128;
+    size_t row;
+    for (row = 0; row < trellis->rows; row++) {
+        float x = 0.0f;
+        if (scale[row] != 0.0f) {
+            x = 2.0f * target[row] / scale[row];
+            x = x > -1e6f ? (x < 1e6f ? x : 1e6f) : -1e6f;
+        }
+        trellis->targets[row] = (int16_t)aq_simd_round(x, -most, most);
+    }
+}
+
+/* Follows the choices of `rows` rows from the low state bits `end` on: the rows' own bits. Returns the
+ * low bits behind them. */
+static uint32_t aq_trellis_follow(const aq_trellis *trellis, const uint8_t *choices, size_t rows,
+                                  uint32_t end, uint8_t *digits) {
+    uint32_t bits = trellis->search.bits, low = trellis->search.state_bits - bits;
+    size_t row;
+    for (row = 0; row < rows; row++) {
+        uint32_t state = end | (uint32_t)choices[(row << low) + end] << low;
+        digits[row] = (uint8_t)(state & ((1u << bits) - 1u));
+        end = state >> bits;
+    }
+    return end;
+}
+
+/* The low state bits at the ring's seam: those of the cheapest way through the rows around it. */
+static uint32_t aq_trellis_seam(aq_trellis *trellis) {
+    int16_t around[2 * AQ_TRELLIS_SEAM];
+    size_t i, rows = trellis->rows, ends = (size_t)1 << (trellis->search.state_bits -
+                                                        trellis->search.bits);
+    uint32_t best = 0;
+    for (i = 0; i < AQ_TRELLIS_SEAM; i++) {
+        around[AQ_TRELLIS_SEAM + i] = trellis->targets[i % rows];
+        around[AQ_TRELLIS_SEAM - 1 - i] = trellis->targets[rows - 1 - i % rows];
+    }
+    memset(trellis->least, 0, ends * sizeof *trellis->least);
+    trellis->own->search(&trellis->search, around, 2 * AQ_TRELLIS_SEAM, trellis->least,
+                         trellis->choices);
+    for (i = 1; i < ends; i++) {
+        best = trellis->least[i] < trellis->least[best] ? (uint32_t)i : best;
+    }
+    return aq_trellis_follow(trellis, trellis->choices, AQ_TRELLIS_SEAM, best, trellis->digits);
+}
+
+/* Whatever the search did (its sums stop at 65535), every sequence of bits is a valid ring. */
+static void aq_trellis_search_column(aq_trellis *trellis) {
+    size_t ends = (size_t)1 << (trellis->search.state_bits - trellis->search.bits);
+    uint32_t seam = aq_trellis_seam(trellis);
+    memset(trellis->least, 0xFF, ends * sizeof *trellis->least);
+    trellis->least[seam] = 0;
+    trellis->own->search(&trellis->search, trellis->targets, trellis->rows, trellis->least,
+                         trellis->choices);
+    (void)aq_trellis_follow(trellis, trellis->choices, trellis->rows, seam, trellis->digits);
+}
+
+/* Rings of a few bits: each of their sequences is tried. */
+static void aq_trellis_try_all(aq_trellis *trellis) {
+    uint32_t bits = trellis->search.bits, length = (uint32_t)trellis->rows * bits;
+    uint32_t ring, best_ring = 0, most = ~UINT32_C(0), best = most;
+    size_t row;
+    for (ring = 0; ring < 1u << length; ring++) {
+        uint8_t bytes[2];
+        int8_t values[AQ_TRELLIS_SHORT];
+        uint32_t sum = 0;
+        bytes[0] = (uint8_t)(ring & 0xFFu);
+        bytes[1] = (uint8_t)(ring >> 8);
+        aq_scalar_trellis_values(trellis->code, bytes, 0, trellis->rows, 0, trellis->rows, values);
+        for (row = 0; row < trellis->rows; row++) {
+            int32_t distance = trellis->targets[row] - 2 * values[row];
+            sum += (uint32_t)(distance * distance);
+        }
+        best_ring = sum < best ? ring : best_ring;
+        best = sum < best ? sum : best;
+    }
+    for (row = 0; row < trellis->rows; row++) {
+        trellis->digits[row] = (uint8_t)(best_ring >> (bits * (uint32_t)row) & ((1u << bits) - 1u));
+    }
+}
+
+/* The digits as bits of the strip, in place of what was there. */
+static void aq_trellis_put(const aq_trellis *trellis, size_t at, uint8_t *codes) {
+    size_t row, bits = trellis->search.bits;
+    uint32_t mask = (1u << bits) - 1u;
+    for (row = 0; row < trellis->rows; row++, at += bits) {
+        uint32_t shift = (uint32_t)(at % 8), word = (uint32_t)trellis->digits[row] << shift;
+        codes[at / 8] = (uint8_t)((codes[at / 8] & ~(mask << shift)) | word);
+        if (shift + bits > 8) {
+            codes[at / 8 + 1] = (uint8_t)((codes[at / 8 + 1] & ~(mask << shift >> 8)) | word >> 8);
+        }
+    }
+}
+
+/* Column `column` coded for the targets; its values. */
+static void aq_trellis_code_column(aq_trellis *trellis, size_t column, uint8_t *codes,
+                                   int8_t *values) {
+    size_t length = trellis->rows * trellis->search.bits;
+    if (length <= AQ_TRELLIS_SHORT) {
+        aq_trellis_try_all(trellis);
+    } else {
+        aq_trellis_search_column(trellis);
+    }
+    aq_trellis_put(trellis, column * length, codes);
+    trellis->own->values(trellis->code, codes, column * length, trellis->rows, 0, trellis->rows,
+                         values);
+}
+
+AQ_SIMD_EXACT AQ_LIB void aq_trellis_column(aq_trellis *trellis, size_t column,
+                                            const float *target, const float *scale,
+                                            float *rounded, uint8_t *codes) {
+    AQ_SIMD_EXACT_BODY
+    size_t row;
+    aq_trellis_targets(trellis, target, scale);
+    aq_trellis_code_column(trellis, column, codes, trellis->values);
+    for (row = 0; row < trellis->rows; row++) {
+        rounded[row] = scale[row] * (float)trellis->values[row];
+    }
+}
+
+/* ---- scales */
+
+AQ_LIB double aq_trellis_scale(const aq_trellis_code *code, double mean_square) {
+    return sqrt(mean_square) / (double)code->deviation;
+}
+
+AQ_LIB aq_fit_kind aq_trellis_store(aq_param_type params, double scale, float *stored,
+                                    uint8_t *out) {
+    float narrow = (float)scale;
+    if (params == AQ_PARAM_F32) {
+        *stored = narrow;
+        aq_put_f32(out, narrow);
+        return AQ_FIT_GOOD;
+    }
+    aq_put_u16(out, aq_simd_to_f16(narrow));
+    *stored = aq_simd_from_f16(aq_simd_to_f16(narrow));
+    if (narrow == 0.0f) {
+        return AQ_FIT_GOOD;
+    }
+    narrow = *stored < 0.0f ? 0.0f - *stored : *stored;
+    return narrow >= 6.103515625e-05f && narrow <= 65504.0f ? AQ_FIT_GOOD : AQ_FIT_NEEDS_F32;
+}
+
+/* A strip at work on one of its groups of columns. */
+typedef struct aq_trellis_group {
+    aq_trellis *trellis;
+    const aq_quant_spec *spec;
+    const float *column_weights; /* of the group, or NULL */
+    size_t index, begin, count;  /* columns */
+    uint8_t *codes, *params;     /* of the strip */
+    size_t row_param_bytes;
+} aq_trellis_group;
+
+/* Weights to [columns][rows]. False when one is not finite. */
+static bool aq_trellis_gather(const aq_trellis_group *group, const uint8_t *weights, aq_dtype dtype,
+                              aq_block_outcome *outcome) {
+    const struct aq_kernels *kernels = group->trellis->kernels;
+    size_t size = aq_dtype_size(dtype), rows = group->trellis->rows, cols = group->trellis->cols;
+    float line[AQ_SIMD_GROUP_MAX], *to = group->trellis->lines;
+    size_t row, i;
+    for (row = 0; row < rows; row++) {
+        aq_simd_range range;
+        aq_widen(kernels, dtype, weights + (row * cols + group->begin) * size, line, group->count);
+        kernels->range(line, group->count, AQ_SIMD_GROUP_MAX, &range);
+        if (range.absmax >= 0x7F800000u) {
+            for (i = 0; (aq_simd_bits(line[i]) & 0x7F800000u) != 0x7F800000u; i++) {
+            }
+            outcome->not_finite = true;
+            outcome->bad_index = row * cols + group->begin + i;
+            outcome->bad_value = (double)line[i];
+            return false;
+        }
+        for (i = 0; i < group->count; i++) {
+            to[i * rows + row] = line[i];
+        }
+    }
+    return true;
+}
+
+/* Stores a scale a row; false where one does not fit. */
+static bool aq_trellis_put_scale(const aq_trellis_group *group, size_t row, double scale,
+                                 aq_block_outcome *outcome) {
+    aq_trellis *trellis = group->trellis;
+    size_t size = group->spec->params == AQ_PARAM_F32 ? 4u : 2u;
+    uint8_t *to = group->params + row * group->row_param_bytes + group->index * size;
+    if (aq_trellis_store(group->spec->params, scale, &trellis->scales[row], to) == AQ_FIT_GOOD) {
+        return true;
+    }
+    outcome->needs_f32 = true;
+    outcome->bad_index = row * trellis->cols + group->begin;
+    return false;
+}
+
+AQ_SIMD_EXACT static bool aq_trellis_guess(const aq_trellis_group *group,
+                                           aq_block_outcome *outcome) {
+    AQ_SIMD_EXACT_BODY
+    aq_trellis *trellis = group->trellis;
+    size_t row, i, rows = trellis->rows;
+    memset(trellis->sums, 0, rows * sizeof *trellis->sums);
+    for (i = 0; i < group->count; i++) {
+        const float *line = trellis->lines + i * rows;
+        for (row = 0; row < rows; row++) {
+            trellis->sums[row] += (double)line[row] * (double)line[row];
+        }
+    }
+    for (row = 0; row < rows; row++) {
+        double scale = aq_trellis_scale(trellis->code, trellis->sums[row] / (double)group->count);
+        if (!aq_trellis_put_scale(group, row, scale, outcome)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The scales that suit the codes best: Σ a·w·value / Σ a·value². */
+AQ_SIMD_EXACT static bool aq_trellis_solve(const aq_trellis_group *group,
+                                           aq_block_outcome *outcome) {
+    AQ_SIMD_EXACT_BODY
+    aq_trellis *trellis = group->trellis;
+    size_t row, i, rows = trellis->rows;
+    double *cross = trellis->sums, *square = trellis->sums + rows;
+    memset(cross, 0, 2 * rows * sizeof *cross);
+    for (i = 0; i < group->count; i++) {
+        const float *line = trellis->lines + i * rows;
+        const int8_t *values = trellis->coded + i * rows;
+        double weight = group->column_weights ? (double)group->column_weights[i] : 1.0;
+        for (row = 0; row < rows; row++) {
+            double value = weight * (double)values[row];
+            cross[row] += value * (double)line[row];
+            square[row] += value * (double)values[row];
+        }
+    }
+    for (row = 0; row < rows; row++) {
+        if (square[row] > 0.0 && trellis->scales[row] != 0.0f &&
+            !aq_trellis_put_scale(group, row, cross[row] / square[row], outcome)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void aq_trellis_code_group(const aq_trellis_group *group) {
+    aq_trellis *trellis = group->trellis;
+    size_t i, rows = trellis->rows;
+    for (i = 0; i < group->count; i++) {
+        aq_trellis_targets(trellis, trellis->lines + i * rows, trellis->scales);
+        aq_trellis_code_column(trellis, group->begin + i, group->codes, trellis->coded + i * rows);
+    }
+}
+
+AQ_LIB void aq_trellis_block(const aq_context *context, const aq_quant_spec *spec,
+                             const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
+                             const float *column_weights, void *codes, void *params, void *space,
+                             aq_block_outcome *outcome) {
+    aq_quant_layout layout;
+    aq_trellis trellis;
+    aq_trellis_group group;
+    uint32_t round, rounds = spec->fit == AQ_FIT_FAST ? 1u : 2u;
+    memset(outcome, 0, sizeof *outcome);
+    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !rows || !cols) {
+        return;
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_trellis_open(&trellis, aq_kernels_of(context), spec, (size_t)rows, (size_t)cols, space);
+    memset(&group, 0, sizeof group);
+    group.trellis = &trellis;
+    group.spec = spec;
+    group.codes = (uint8_t *)codes;
+    group.params = (uint8_t *)params;
+    group.row_param_bytes = (size_t)layout.row_param_bytes;
+    memset(codes, 0, (size_t)layout.code_bytes);
+    for (; group.begin < trellis.cols && !aq_outcome_is_final(outcome); group.index++) {
+        group.count = trellis.cols - group.begin;
+        group.count = group.count < spec->group_size ? group.count : spec->group_size;
+        group.column_weights = column_weights ? column_weights + group.begin : NULL;
+        if (aq_trellis_gather(&group, (const uint8_t *)weights, dtype, outcome) &&
+            aq_trellis_guess(&group, outcome)) {
+            for (round = 0; round < rounds; round++) {
+                aq_trellis_code_group(&group);
+                if (!aq_trellis_solve(&group, outcome)) {
+                    break;
+                }
+            }
+        }
+        group.begin += group.count;
+    }
+    if (!aq_outcome_is_final(outcome)) {
+        aq_trellis_measure(trellis.kernels, spec, weights, dtype, rows, cols, codes, params,
+                           &outcome->quality);
+    }
+    aq_simd_mode_leave(mode);
+}
+
+#undef AQ_TRELLIS_SEAM
+#undef AQ_TRELLIS_SHORT
+
+/* ---- end src/quant/trellis_encode.c ---- */
+
 /* ---- begin src/quant/quantize.c ---- */
 
 /* Weights in, codes and parameters out: rows of a block, then blocks over threads. */
@@ -16521,8 +17388,33 @@ typedef struct aq_quantize_run {
     const uint8_t *weights;
     uint8_t *codes, *params, *extra;
     uint64_t block_rows, first_block;
+    const aq_context *context;
+    uint8_t *spaces;    /* of a trellis, one a thread */
+    size_t space_bytes;
     aq_block_outcome outcomes[AQ_WAVE_BLOCKS];
 } aq_quantize_run;
+
+/* A block of a trellis, strip by strip. */
+static void aq_quantize_strips(const aq_quantize_run *run, uint64_t first, uint64_t rows,
+                               void *space, aq_block_outcome *outcome) {
+    size_t row_bytes = run->job.cols * aq_dtype_size(run->job.dtype);
+    aq_quality total;
+    uint64_t done, count;
+    memset(&total, 0, sizeof total);
+    memset(outcome, 0, sizeof *outcome);
+    for (done = 0; done < rows && !aq_outcome_is_final(outcome); done += count) {
+        count = rows - done < AQ_TRELLIS_ROWS ? rows - done : AQ_TRELLIS_ROWS;
+        aq_trellis_block(run->context, &run->job.spec,
+                         run->weights + (size_t)(first + done) * row_bytes, run->job.dtype, count,
+                         run->layout.cols, run->job.column_weights,
+                         run->codes + (size_t)((first + done) * run->layout.row_code_bytes),
+                         run->params + (size_t)((first + done) * run->layout.row_param_bytes),
+                         space, outcome);
+        outcome->bad_index += done * run->layout.cols;
+        aq_quality_add(&total, &outcome->quality);
+    }
+    outcome->quality = total;
+}
 
 static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_quantize_run *run = (aq_quantize_run *)user;
@@ -16530,8 +17422,12 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
     uint64_t rows = run->layout.rows - first < run->block_rows ? run->layout.rows - first
                                                                : run->block_rows;
     size_t row_bytes = run->job.cols * aq_dtype_size(run->job.dtype);
-    (void)worker;
     (void)err;
+    if (run->spaces) {
+        aq_quantize_strips(run, first, rows, run->spaces + worker * run->space_bytes,
+                           &run->outcomes[index]);
+        return AQ_OK;
+    }
     aq_quantize_rows(&run->job, &run->layout, run->weights + (size_t)first * row_bytes, rows,
                      run->codes + (size_t)(first * run->layout.row_code_bytes),
                      run->params ? run->params + (size_t)(first * run->layout.row_param_bytes)
@@ -16648,6 +17544,17 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
     return AQ_OK;
 }
 
+/* Work space for each thread. */
+static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *run,
+                                    aq_error *err) {
+    size_t bytes = 0;
+    if (!aq_mul_size(run->space_bytes, aq_thread_count(context), &bytes)) {
+        return aq_fail_memory(err, run->space_bytes);
+    }
+    run->spaces = (uint8_t *)aq_alloc(context, bytes);
+    return run->spaces ? AQ_OK : aq_fail_memory(err, bytes);
+}
+
 ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *spec,
                                      const void *weights, aq_dtype dtype, uint64_t rows,
                                      uint64_t cols, const float *column_weights, void *codes,
@@ -16665,14 +17572,23 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
     run.codes = (uint8_t *)codes;
     run.params = (uint8_t *)params;
     run.extra = (uint8_t *)extra;
-    run.block_rows = aq_block_rows(cols);
+    run.block_rows = aq_spec_block_rows(spec, cols);
+    run.context = context;
+    run.spaces = NULL;
+    run.space_bytes = (size_t)aq_trellis_bytes(spec);
     status = aq_quantize_check(&run, err);
     if (status != AQ_OK) {
         return status;
     }
     memset(&total, 0, sizeof total);
-    if (rows && cols) {
+    if (rows && cols && run.space_bytes) {
+        status = aq_quantize_spaces(context, &run, err);
+    }
+    if (rows && cols && status == AQ_OK) {
         status = aq_quantize_waves(context, &run, &total, err);
+    }
+    if (run.spaces) {
+        aq_free(context, run.spaces, run.space_bytes * aq_thread_count(context));
     }
     if (status == AQ_OK && quality) {
         *quality = total;
@@ -16784,10 +17700,47 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     }
 }
 
+/* Rows of a trellis, whole strips. */
+static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+    float decoded[AQ_TILE_WEIGHTS];
+    const size_t size = aq_dtype_size(run->dtype);
+    aq_trellis_part part;
+    uint64_t done;
+    memset(&part, 0, sizeof part);
+    part.cols = (size_t)run->layout.cols;
+    for (done = 0; done < rows; done += part.height) {
+        uint64_t at = first + done;
+        part.codes = run->codes + (size_t)(at * run->layout.row_code_bytes);
+        part.params = run->params + (size_t)(at * run->layout.row_param_bytes);
+        part.height = rows - done < AQ_TRELLIS_ROWS ? (size_t)(rows - done) : AQ_TRELLIS_ROWS;
+        if (run->direct) {
+            part.rows = part.height;
+            part.count = part.cols;
+            aq_trellis_decode(run->kernels, &run->spec, &part,
+                              (float *)(void *)run->out + (size_t)at * part.cols, part.cols);
+            continue;
+        }
+        for (part.first = 0; part.first < part.height; part.first++) {
+            uint8_t *to = run->out + ((size_t)at + part.first) * part.cols * size;
+            part.rows = 1;
+            for (part.begin = 0; part.begin < part.cols; part.begin += part.count) {
+                size_t left = part.cols - part.begin;
+                part.count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
+                aq_trellis_decode(run->kernels, &run->spec, &part, decoded, part.count);
+                aq_dequantize_put(run, decoded, part.count, to + part.begin * size);
+            }
+        }
+    }
+}
+
 static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
     size_t row_bytes = (size_t)run->layout.cols * aq_dtype_size(run->dtype);
     aq_simd_mode mode = aq_simd_mode_enter();
     uint64_t row;
+    if (run->spec.code == AQ_CODE_TRELLIS && row_bytes) {
+        aq_dequantize_strips(run, first, rows);
+        rows = 0;
+    }
     for (row = first; row < first + rows && row_bytes; row++) {
         aq_dequantize_row(run, row, run->out + (size_t)row * row_bytes);
     }
@@ -16811,7 +17764,7 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
     run->stream = run->kernels->stream != NULL && dtype == AQ_DTYPE_F32 &&
                   run->layout.rows * run->layout.cols >= AQ_STREAM_WEIGHTS;
     run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0 && !run->stream;
-    run->block_rows = aq_block_rows(run->layout.cols);
+    run->block_rows = aq_spec_block_rows(spec, run->layout.cols);
 }
 
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
@@ -38793,6 +39746,7 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
 #  undef AQ_TILE_WEIGHTS
 #  undef AQ_TILE_GROUPS
 #  undef AQ_K_WEIGHTS
+#  undef AQ_TRELLIS_ROWS
 #  undef AQ_PANEL
 #  undef AQ_STRIP
 #  undef AQ_LAZY

@@ -6541,6 +6541,259 @@ AQ_SIMD_LIB const struct aq_linear_kernels *aq_simd_linear(const struct aq_kerne
 
 /* ---- end src/simd/forward_dispatch.c ---- */
 
+/* ---- begin src/simd/trellis.h ---- */
+
+/* Kernels of the trellis code: the search for the cheapest path, and what its windows stand for. One
+ * table of functions an ISA; integers alone, so every ISA gives the same bits.
+ *
+ * A column of `rows` weights is a ring of rows·bits bits, LSB first. Row t reads the window of
+ * state_bits bits that begins at bit t·bits, running on at the ring's first bit after its last: that
+ * is its state. So a state shares all but `bits` bits with the next one, and each weight is chosen
+ * from all states while only `bits` bits of it are its own: trellis-coded quantization with a
+ * tail-biting bitshift trellis (Marcellin & Fischer 1990; Tseng et al., arXiv 2406.11235).
+ *
+ * What a state stands for is a sum of small integers, one looked up by each four bits of it: 16-entry
+ * tables are what byte shuffles of every ISA take, and the integers keep products exact. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_TRELLIS_TABLES 3u
+#define AQ_TRELLIS_STATES 4096u /* at most */
+#define AQ_TRELLIS_COLUMN 256u  /* rows at most */
+
+/* value(state) = Σ table[i][(state >> 4·i) & 15]; tables that a state is too short for hold zeros. A
+ * value lies in ±63 with 2 and 3 bits, in ±127 with 4. */
+typedef struct aq_trellis_code {
+    uint32_t bits, state_bits; /* 2, 3, 4; 8, 10, 12 */
+    float deviation;           /* the standard deviation of the weights that these values suit */
+    int8_t table[AQ_TRELLIS_TABLES][16];
+} aq_trellis_code;
+
+/* NULL for bits and states that there are none of. */
+AQ_SIMD_LIB const aq_trellis_code *aq_trellis_code_of(uint32_t bits, uint32_t states);
+AQ_SIMD_LIB int32_t aq_trellis_value(const aq_trellis_code *code, uint32_t state);
+
+/* The trellis seen by the search, which goes from a column's end to its beginning. Work space of the
+ * caller's: both arrays hold one entry a state, aligned to 64 bytes. */
+typedef struct aq_trellis_search {
+    uint32_t bits, state_bits;
+    int16_t *values; /* 2·value(state) */
+    uint16_t *costs;
+} aq_trellis_search;
+
+struct aq_trellis_kernels {
+    const char *name;
+    /* `count` rows, the last one first. least[u], u a state's low state_bits − bits bits: the cost of
+     * the cheapest way on from there to the end of the column, before the call and after it. The cost
+     * of a row is the square of |target − values[state]|, at most 255. Sums stop at 65535; the least
+     * one is taken off all after rows whose index is a multiple of 8. choices[count][least's length]:
+     * the top bits of the state that the cheapest way goes through, the smallest where several are.
+     * Targets lie in ±128 with 2 and 3 bits, in ±256 with 4. `choices` is aligned to 64 bytes. */
+    void (*search)(const aq_trellis_search *search, const int16_t *targets, size_t count,
+                   uint16_t *least, uint8_t *choices);
+    /* The values of `rows` rows from `first` on, of the column of `height` rows that begins at bit
+     * `at` of `codes`. */
+    void (*values)(const aq_trellis_code *code, const uint8_t *codes, size_t at, size_t height,
+                   size_t first, size_t rows, int8_t *out);
+    /* out[tokens][height] = Σ value·x over `count` (at most 256) columns from `column` on, exact. The
+     * x of a token lie x_step apart from those of the one before it. */
+    void (*dots)(const aq_trellis_code *code, const uint8_t *codes, size_t height, size_t column,
+                 size_t count, const int8_t *x, size_t x_step, size_t tokens, int32_t *out);
+};
+
+/* Those that go with the table. */
+AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels);
+
+AQ_SIMD_LIB void aq_scalar_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                          size_t count, uint16_t *least, uint8_t *choices);
+AQ_SIMD_LIB void aq_scalar_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                          size_t at, size_t height, size_t first, size_t rows,
+                                          int8_t *out);
+AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t height, size_t column, size_t count,
+                                        const int8_t *x, size_t x_step, size_t tokens,
+                                        int32_t *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/simd/trellis.h ---- */
+
+/* ---- begin src/simd/trellis_tables.c ---- */
+
+/* What the states of the trellis codes stand for. */
+
+static const aq_trellis_code aq_trellis_codes[] = {
+    {2, 8, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {2, 10, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {2, 12, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {3, 8, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {3, 10, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {3, 12, 16.0f,
+     {{-1, 4, 14, -13, 19, 3, -22, -8, -20, -7, 2, 9, -11, 23, 10, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {4, 8, 20.0f,
+     {{-4, 16, 56, -52, 76, 12, -88, -32, -80, -28, 8, 36, -44, 92, 40, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {4, 10, 20.0f,
+     {{-4, 16, 56, -52, 76, 12, -88, -32, -80, -28, 8, 36, -44, 92, 40, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+    {4, 12, 20.0f,
+     {{-4, 16, 56, -52, 76, 12, -88, -32, -80, -28, 8, 36, -44, 92, 40, 0},
+      {15, -20, 10, -9, -6, -4, 2, 9, 1, 16, -18, 20, -17, 4, -5, 1},
+      {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+};
+
+AQ_SIMD_LIB const aq_trellis_code *aq_trellis_code_of(uint32_t bits, uint32_t states) {
+    size_t i;
+    for (i = 0; i < sizeof aq_trellis_codes / sizeof *aq_trellis_codes; i++) {
+        const aq_trellis_code *code = &aq_trellis_codes[i];
+        if (code->bits == bits && states == 1u << code->state_bits) {
+            return code;
+        }
+    }
+    return NULL;
+}
+
+/* ---- end src/simd/trellis_tables.c ---- */
+
+/* ---- begin src/simd/scalar_trellis.c ---- */
+
+/* The trellis code's kernels in plain C: the reference, and what small machines run. */
+
+AQ_SIMD_LIB int32_t aq_trellis_value(const aq_trellis_code *code, uint32_t state) {
+    return code->table[0][state & 15u] + code->table[1][state >> 4 & 15u] +
+           code->table[2][state >> 8 & 15u];
+}
+
+/* cost = least + (target − value)², for every state. */
+static void aq_trellis_costs(const aq_trellis_search *search, int32_t target,
+                             const uint16_t *least) {
+    uint32_t state, states = 1u << search->state_bits;
+    for (state = 0; state < states; state++) {
+        int32_t distance = target - search->values[state];
+        uint32_t cost;
+        distance = distance < 0 ? -distance : distance;
+        distance = distance > 255 ? 255 : distance;
+        cost = least[state >> search->bits] + (uint32_t)(distance * distance);
+        search->costs[state] = (uint16_t)(cost > 65535u ? 65535u : cost);
+    }
+}
+
+/* The cheapest of the states that differ in their top bits alone; the least of all. */
+static uint16_t aq_trellis_choose(const aq_trellis_search *search, uint16_t *least,
+                                  uint8_t *choices) {
+    uint32_t ends = 1u << (search->state_bits - search->bits), i, u;
+    uint16_t low = 65535u;
+    for (u = 0; u < ends; u++) {
+        uint16_t best = search->costs[u];
+        uint8_t choice = 0;
+        for (i = 1; i < 1u << search->bits; i++) {
+            if (search->costs[u + i * ends] < best) {
+                best = search->costs[u + i * ends];
+                choice = (uint8_t)i;
+            }
+        }
+        least[u] = best;
+        choices[u] = choice;
+        low = best < low ? best : low;
+    }
+    return low;
+}
+
+AQ_SIMD_LIB void aq_scalar_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                          size_t count, uint16_t *least, uint8_t *choices) {
+    size_t ends = (size_t)1 << (search->state_bits - search->bits), u;
+    while (count--) {
+        uint16_t low;
+        aq_trellis_costs(search, targets[count], least);
+        low = aq_trellis_choose(search, least, choices + count * ends);
+        for (u = 0; u < ends && count % 8 == 0; u++) {
+            least[u] = (uint16_t)(least[u] - low);
+        }
+    }
+}
+
+/* At most 8 bits from bit `at` on, of bytes that hold them. */
+static uint32_t aq_trellis_bits(const uint8_t *codes, size_t at, uint32_t bits) {
+    uint32_t shift = (uint32_t)(at % 8), word = codes[at / 8];
+    if (shift + bits > 8) {
+        word |= (uint32_t)codes[at / 8 + 1] << 8;
+    }
+    return word >> shift & ((1u << bits) - 1u);
+}
+
+AQ_SIMD_LIB void aq_scalar_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                          size_t at, size_t height, size_t first, size_t rows,
+                                          int8_t *out) {
+    uint32_t state = 0, bits = code->bits, filled;
+    size_t row, next = first; /* the row whose own bits come next */
+    for (filled = 0; filled < code->state_bits; filled += bits, next = (next + 1) % height) {
+        state |= aq_trellis_bits(codes, at + next * bits, bits) << filled;
+    }
+    for (row = 0; row < rows; row++, next = (next + 1) % height) {
+        out[row] = (int8_t)aq_trellis_value(code, state & ((1u << code->state_bits) - 1u));
+        state = state >> bits | aq_trellis_bits(codes, at + next * bits, bits) << (filled - bits);
+    }
+}
+
+AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t height, size_t column, size_t count,
+                                        const int8_t *x, size_t x_step, size_t tokens,
+                                        int32_t *out) {
+    int8_t values[AQ_TRELLIS_COLUMN];
+    size_t i, row, token;
+    memset(out, 0, tokens * height * sizeof *out);
+    for (i = 0; i < count; i++) {
+        aq_scalar_trellis_values(code, codes, (column + i) * height * code->bits, height, 0,
+                                 height, values);
+        for (token = 0; token < tokens; token++) {
+            int32_t factor = x[token * x_step + i];
+            for (row = 0; row < height; row++) {
+                out[token * height + row] += factor * values[row];
+            }
+        }
+    }
+}
+
+/* ---- end src/simd/scalar_trellis.c ---- */
+
+/* ---- begin src/simd/trellis_dispatch.c ---- */
+
+/* The tables of the trellis code, one for each instruction set. */
+
+static const struct aq_trellis_kernels aq_trellis_scalar = {
+    "scalar", aq_scalar_trellis_search, aq_scalar_trellis_values, aq_scalar_trellis_dots,
+};
+
+AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels) {
+    (void)kernels;
+    return &aq_trellis_scalar;
+}
+
+/* ---- end src/simd/trellis_dispatch.c ---- */
+
 #endif /* AQ_KERNELS_INCLUDED */
 
 /* ---- begin src/simd/exports.c ---- */

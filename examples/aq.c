@@ -2029,13 +2029,14 @@ static void export_layer(FILE *out, const char *prefix, size_t index, const aq_l
     bool packed = layer->quantized, some = layer->rows && layer->cols;
     fputs("    { \"", out);
     export_name(out, layer->name);
-    fprintf(out, "\", %lluu, %lluu, %s,\n      { %s, %s, %u, %u, AQ_FIT_LEAST_SQUARES },",
+    fprintf(out, "\", %lluu, %lluu, %s,\n      { %s, %s, %u, %u, AQ_FIT_LEAST_SQUARES, %u },",
             (unsigned long long)layer->rows, (unsigned long long)layer->cols,
             packed ? "true" : "false",
             packed && layer->spec.code == AQ_CODE_SYMMETRIC ? "AQ_CODE_SYMMETRIC"
-                                                            : "AQ_CODE_AFFINE",
+            : packed && layer->spec.code == AQ_CODE_TRELLIS ? "AQ_CODE_TRELLIS" : "AQ_CODE_AFFINE",
             params[packed ? layer->spec.params : AQ_PARAM_F16], packed ? layer->spec.bits : 8,
-            packed ? layer->spec.group_size : 32);
+            packed ? layer->spec.group_size : 32,
+            packed && layer->spec.code == AQ_CODE_TRELLIS ? layer->spec.states : 0);
     export_pointer(out, prefix, "codes", index, packed && some);
     export_pointer(out, prefix, "params", index, packed && some);
     export_pointer(out, prefix, "extra", index,

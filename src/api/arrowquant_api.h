@@ -166,6 +166,9 @@ typedef enum aq_code {
     AQ_CODE_ZERO_POINT, /* w = scale·(q − zero),       q and zero in 0 … 2^bits − 1 */
     AQ_CODE_RESIDUAL,   /* w = ±a ± b, 2 bits: bit 1 of q is the sign of a, bit 0 that of b; a and b
                            stand in place of scale and min. F16 and F32 parameters only */
+    AQ_CODE_TRELLIS,    /* w = scale·value(state), 2, 3 or 4 bits: the codes of a column are one sequence
+                           that runs down a strip of 256 rows, and every window of 8, 10 or 12 bits of it
+                           is the state of a row: docs/FORMAT.md. F16 and F32 parameters only */
     /* The blocks of GGUF files, docs/FORMATS.md: everything is in `codes`, F16 parameters among them;
      * bits and group_size must be those given here, columns a multiple of group_size. */
     AQ_CODE_Q8_0, /* 8 bits, blocks of 32:  w = d·q */
@@ -190,15 +193,17 @@ typedef enum aq_fit {
     AQ_FIT_FAST           /* from the least and the greatest weight: a multiple of the speed at 2 and 4
                              bits, but 0.8 dB worse at 4 bits and groups of 128, 3 to 4 dB at 2. Affine:
                              scale = (greatest − least)/(2^bits − 1), min centred. Symmetric: the largest
-                             magnitude becomes code −8 at 4 bits, ±1 at 2 and ±127 at 8. */
+                             magnitude becomes code −8 at 4 bits, ±1 at 2 and ±127 at 8. Trellis: one
+                             search instead of two. */
 } aq_fit;
 
 typedef struct aq_quant_spec {
     aq_code code;
     aq_param_type params;
-    uint32_t bits;       /* 2, 4 or 8 */
+    uint32_t bits;       /* 2, 4 or 8; 2, 3 or 4 of a trellis */
     uint32_t group_size; /* 32, 64, 128 or 256 */
     aq_fit fit;          /* of aq_quantize; aq_dequantize does not look at it */
+    uint32_t states;     /* of a trellis: 256, 1024 or 4096; 0 for other codes */
 } aq_quant_spec;
 
 /* The spec of a block code: its bits and group size, F16 parameters. Other codes: zeros. */
@@ -213,7 +218,8 @@ typedef struct aq_quant_layout {
     uint64_t groups;           /* a row: ceil(cols / group_size) */
     uint64_t row_code_bytes;   /* codes LSB first, padded to whole 32-bit words */
     uint64_t row_param_bytes;  /* [groups, 2] (scale, min), [groups, 1] when symmetric, or of each
-                                  group the scale and one byte, the zero point */
+                                  group the scale and one byte, the zero point; [groups, 1] scales
+                                  of a trellis */
     uint64_t row_extra_bytes;  /* Q8 only: F16 [2] (scale, min), or [1] when symmetric */
     uint64_t code_bytes, param_bytes, extra_bytes; /* the whole tensor: rows × the above */
 } aq_quant_layout;
@@ -239,7 +245,8 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
 
 /* Quantizes weights [rows, cols] of a float dtype, row-major, in this machine's byte order, into
  * the caller's buffers of the sizes that aq_quantized_size gives (`extra` may be NULL unless the
- * parameters are Q8). Allocates nothing. Parameters minimise the squared error, each column
+ * parameters are Q8). Allocates nothing, but for a trellis: some 400 KiB a thread (1.4 MiB with 4,096
+ * states). Parameters minimise the squared error, each column
  * weighted by column_weights[cols] (mean squared activations, say) unless that is NULL, which it
  * must be with AQ_FIT_FAST.
  * `quality` may be NULL. The result is the same, bit for bit, on every ISA and for every thread
@@ -288,7 +295,8 @@ ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_s
                                            aq_gptq_result *result, aq_error *err);
 
 /* The inverse, into `out` [rows, cols] of dtype F32, F16 or BF16 (computed in F32, rounded once).
- * To dequantize some rows, pass pointers to their first row. Allocates nothing. */
+ * To dequantize some rows, pass pointers to their first row; of a trellis whole strips alone can be
+ * read, so from a multiple of 256 to another one or to the last row. Allocates nothing. */
 ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,
                                        const void *codes, const void *params, const void *extra,
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,

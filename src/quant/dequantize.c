@@ -1,5 +1,6 @@
 /* Codes and parameters in, weights out. */
 #include "blocks.h"
+#include "trellis.h"
 
 #include "../base/thread.h"
 
@@ -98,10 +99,47 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     }
 }
 
+/* Rows of a trellis, whole strips. */
+static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+    float decoded[AQ_TILE_WEIGHTS];
+    const size_t size = aq_dtype_size(run->dtype);
+    aq_trellis_part part;
+    uint64_t done;
+    memset(&part, 0, sizeof part);
+    part.cols = (size_t)run->layout.cols;
+    for (done = 0; done < rows; done += part.height) {
+        uint64_t at = first + done;
+        part.codes = run->codes + (size_t)(at * run->layout.row_code_bytes);
+        part.params = run->params + (size_t)(at * run->layout.row_param_bytes);
+        part.height = rows - done < AQ_TRELLIS_ROWS ? (size_t)(rows - done) : AQ_TRELLIS_ROWS;
+        if (run->direct) {
+            part.rows = part.height;
+            part.count = part.cols;
+            aq_trellis_decode(run->kernels, &run->spec, &part,
+                              (float *)(void *)run->out + (size_t)at * part.cols, part.cols);
+            continue;
+        }
+        for (part.first = 0; part.first < part.height; part.first++) {
+            uint8_t *to = run->out + ((size_t)at + part.first) * part.cols * size;
+            part.rows = 1;
+            for (part.begin = 0; part.begin < part.cols; part.begin += part.count) {
+                size_t left = part.cols - part.begin;
+                part.count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
+                aq_trellis_decode(run->kernels, &run->spec, &part, decoded, part.count);
+                aq_dequantize_put(run, decoded, part.count, to + part.begin * size);
+            }
+        }
+    }
+}
+
 static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
     size_t row_bytes = (size_t)run->layout.cols * aq_dtype_size(run->dtype);
     aq_simd_mode mode = aq_simd_mode_enter();
     uint64_t row;
+    if (run->spec.code == AQ_CODE_TRELLIS && row_bytes) {
+        aq_dequantize_strips(run, first, rows);
+        rows = 0;
+    }
     for (row = first; row < first + rows && row_bytes; row++) {
         aq_dequantize_row(run, row, run->out + (size_t)row * row_bytes);
     }
@@ -125,7 +163,7 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
     run->stream = run->kernels->stream != NULL && dtype == AQ_DTYPE_F32 &&
                   run->layout.rows * run->layout.cols >= AQ_STREAM_WEIGHTS;
     run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0 && !run->stream;
-    run->block_rows = aq_block_rows(run->layout.cols);
+    run->block_rows = aq_spec_block_rows(spec, run->layout.cols);
 }
 
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,

@@ -70,6 +70,7 @@ ARROWQUANT_API const char *aq_code_name(aq_code code) {
     case AQ_CODE_SYMMETRIC: return "symmetric";
     case AQ_CODE_ZERO_POINT: return "zero_point";
     case AQ_CODE_RESIDUAL: return "residual";
+    case AQ_CODE_TRELLIS: return "trellis";
     default: return "unknown";
     }
 }
@@ -82,6 +83,32 @@ AQ_LIB const char *aq_param_type_name(aq_param_type type) {
     case AQ_PARAM_BF16: return "BF16";
     }
     return "unknown";
+}
+
+static aq_status aq_group_size_check(const aq_quant_spec *spec, aq_error *err) {
+    if (spec->group_size != 32 && spec->group_size != 64 && spec->group_size != 128 &&
+        spec->group_size != 256) {
+        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
+                       (unsigned)spec->group_size);
+    }
+    return AQ_OK;
+}
+
+static aq_status aq_trellis_spec_check(const aq_quant_spec *spec, aq_error *err) {
+    if (spec->bits != 2 && spec->bits != 3 && spec->bits != 4) {
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; a trellis has 2, 3 or 4",
+                       (unsigned)spec->bits);
+    }
+    if (spec->states != 256 && spec->states != 1024 && spec->states != 4096) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "a trellis of %u states; use 256, 1024 or 4096",
+                       (unsigned)spec->states);
+    }
+    if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "the code %s has no %s parameters; use AQ_PARAM_F16 "
+                       "or AQ_PARAM_F32", aq_code_name(spec->code),
+                       aq_param_type_name(spec->params));
+    }
+    return aq_group_size_check(spec, err);
 }
 
 /* A block code leaves nothing to choose. */
@@ -110,20 +137,21 @@ AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err) {
     if (aq_code_is_block(spec->code)) {
         return aq_block_spec_check(spec, err);
     }
+    if (spec->code == AQ_CODE_TRELLIS) {
+        return aq_trellis_spec_check(spec, err);
+    }
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) {
         return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit width is %u; use 2, 4 or 8",
                        (unsigned)spec->bits);
     }
-    if (spec->group_size != 32 && spec->group_size != 64 && spec->group_size != 128 &&
-        spec->group_size != 256) {
-        return aq_fail(err, AQ_ERR_GROUP_SIZE, "group size is %u; use 32, 64, 128 or 256",
-                       (unsigned)spec->group_size);
+    if (aq_group_size_check(spec, err) != AQ_OK) {
+        return AQ_ERR_GROUP_SIZE;
     }
     if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC &&
         spec->code != AQ_CODE_ZERO_POINT && spec->code != AQ_CODE_RESIDUAL) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
                        "code %d is not known; use AQ_CODE_AFFINE, AQ_CODE_SYMMETRIC, "
-                       "AQ_CODE_ZERO_POINT or AQ_CODE_RESIDUAL", (int)spec->code);
+                       "AQ_CODE_ZERO_POINT, AQ_CODE_RESIDUAL or AQ_CODE_TRELLIS", (int)spec->code);
     }
     if (spec->params != AQ_PARAM_F16 && spec->params != AQ_PARAM_F32 &&
         spec->params != AQ_PARAM_Q8 && spec->params != AQ_PARAM_BF16) {
@@ -172,7 +200,7 @@ static aq_status aq_block_size(const aq_quant_spec *spec, uint64_t rows, uint64_
 ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t rows, uint64_t cols,
                                            aq_quant_layout *out, aq_error *err) {
     aq_quant_layout layout;
-    uint64_t per_word, values, param, zero, weights;
+    uint64_t words, values, param, zero, weights;
     aq_status status = aq_spec_check(spec, err);
     if (status != AQ_OK) {
         return status;
@@ -183,7 +211,7 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
     if (aq_code_is_block(spec->code)) {
         return aq_block_size(spec, rows, cols, out, err);
     }
-    per_word = 32u / spec->bits;
+    words = cols / 32u * spec->bits + (cols % 32u * spec->bits + 31u) / 32u;
     values = spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_RESIDUAL ? 2u : 1u;
     param = spec->params == AQ_PARAM_F32 ? 4u : spec->params == AQ_PARAM_Q8 ? 1u : 2u;
     zero = spec->code == AQ_CODE_ZERO_POINT ? 1u : 0u;
@@ -192,8 +220,7 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
     layout.groups = cols / spec->group_size + (cols % spec->group_size != 0);
     layout.row_param_bytes = layout.groups * (values * param + zero); /* at most cols / 4 + 8: no overflow */
     layout.row_extra_bytes = spec->params == AQ_PARAM_Q8 ? 2u * values : 0u;
-    layout.row_code_bytes = cols / per_word + (cols % per_word != 0);
-    if (!aq_mul_u64(layout.row_code_bytes, 4u, &layout.row_code_bytes) ||
+    if (!aq_mul_u64(words, 4u, &layout.row_code_bytes) ||
         !aq_mul_u64(layout.row_code_bytes, rows, &layout.code_bytes) ||
         !aq_mul_u64(layout.row_param_bytes, rows, &layout.param_bytes) ||
         !aq_mul_u64(layout.row_extra_bytes, rows, &layout.extra_bytes) ||

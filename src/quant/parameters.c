@@ -351,7 +351,7 @@ AQ_SIMD_EXACT static void aq_grids_read_zero_point(const aq_quant_spec *spec, co
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids) {
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC || spec->code == AQ_CODE_TRELLIS;
     float values[2 * AQ_TILE_GROUPS];
     uint16_t halves[2 * AQ_TILE_GROUPS];
     size_t i, many = symmetric ? count : 2 * count;

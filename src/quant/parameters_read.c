@@ -17,8 +17,9 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     const uint8_t *from = (const uint8_t *)params, *row_extra = (const uint8_t *)extra;
     size_t groups = (size_t)layout.groups, at = 0;
     size_t bytes = groups ? (size_t)layout.row_param_bytes / groups : 0;
-    float middle = (float)(1u << (spec->bits - 1));
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    bool trellis = spec->code == AQ_CODE_TRELLIS;
+    float middle = trellis ? 0.0f : (float)(1u << (spec->bits - 1));
+    bool symmetric = trellis || spec->code == AQ_CODE_SYMMETRIC;
     bool stored = spec->code == AQ_CODE_ZERO_POINT; /* behind the scale */
     for (uint64_t row = 0; row < rows; row++) {
         for (size_t g = 0; g < groups; g += AQ_TILE_GROUPS) {

@@ -23,7 +23,8 @@ typedef struct aq_block_outcome {
     double bad_value;
 } aq_block_outcome;
 
-/* Rows of one tensor (any number; single-threaded, allocates nothing). Stops at the first row in
+/* Rows of one tensor (any number; single-threaded, allocates nothing), of every code but a trellis: see
+ * aq_trellis_block. Stops at the first row in
  * which one of the flags becomes true; the buffers are then to be thrown away. */
 AQ_LIB void aq_quantize_block(const aq_context *context, const aq_quant_spec *spec,
                               const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
@@ -33,7 +34,7 @@ AQ_LIB bool aq_outcome_is_final(const aq_block_outcome *outcome); /* one of the 
 /* The error of such a block, whose first row is `first_row` of the tensor. */
 AQ_LIB aq_status aq_outcome_fail(const aq_block_outcome *outcome, uint64_t first_row,
                                  uint64_t cols, aq_param_type params, aq_error *err);
-/* Rows to F32, single-threaded. */
+/* Rows to F32, single-threaded. Of a trellis: whole strips. */
 AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *spec,
                                 const void *codes, const void *params, const void *extra,
                                 uint64_t rows, uint64_t cols, float *out);

@@ -1,5 +1,6 @@
 /* Weights in, codes and parameters out: rows of a block, then blocks over threads. */
 #include "blocks.h"
+#include "trellis.h"
 
 #include "../base/thread.h"
 
@@ -255,8 +256,33 @@ typedef struct aq_quantize_run {
     const uint8_t *weights;
     uint8_t *codes, *params, *extra;
     uint64_t block_rows, first_block;
+    const aq_context *context;
+    uint8_t *spaces;    /* of a trellis, one a thread */
+    size_t space_bytes;
     aq_block_outcome outcomes[AQ_WAVE_BLOCKS];
 } aq_quantize_run;
+
+/* A block of a trellis, strip by strip. */
+static void aq_quantize_strips(const aq_quantize_run *run, uint64_t first, uint64_t rows,
+                               void *space, aq_block_outcome *outcome) {
+    size_t row_bytes = run->job.cols * aq_dtype_size(run->job.dtype);
+    aq_quality total;
+    uint64_t done, count;
+    memset(&total, 0, sizeof total);
+    memset(outcome, 0, sizeof *outcome);
+    for (done = 0; done < rows && !aq_outcome_is_final(outcome); done += count) {
+        count = rows - done < AQ_TRELLIS_ROWS ? rows - done : AQ_TRELLIS_ROWS;
+        aq_trellis_block(run->context, &run->job.spec,
+                         run->weights + (size_t)(first + done) * row_bytes, run->job.dtype, count,
+                         run->layout.cols, run->job.column_weights,
+                         run->codes + (size_t)((first + done) * run->layout.row_code_bytes),
+                         run->params + (size_t)((first + done) * run->layout.row_param_bytes),
+                         space, outcome);
+        outcome->bad_index += done * run->layout.cols;
+        aq_quality_add(&total, &outcome->quality);
+    }
+    outcome->quality = total;
+}
 
 static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_quantize_run *run = (aq_quantize_run *)user;
@@ -264,8 +290,12 @@ static aq_status aq_quantize_task(void *user, size_t index, uint32_t worker, aq_
     uint64_t rows = run->layout.rows - first < run->block_rows ? run->layout.rows - first
                                                                : run->block_rows;
     size_t row_bytes = run->job.cols * aq_dtype_size(run->job.dtype);
-    (void)worker;
     (void)err;
+    if (run->spaces) {
+        aq_quantize_strips(run, first, rows, run->spaces + worker * run->space_bytes,
+                           &run->outcomes[index]);
+        return AQ_OK;
+    }
     aq_quantize_rows(&run->job, &run->layout, run->weights + (size_t)first * row_bytes, rows,
                      run->codes + (size_t)(first * run->layout.row_code_bytes),
                      run->params ? run->params + (size_t)(first * run->layout.row_param_bytes)
@@ -382,6 +412,17 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
     return AQ_OK;
 }
 
+/* Work space for each thread. */
+static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *run,
+                                    aq_error *err) {
+    size_t bytes = 0;
+    if (!aq_mul_size(run->space_bytes, aq_thread_count(context), &bytes)) {
+        return aq_fail_memory(err, run->space_bytes);
+    }
+    run->spaces = (uint8_t *)aq_alloc(context, bytes);
+    return run->spaces ? AQ_OK : aq_fail_memory(err, bytes);
+}
+
 ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *spec,
                                      const void *weights, aq_dtype dtype, uint64_t rows,
                                      uint64_t cols, const float *column_weights, void *codes,
@@ -399,14 +440,23 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
     run.codes = (uint8_t *)codes;
     run.params = (uint8_t *)params;
     run.extra = (uint8_t *)extra;
-    run.block_rows = aq_block_rows(cols);
+    run.block_rows = aq_spec_block_rows(spec, cols);
+    run.context = context;
+    run.spaces = NULL;
+    run.space_bytes = (size_t)aq_trellis_bytes(spec);
     status = aq_quantize_check(&run, err);
     if (status != AQ_OK) {
         return status;
     }
     memset(&total, 0, sizeof total);
-    if (rows && cols) {
+    if (rows && cols && run.space_bytes) {
+        status = aq_quantize_spaces(context, &run, err);
+    }
+    if (rows && cols && status == AQ_OK) {
         status = aq_quantize_waves(context, &run, &total, err);
+    }
+    if (run.spaces) {
+        aq_free(context, run.spaces, run.space_bytes * aq_thread_count(context));
     }
     if (status == AQ_OK && quality) {
         *quality = total;

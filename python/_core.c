@@ -177,6 +177,13 @@ static const DtypeRow *dtype_row(aq_dtype dtype) {
     return NULL;
 }
 
+static const DtypeRow *dtype_named(const char *name) {
+    size_t i;
+    for (i = 0; i < sizeof dtype_rows / sizeof dtype_rows[0]; i++)
+        if (strcmp(dtype_rows[i].name, name) == 0) return &dtype_rows[i];
+    return NULL;
+}
+
 /* "float32", "f32" or "F32": of what a tensor can be dequantized to. */
 static int dtype_converter(PyObject *object, void *out) {
     static const struct { const char *name; aq_dtype dtype; } names[] = {
@@ -1167,17 +1174,21 @@ static int input_from_stream(Input *in, PyObject *object, PyObject *name) {
 
 /* Nested lists of numbers: the shape first, then the elements. */
 static int list_shape(Input *in, PyObject *object, PyObject *name) {
-    PyObject *inner = object;
+    PyObject *inner = Py_NewRef(object);
+    int status = 0;
     in->ndim = 0;
-    while (PyList_Check(inner) || PyTuple_Check(inner)) {
-        Py_ssize_t length = PySequence_Size(inner);
-        if (input_rank(in, in->ndim + 1, name) != 0) return -1;
-        in->shape[in->ndim - 1] = length;
-        if (length <= 0) break;
-        inner = PyList_Check(inner) ? PyList_GetItem(inner, 0) : PyTuple_GetItem(inner, 0);
+    while (status == 0 && (PyList_Check(inner) || PyTuple_Check(inner))) {
+        PyObject *outer = inner;
+        Py_ssize_t length = PySequence_Size(outer);
+        status = input_rank(in, in->ndim + 1, name);
+        if (status == 0) in->shape[in->ndim - 1] = length;
+        if (status != 0 || length <= 0) break;
+        inner = PySequence_GetItem(outer, 0);
+        Py_DECREF(outer);
         if (!inner) return -1;
     }
-    return input_shape(in, true, name);
+    Py_DECREF(inner);
+    return status == 0 ? input_shape(in, true, name) : status;
 }
 
 static int list_fill(const Input *in, PyObject *object, int axis, double **out, PyObject *name) {
@@ -1495,10 +1506,6 @@ static void quantized_dealloc(PyObject *self) {
     free_instance(self);
 }
 
-static const char *parameters_type(aq_param_type type) {
-    return type == AQ_PARAM_F32 ? "F32" : type == AQ_PARAM_Q8 ? "Q8" : "F16";
-}
-
 static PyObject *quantized_values(PyObject *object, aq_dtype dtype) {
     const Quantized *self = (const Quantized *)object;
     PyObject *made = array_fresh(state_of_object(object), dtype, self->ndim, self->shape);
@@ -1601,7 +1608,7 @@ static PyObject *quantized_text(PyObject *object, void *which) {
     switch (*(const char *)which) {
     case 'c': return PyUnicode_FromString(self->code_name);
     case 'm': return PyUnicode_FromString(self->method);
-    case 'p': return PyUnicode_FromString(parameters_type(self->spec.params));
+    case 'p': return PyUnicode_FromString(aq_param_type_name(self->spec.params));
     default: return PyUnicode_FromString(self->dtype);
     }
 }
@@ -1636,14 +1643,28 @@ static PyObject *quantized_float(PyObject *object, void *which) {
     }
 }
 
+/* Numbers where a group's parameters are all of one type, else (a scale and a code) their bytes; the
+ * blocks of GGUF have none beside their codes. */
+static PyObject *quantized_parameters(const State *state, const Quantized *self) {
+    const aq_quant_layout *layout = &self->layout;
+    aq_dtype dtype = self->spec.params == AQ_PARAM_F32    ? AQ_DTYPE_F32
+                     : self->spec.params == AQ_PARAM_Q8   ? AQ_DTYPE_U8
+                     : self->spec.params == AQ_PARAM_BF16 ? AQ_DTYPE_BF16 : AQ_DTYPE_F16;
+    uint64_t each = layout->groups ? layout->row_param_bytes / layout->groups : 0;
+    Py_ssize_t shape[3];
+    if (self->spec.code == AQ_CODE_ZERO_POINT || each % aq_dtype_size(dtype) != 0) dtype = AQ_DTYPE_U8;
+    shape[0] = (Py_ssize_t)layout->rows;
+    shape[1] = (Py_ssize_t)layout->groups;
+    shape[2] = (Py_ssize_t)(each / aq_dtype_size(dtype));
+    return array_of_file(state, self->block, each ? self->params : self->codes,
+                         each ? dtype : AQ_DTYPE_U8, 3, shape);
+}
+
 static PyObject *quantized_part(PyObject *object, void *which) {
     const Quantized *self = (const Quantized *)object;
     const aq_quant_layout *layout = &self->layout;
     const State *state = state_of_object(object);
-    Py_ssize_t values = self->spec.code == AQ_CODE_SYMMETRIC ? 1 : 2;
-    aq_dtype wide = self->spec.params == AQ_PARAM_F32 ? AQ_DTYPE_F32
-                    : self->spec.params == AQ_PARAM_Q8 ? AQ_DTYPE_U8 : AQ_DTYPE_F16;
-    Py_ssize_t shape[3];
+    Py_ssize_t shape[2];
     shape[0] = (Py_ssize_t)layout->rows;
     switch (*(const char *)which) {
     case 'c':
@@ -1654,12 +1675,9 @@ static PyObject *quantized_part(PyObject *object, void *which) {
         return array_new(state, self->block, self->codes, AQ_DTYPE_U8, 1, shape, true);
     case 'e':
         if (!self->extra) Py_RETURN_NONE;
-        shape[1] = values;
+        shape[1] = (Py_ssize_t)layout->row_extra_bytes / 2;
         return array_of_file(state, self->block, self->extra, AQ_DTYPE_F16, 2, shape);
-    default:
-        shape[1] = (Py_ssize_t)layout->groups;
-        shape[2] = values;
-        return array_of_file(state, self->block, self->params, wide, 3, shape);
+    default: return quantized_parameters(state, self);
     }
 }
 
@@ -1683,95 +1701,130 @@ static PyObject *quantized_figures(PyObject *object, void *which) {
     return raise_error(&err);
 }
 
-/* From the parts that another process had; all of them checked. */
-static PyObject *quantized_from_parts(PyObject *module, PyObject *args) {
-    PyObject *shape, *made = NULL;
-    Py_buffer parts[3];
-    aq_quant_spec spec;
-    Quantized *self;
-    aq_error err;
-    const char *code, *type;
-    Py_ssize_t dims[RANK_MAX], rank, i;
-    uint64_t count = 1, rows, code_room, param_room;
-    double cosine, sqnr, max_error;
-    char *memory;
-    memset(parts, 0, sizeof parts);
-    memset(&spec, 0, sizeof spec);
-    clear_error(&err, AQ_OK);
-    if (!PyArg_ParseTuple(args, "y*y*y*O!IIssddd:quantized_from_parts", &parts[0], &parts[1],
-                          &parts[2], &PyTuple_Type, &shape, &spec.bits, &spec.group_size, &code, &type,
-                          &cosine, &sqnr, &max_error))
-        return NULL;
-    spec.code = strcmp(code, "symmetric") == 0 ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
-    spec.params = strcmp(type, "F32") == 0 ? AQ_PARAM_F32
-                  : strcmp(type, "Q8") == 0 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
-    rank = PyTuple_Size(shape);
+/* The code and parameter type of these names; false with an exception when there are none. */
+static bool spec_named(const char *code, const char *type, aq_quant_spec *spec) {
+    static const aq_param_type types[] = { AQ_PARAM_F16, AQ_PARAM_F32, AQ_PARAM_Q8, AQ_PARAM_BF16 };
+    bool known = false;
+    size_t i;
+    int c;
+    for (c = 0; c < (int)AQ_CODE_COUNT; c++) {
+        if (strcmp(aq_code_name((aq_code)c), code) != 0) continue;
+        spec->code = (aq_code)c;
+        known = true;
+    }
+    for (i = 0; known && i < sizeof types / sizeof types[0]; i++) {
+        if (strcmp(aq_param_type_name(types[i]), type) != 0) continue;
+        spec->params = types[i];
+        return true;
+    }
+    PyErr_Format(PyExc_ValueError, "there is no code %s with %s parameters", code, type);
+    return false;
+}
+
+/* Rows and columns of a shape; false with an exception when it is none. */
+static bool shape_named(PyObject *tuple, Quantized *out, uint64_t *rows, uint64_t *cols) {
+    Py_ssize_t rank = PyTuple_Size(tuple), i;
+    uint64_t count = 1;
     for (i = 0; i < rank && i < RANK_MAX; i++) {
-        dims[i] = PyLong_AsSsize_t(PyTuple_GetItem(shape, i));
-        if (dims[i] < 0 || !aq_mul_u64(count, (uint64_t)dims[i], &count)) break;
+        out->shape[i] = PyLong_AsSsize_t(PyTuple_GetItem(tuple, i));
+        if (out->shape[i] < 0 || !aq_mul_u64(count, (uint64_t)out->shape[i], &count)) break;
     }
-    self = i == rank ? (Quantized *)new_instance(state_of(module)->quantized) : NULL;
-    if (i < rank && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "shape: out of range");
-    if (!self) goto end;
-    rows = rank > 1 ? (uint64_t)dims[0] : 1;
-    made = (PyObject *)self;
-    self->sqnr = sqnr;
-    if (aq_quantized_size(&spec, rows, rows ? count / rows : 0, &self->layout, &err) != AQ_OK) {
-        raise_error(&err);
-        Py_CLEAR(made);
-        goto end;
+    if (i < rank) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "shape: out of range");
+        return false;
     }
-    if ((uint64_t)parts[0].len != self->layout.code_bytes ||
-        (uint64_t)parts[1].len != self->layout.param_bytes ||
-        (uint64_t)parts[2].len != self->layout.extra_bytes) {
+    out->ndim = (int)rank;
+    *rows = rank > 1 ? (uint64_t)out->shape[0] : 1;
+    *cols = *rows ? count / *rows : 0;
+    return true;
+}
+
+/* Copies codes, params, extra and the method's name into one block. */
+static bool parts_take(Quantized *self, const Py_buffer parts[3], const char *method) {
+    const aq_quant_layout *layout = &self->layout;
+    size_t code_room = ((size_t)layout->code_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t param_room = ((size_t)layout->param_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t length = strlen(method) + 1;
+    char *memory;
+    if ((uint64_t)parts[0].len != layout->code_bytes || (uint64_t)parts[1].len != layout->param_bytes ||
+        (uint64_t)parts[2].len != layout->extra_bytes) {
         PyErr_SetString(PyExc_ValueError, "codes, params and extra do not have the sizes that shape, "
                         "bits and group size ask for");
-        Py_CLEAR(made);
-        goto end;
+        return false;
     }
-    code_room = (self->layout.code_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    param_room = (self->layout.param_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    memory = (char *)aligned_memory((size_t)(code_room + param_room + self->layout.extra_bytes));
+    memory = (char *)aligned_memory(code_room + param_room + (size_t)layout->extra_bytes + length);
     self->block = memory ? block_new(memory) : NULL;
     if (!self->block) {
         aligned_free(memory);
         PyErr_NoMemory();
-        Py_CLEAR(made);
-        goto end;
+        return false;
     }
-    memcpy(memory, parts[0].buf, (size_t)parts[0].len);
-    memcpy(memory + code_room, parts[1].buf, (size_t)parts[1].len);
+    if (parts[0].len) memcpy(memory, parts[0].buf, (size_t)parts[0].len);
+    if (parts[1].len) memcpy(memory + code_room, parts[1].buf, (size_t)parts[1].len);
     if (parts[2].len) memcpy(memory + code_room + param_room, parts[2].buf, (size_t)parts[2].len);
     self->codes = memory;
     self->params = memory + code_room;
-    self->extra = self->layout.extra_bytes ? memory + code_room + param_room : NULL;
-    self->spec = spec;
-    self->cosine = cosine;
-    self->max_error = max_error;
-    self->code_name = spec.code == AQ_CODE_SYMMETRIC ? "symmetric" : "affine";
-    self->method = "ptq";
-    self->dtype = "float32";
-    self->ndim = (int)rank;
-    memcpy(self->shape, dims, (size_t)rank * sizeof dims[0]);
-end:
+    self->extra = layout->extra_bytes ? memory + code_room + param_room : NULL;
+    self->method = memory + code_room + param_room + (size_t)layout->extra_bytes;
+    memcpy(memory + (self->method - memory), method, length);
+    return true;
+}
+
+/* From the parts that another process had; all of them checked. */
+static PyObject *quantized_from_parts(PyObject *module, PyObject *args) {
+    PyObject *shape;
+    Py_buffer parts[3];
+    Quantized *self;
+    aq_error err;
+    const char *code, *type, *method, *dtype;
+    unsigned int bits, group;
+    uint64_t rows, cols;
+    double cosine, sqnr, max_error;
+    const DtypeRow *row;
+    bool made = false;
+    int i;
+    memset(parts, 0, sizeof parts);
+    clear_error(&err, AQ_OK);
+    if (!PyArg_ParseTuple(args, "y*y*y*O!IIssdddss:quantized_from_parts", &parts[0], &parts[1],
+                          &parts[2], &PyTuple_Type, &shape, &bits, &group, &code, &type, &cosine,
+                          &sqnr, &max_error, &method, &dtype))
+        return NULL;
+    self = (Quantized *)new_instance(state_of(module)->quantized);
+    row = dtype_named(dtype);
+    if (self && !row) PyErr_Format(PyExc_ValueError, "there is no dtype %s", dtype);
+    if (self && row && spec_named(code, type, &self->spec) && shape_named(shape, self, &rows, &cols)) {
+        self->spec.bits = bits;
+        self->spec.group_size = group;
+        self->sqnr = sqnr;
+        self->cosine = cosine;
+        self->max_error = max_error;
+        self->code_name = aq_code_name(self->spec.code);
+        self->dtype = row->name;
+        if (aq_quantized_size(&self->spec, rows, cols, &self->layout, &err) != AQ_OK) raise_error(&err);
+        else made = parts_take(self, parts, method);
+    }
+    if (!made) Py_CLEAR(self);
     for (i = 0; i < 3; i++) PyBuffer_Release(&parts[i]);
-    return made;
+    return (PyObject *)self;
 }
 
 static PyObject *quantized_reduce(PyObject *object, PyObject *unused) {
     const Quantized *self = (const Quantized *)object;
-    PyObject *module = PyImport_ImportModule("arrowquant._core"), *function, *made = NULL;
+    PyObject *module, *function, *made = NULL;
     const aq_quant_layout *layout = &self->layout;
     (void)unused;
+    if ((int)self->spec.code >= (int)AQ_CODE_COUNT)
+        return PyErr_Format(PyExc_TypeError, "a tensor stored as %s cannot be pickled", self->code_name);
+    module = PyImport_ImportModule("arrowquant._core");
     function = module ? PyObject_GetAttrString(module, "quantized_from_parts") : NULL;
     if (function)
-        made = Py_BuildValue("N(y#y#y#NIIssddd)", function, self->codes, (Py_ssize_t)layout->code_bytes,
-                             self->params, (Py_ssize_t)layout->param_bytes,
+        made = Py_BuildValue("N(y#y#y#NIIssdddss)", function, self->codes, (Py_ssize_t)layout->code_bytes,
+                             self->params ? self->params : "", (Py_ssize_t)layout->param_bytes,
                              self->extra ? self->extra : "", (Py_ssize_t)layout->extra_bytes,
                              shape_tuple(self->ndim, self->shape), self->spec.bits,
                              self->spec.group_size, self->code_name,
-                             parameters_type(self->spec.params), self->cosine, self->sqnr,
-                             self->max_error);
+                             aq_param_type_name(self->spec.params), self->cosine, self->sqnr,
+                             self->max_error, self->method, self->dtype);
     Py_XDECREF(module);
     return made;
 }
@@ -1795,9 +1848,9 @@ static PyGetSetDef quantized_members[] = {
     { "bit_width", quantized_integer, NULL, "bits of a code: 2, 4 or 8", WHICH("b") },
     { "group_size", quantized_integer, NULL, "weights that share a scale", WHICH("g") },
     { "nbytes", quantized_integer, NULL, "bytes of codes and parameters", WHICH("n") },
-    { "code", quantized_text, NULL, "'affine' or 'symmetric'", WHICH("c") },
+    { "code", quantized_text, NULL, "how weights are coded: 'affine', 'symmetric', 'zero_point', 'residual', 'Q4_K', …", WHICH("c") },
     { "method", quantized_text, NULL, "how the codes were chosen, such as 'ptq'", WHICH("m") },
-    { "parameter_type", quantized_text, NULL, "'F16', 'F32' or 'Q8'", WHICH("p") },
+    { "parameter_type", quantized_text, NULL, "'F16', 'F32', 'BF16' or 'Q8'", WHICH("p") },
     { "dtype", quantized_text, NULL, "element type of the original", WHICH("d") },
     { "cosine_similarity", quantized_float, NULL, "with the original", WHICH("c") },
     { "sqnr_db", quantized_float, NULL, "signal to quantization noise in dB", WHICH("s") },
@@ -1805,7 +1858,7 @@ static PyGetSetDef quantized_members[] = {
     { "bits_per_weight", quantized_float, NULL, "codes and parameters together", WHICH("b") },
     { "codes", quantized_part, NULL, "packed codes, uint8 [rows, bytes]; shared memory", WHICH("c") },
     { "quantized_data", quantized_part, NULL, "the same as one row of bytes", WHICH("q") },
-    { "params", quantized_part, NULL, "stored parameters [rows, groups, 2 or 1]; shared memory", WHICH("p") },
+    { "params", quantized_part, NULL, "stored parameters [rows, groups, 0 to 2]; shared memory. GGUF's blocks have none beside their codes; of\nzero-point codes the bytes of scale and zero point", WHICH("p") },
     { "extra", quantized_part, NULL, "row parameters of 8-bit ones, else None", WHICH("e") },
     { "scales", quantized_figures, NULL, "scale of each group, float32", WHICH("s") },
     { "zero_points", quantized_figures, NULL, "zero point of each group, float32", WHICH("z") },
@@ -1837,6 +1890,7 @@ typedef struct Layer {
     aq_quant_layout layout;
     Block *block;
     char *codes, *params, *extra;
+    Block *figures; /* scales, then zero points, when they are asked for */
     aq_quality quality;
     aq_status status;
     aq_error *err;     /* when it failed */
@@ -1847,14 +1901,14 @@ typedef struct Layer {
 typedef struct Batch {
     Layer *layers;
     size_t count;
-    PyObject *names, *objects; /* fast sequences */
+    PyObject *names, *objects; /* tuples, which nobody changes meanwhile */
     aq_context *wide, *narrow; /* all threads for one layer, one thread for each */
     uint32_t threads;
     uint64_t weights, large;   /* in all; a layer from here on gets all threads */
     long next, stop, finished, weights_done_mi; /* atomic; 2^20 weights */
     PyThread_type_lock ended;  /* held until all is done */
     long running;              /* atomic */
-    bool keep_going;
+    bool keep_going, figures;
 } Batch;
 
 /* Codes, parameters and row parameters in one block. */
@@ -1902,11 +1956,37 @@ static aq_status layer_quantize(Layer *layer, aq_context *context, aq_error *err
     return status;
 }
 
+static size_t figures_room(const Layer *layer) { /* bytes of one figure of all groups */
+    size_t bytes = (size_t)(layer->layout.rows * layer->layout.groups) * sizeof(float);
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+/* The parameters of all groups as numbers: made by the thread that made the layer, not by the one
+ * that holds the GIL. */
+static aq_status layer_figures(Layer *layer, aq_context *context, aq_error *err) {
+    size_t room = figures_room(layer);
+    char *memory = (char *)aligned_memory(2 * room);
+    layer->figures = memory ? block_new(memory) : NULL;
+    if (!layer->figures) {
+        aligned_free(memory);
+        clear_error(err, AQ_ERR_OUT_OF_MEMORY);
+        aq_format(err->message, sizeof err->message, "no memory for the scales");
+        return AQ_ERR_OUT_OF_MEMORY;
+    }
+    return aq_quant_parameters(context, &layer->spec, layer->params, layer->extra, layer->in.rows,
+                               layer->in.cols, (float *)(void *)memory, NULL,
+                               (float *)(void *)(memory + room), err);
+}
+
 static void batch_run_layer(Batch *batch, size_t index, aq_context *context) {
     Layer *layer = &batch->layers[index];
     aq_error err;
     clear_error(&err, AQ_OK);
-    if (!layer->done) layer->status = layer_quantize(layer, context, &err);
+    if (!layer->done) {
+        layer->status = layer_quantize(layer, context, &err);
+        if (layer->status == AQ_OK && batch->figures)
+            layer->status = layer_figures(layer, context, &err);
+    }
     layer->done = true;
     if (layer->status != AQ_OK && !layer->refused) {
         err.status = layer->status;
@@ -1969,7 +2049,7 @@ static void batch_stop(Batch *batch) {
 }
 
 static const char *batch_name(Batch *batch, size_t index) {
-    PyObject *name = PyList_GetItem(batch->names, (Py_ssize_t)index);
+    PyObject *name = PyTuple_GetItem(batch->names, (Py_ssize_t)index);
     const char *text = name ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
     if (!text) PyErr_Clear();
     return text ? text : "";
@@ -2047,12 +2127,27 @@ static PyObject *layer_result(const State *state, Layer *layer) {
     made->cosine = aq_quality_cosine(&layer->quality);
     made->sqnr = aq_quality_sqnr_db(&layer->quality);
     made->max_error = layer->quality.max_error;
-    made->code_name = layer->spec.code == AQ_CODE_SYMMETRIC ? "symmetric" : "affine";
+    made->code_name = aq_code_name(layer->spec.code);
     made->method = "ptq";
     made->dtype = dtype_row(layer->in.dtype)->name;
     made->ndim = layer->in.ndim;
     for (i = 0; i < made->ndim; i++) made->shape[i] = (Py_ssize_t)layer->in.shape[i];
     return (PyObject *)made;
+}
+
+/* (tensor, scales, zero points) */
+static PyObject *layer_record(const State *state, Layer *layer) {
+    Py_ssize_t count = (Py_ssize_t)(layer->layout.rows * layer->layout.groups);
+    char *figures = (char *)layer->figures->memory;
+    PyObject *scales = array_new(state, layer->figures, figures, AQ_DTYPE_F32, 1, &count, false);
+    PyObject *zeros = array_new(state, layer->figures, figures + figures_room(layer), AQ_DTYPE_F32, 1,
+                                &count, false);
+    PyObject *tensor = layer_result(state, layer), *made = NULL;
+    if (scales && zeros && tensor) made = PyTuple_Pack(3, tensor, scales, zeros);
+    Py_XDECREF(scales);
+    Py_XDECREF(zeros);
+    Py_XDECREF(tensor);
+    return made;
 }
 
 /* The exception of a layer that failed, with its name. */
@@ -2090,8 +2185,9 @@ static PyObject *batch_results(const State *state, Batch *batch) {
             Py_CLEAR(list);
             break;
         }
-        item = batch->layers[i].status == AQ_OK ? layer_result(state, &batch->layers[i])
-                                                 : layer_exception(batch, i);
+        item = batch->layers[i].status != AQ_OK ? layer_exception(batch, i)
+               : batch->figures                 ? layer_record(state, &batch->layers[i])
+                                                : layer_result(state, &batch->layers[i]);
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) != 0) Py_CLEAR(list);
     }
     return list;
@@ -2101,8 +2197,8 @@ static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
     size_t i;
     for (i = 0; i < batch->count; i++) {
         Layer *layer = &batch->layers[i];
-        PyObject *name = PyList_GetItem(batch->names, (Py_ssize_t)i);
-        PyObject *object = PyList_GetItem(batch->objects, (Py_ssize_t)i), *type, *trace;
+        PyObject *name = PyTuple_GetItem(batch->names, (Py_ssize_t)i);
+        PyObject *object = PyTuple_GetItem(batch->objects, (Py_ssize_t)i), *type, *trace;
         if (!PyUnicode_Check(name)) {
             PyErr_Format(PyExc_TypeError, "names of layers must be str, found %R", Py_TYPE(name));
             return false;
@@ -2126,10 +2222,11 @@ static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
 
 static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *keys[] = { "names", "weights", "bit_width", "group_size", "symmetric",
-                            "parameter_bits", "num_threads", "context", "progress", "keep_going", NULL };
-    PyObject *context = Py_None, *progress = Py_None, *result = NULL;
+                            "parameter_bits", "num_threads", "context", "progress", "keep_going",
+                            "records", NULL };
+    PyObject *names, *objects, *context = Py_None, *progress = Py_None, *result = NULL;
     unsigned int bits, group, parameter_bits = 16, threads = 0;
-    int symmetric = 0, keep_going = 0;
+    int symmetric = 0, keep_going = 0, records = 0;
     const State *state = state_of(module);
     aq_quant_spec spec;
     Borrowed borrowed;
@@ -2137,24 +2234,29 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
     Job job;
     size_t i;
     memset(&batch, 0, sizeof batch);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!II|pIIOOp:quantize_batch", keys, &PyList_Type,
-                                     &batch.names, &PyList_Type, &batch.objects, &bits, &group,
-                                     &symmetric, &parameter_bits, &threads, &context, &progress,
-                                     &keep_going))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!II|pIIOOpp:quantize_batch", keys, &PyList_Type,
+                                     &names, &PyList_Type, &objects, &bits, &group, &symmetric,
+                                     &parameter_bits, &threads, &context, &progress, &keep_going,
+                                     &records))
         return NULL;
     memset(&spec, 0, sizeof spec);
     spec.bits = bits;
     spec.group_size = group;
     spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
     spec.params = parameter_bits == 8 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
-    batch.count = (size_t)PyList_Size(batch.names);
-    if (PyList_Size(batch.objects) != (Py_ssize_t)batch.count) {
+    memset(&borrowed, 0, sizeof borrowed);
+    batch.names = PyList_AsTuple(names);
+    batch.objects = PyList_AsTuple(objects);
+    if (!batch.names || !batch.objects) goto end;
+    batch.count = (size_t)PyTuple_Size(batch.names);
+    if (PyTuple_Size(batch.objects) != (Py_ssize_t)batch.count) {
         PyErr_SetString(PyExc_ValueError, "names and weights must have the same length");
-        return NULL;
+        goto end;
     }
-    if (!borrow_context(state, context, threads, &borrowed)) return NULL;
+    if (!borrow_context(state, context, threads, &borrowed)) goto end;
     batch.wide = borrowed.context;
     batch.narrow = make_context(1);
+    batch.figures = records != 0;
     batch.threads = threads ? threads : aq_core_count();
     batch.keep_going = keep_going != 0;
     batch.layers = (Layer *)calloc(batch.count ? batch.count : 1, sizeof(Layer));
@@ -2164,15 +2266,19 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
         batch.large = batch.weights / (4 * (uint64_t)batch.threads) + 1;
         if (batch_execute(&batch, &job)) result = batch_results(state, &batch);
     }
+end:
     for (i = 0; batch.layers && i < batch.count; i++) {
         input_free(&batch.layers[i].in);
         block_release(batch.layers[i].block);
+        block_release(batch.layers[i].figures);
         free(batch.layers[i].err);
         Py_XDECREF(batch.layers[i].refused);
     }
     free(batch.layers);
     aq_context_destroy(batch.narrow);
     return_context(&borrowed);
+    Py_XDECREF(batch.names);
+    Py_XDECREF(batch.objects);
     return result;
 }
 
@@ -2423,9 +2529,12 @@ static PyObject *config_fields(PyObject *module, PyObject *unused) {
 
 /* ================================================================ Model */
 
+/* The lock is held for moments only, never while Python runs; it also serves without a GIL, where one
+ * thread may close what another reads. */
 typedef struct Model {
     PyObject_HEAD
     Block *block; /* NULL: closed */
+    PyThread_type_lock lock;
 } Model;
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -2439,8 +2548,9 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     self = (Model *)new_instance(type);
     if (self) {
+        self->lock = PyThread_allocate_lock();
         self->block = block_new(NULL);
-        if (!self->block) {
+        if (!self->lock || !self->block) {
             PyErr_NoMemory();
             Py_CLEAR(self);
         }
@@ -2462,26 +2572,37 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 static void model_dealloc(PyObject *self) {
     block_release(((Model *)self)->block);
+    if (((Model *)self)->lock) PyThread_free_lock(((Model *)self)->lock);
     free_instance(self);
 }
 
-static aq_model *model_of(PyObject *self) {
-    Block *block = ((Model *)self)->block;
-    if (block) return block->model;
-    PyErr_SetString(PyExc_ValueError, "the model is closed");
-    return NULL;
+/* The opened files, to be given back by block_release: another thread may close the model meanwhile. */
+static Block *model_block(PyObject *object) {
+    Model *self = (Model *)object;
+    Block *block;
+    PyThread_acquire_lock(self->lock, WAIT_LOCK);
+    block = self->block;
+    if (block) block_retain(block);
+    PyThread_release_lock(self->lock);
+    if (!block) PyErr_SetString(PyExc_ValueError, "the model is closed");
+    return block;
 }
 
-static PyObject *model_close(PyObject *self, PyObject *unused) {
-    Block *block = ((Model *)self)->block;
+static PyObject *model_close(PyObject *object, PyObject *unused) {
+    Model *self = (Model *)object;
+    Block *block;
     (void)unused;
-    ((Model *)self)->block = NULL;
+    PyThread_acquire_lock(self->lock, WAIT_LOCK);
+    block = self->block;
+    self->block = NULL;
+    PyThread_release_lock(self->lock);
     block_release(block);
     Py_RETURN_NONE;
 }
 
 static PyObject *model_names(PyObject *self, PyObject *unused) {
-    aq_model *model = model_of(self);
+    Block *block = model_block(self);
+    const aq_model *model = block ? block->model : NULL;
     PyObject *list = model ? PyList_New((Py_ssize_t)model->tensor_count) : NULL, *name;
     size_t i;
     (void)unused;
@@ -2489,6 +2610,7 @@ static PyObject *model_names(PyObject *self, PyObject *unused) {
         name = PyUnicode_FromString(model->tensors[i].name);
         if (!name || PyList_SetItem(list, (Py_ssize_t)i, name) != 0) Py_CLEAR(list);
     }
+    block_release(block);
     return list;
 }
 
@@ -2525,41 +2647,41 @@ static PyObject *model_quantized(const State *state, Block *block, const aq_tens
     made->dtype = dtype_row(tensor->dtype)->name;
     made->ndim = (int)tensor->rank;
     memcpy(made->shape, shape, tensor->rank * sizeof shape[0]);
+    if ((int)tensor->spec.code >= (int)AQ_CODE_COUNT) { /* blocks that are not decoded here: their bytes */
+        made->layout.rows = tensor->rows;
+        made->layout.cols = tensor->cols;
+        made->layout.code_bytes = tensor->bytes;
+        made->layout.row_code_bytes = tensor->rows ? tensor->bytes / tensor->rows : 0;
+    }
     return (PyObject *)made;
 }
 
-static PyObject *model_tensor(PyObject *self, PyObject *args) {
-    aq_model *model = model_of(self);
-    Block *block = ((Model *)self)->block;
-    const aq_tensor *tensor;
+static PyObject *tensor_of(const State *state, Block *block, PyObject *name) {
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
+    const aq_tensor *tensor = text ? aq_model_find(block->model, text) : NULL;
     Py_ssize_t shape[RANK_MAX];
-    PyObject *name;
-    const char *text;
-    if (!model || !PyArg_ParseTuple(args, "O:tensor", &name)) return NULL;
-    text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
-    tensor = text ? aq_model_find(model, text) : NULL;
     if (!tensor) {
         if (!PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, name);
         return NULL;
     }
-    if (tensor->quantized) return model_quantized(state_of_object(self), block, tensor);
+    if (tensor->quantized) return model_quantized(state, block, tensor);
     if (!model_shape(tensor, shape)) return NULL;
-    return array_of_file(state_of_object(self), block, tensor->data, tensor->dtype,
-                         (int)tensor->rank, shape);
+    return array_of_file(state, block, tensor->data, tensor->dtype, (int)tensor->rank, shape);
+}
+
+static PyObject *model_tensor(PyObject *self, PyObject *args) {
+    Block *block = model_block(self);
+    PyObject *name, *made = NULL;
+    if (block && PyArg_ParseTuple(args, "O:tensor", &name))
+        made = tensor_of(state_of_object(self), block, name);
+    block_release(block);
+    return made;
 }
 
 /* What there is to know of a tensor without reading it. */
-static PyObject *model_describe(PyObject *self, PyObject *args) {
-    aq_model *model = model_of(self);
-    const aq_tensor *tensor;
-    PyObject *shape = NULL;
+static PyObject *tensor_described(const aq_tensor *tensor) {
     Py_ssize_t dims[RANK_MAX];
-    const char *name;
-    if (!model || !PyArg_ParseTuple(args, "s:describe", &name)) return NULL;
-    tensor = aq_model_find(model, name);
-    if (!tensor) return PyErr_Format(PyExc_KeyError, "%s", name);
-    if (!model_shape(tensor, dims)) return NULL;
-    shape = shape_tuple((int)tensor->rank, dims);
+    PyObject *shape = model_shape(tensor, dims) ? shape_tuple((int)tensor->rank, dims) : NULL;
     if (!shape) return NULL;
     if (!tensor->quantized)
         return Py_BuildValue("{sss" "NsssKss}", "name", tensor->name, "shape", shape, "dtype",
@@ -2570,37 +2692,55 @@ static PyObject *model_describe(PyObject *self, PyObject *args) {
                          "file", tensor->file, "bits", tensor->spec.bits, "group_size",
                          tensor->spec.group_size, "code", tensor->code_name, "method",
                          tensor->method ? tensor->method : "ptq", "params",
-                         parameters_type(tensor->spec.params), "cosine_similarity",
+                         aq_param_type_name(tensor->spec.params), "cosine_similarity",
                          tensor->cosine_similarity, "sqnr_db", tensor->sqnr_db);
+}
+
+static PyObject *model_describe(PyObject *self, PyObject *args) {
+    Block *block = model_block(self);
+    const aq_tensor *tensor;
+    PyObject *made = NULL;
+    const char *name;
+    if (block && PyArg_ParseTuple(args, "s:describe", &name)) {
+        tensor = aq_model_find(block->model, name);
+        if (tensor) made = tensor_described(tensor);
+        else PyErr_Format(PyExc_KeyError, "%s", name);
+    }
+    block_release(block);
+    return made;
 }
 
 static PyObject *model_verify(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "progress", NULL };
-    aq_model *model = model_of(self);
     PyObject *progress = Py_None;
-    Block *block = ((Model *)self)->block;
+    Block *block;
     size_t checked = 0;
     aq_status status;
     aq_error err;
     Job job;
     clear_error(&err, AQ_OK);
-    if (!model || !PyArg_ParseTupleAndKeywords(args, kwargs, "|O:verify", names, &progress)) return NULL;
-    block_retain(block); /* another thread may close the model meanwhile */
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:verify", names, &progress)) return NULL;
+    block = model_block(self);
+    if (!block) return NULL;
     job_begin(&job, progress);
-    LONG_CALL(job, status = aq_model_verify(NULL, model, job_progress, &job, &checked, &err));
+    LONG_CALL(job, status = aq_model_verify(NULL, block->model, job_progress, &job, &checked, &err));
     block_release(block);
     return status == AQ_OK ? PyLong_FromSize_t(checked) : job_failed(&job, &err);
 }
 
 static PyObject *model_member(PyObject *self, void *which) {
-    aq_model *model = model_of(self);
+    Block *block = model_block(self);
+    const aq_model *model = block ? block->model : NULL;
+    PyObject *made = NULL;
     if (!model) return NULL;
     switch (*(const char *)which) {
-    case 'p': return PyUnicode_DecodeFSDefault(model->path);
-    case 'm': return PyUnicode_FromString(aq_modality_name(model->modality));
-    case 'q': return PyBool_FromLong(model->quantized);
-    default: return PyLong_FromUnsignedLongLong((unsigned long long)model->weight_bytes);
+    case 'p': made = PyUnicode_DecodeFSDefault(model->path); break;
+    case 'm': made = PyUnicode_FromString(aq_modality_name(model->modality)); break;
+    case 'q': made = PyBool_FromLong(model->quantized); break;
+    default: made = PyLong_FromUnsignedLongLong((unsigned long long)model->weight_bytes);
     }
+    block_release(block);
+    return made;
 }
 
 static PyMethodDef model_methods[] = {
@@ -2974,13 +3114,15 @@ static PyObject *run_tool(PyObject *module, PyObject *args) {
     int status;
     (void)module;
     if (!PyArg_ParseTuple(args, "O!:run_tool", &PyList_Type, &list)) return NULL;
-    count = PyList_Size(list);
+    list = PyList_AsTuple(list);
+    if (!list) return NULL;
+    count = PyTuple_Size(list);
     argv = (char **)calloc((size_t)count + 2, sizeof *argv);
     encoded = (PyObject **)calloc((size_t)count + 1, sizeof *encoded);
     if (argv && encoded) {
         argv[0] = (char *)(uintptr_t)"aq";
         for (i = 0; i < count; i++) {
-            if (!PyUnicode_FSConverter(PyList_GetItem(list, i), &encoded[i])) break;
+            if (!PyUnicode_FSConverter(PyTuple_GetItem(list, i), &encoded[i])) break;
             argv[i + 1] = PyBytes_AsString(encoded[i]);
         }
         if (i == count) {
@@ -2998,6 +3140,7 @@ static PyObject *run_tool(PyObject *module, PyObject *args) {
     }
     free(argv);
     free(encoded);
+    Py_DECREF(list);
     return result;
 }
 
@@ -3166,7 +3309,7 @@ static int holder_fill(const State *state, LayerHolder *holder, size_t index, Py
     layer->zero_points = data[1];
     layer->mins = data[2];
     layer->groups = tensor->layout.rows * tensor->layout.groups;
-    layer->method = "ptq";
+    layer->method = tensor->method;
     layer->dtype = tensor->dtype;
     layer->cosine_similarity = tensor->cosine;
     layer->sqnr_db = tensor->sqnr;
@@ -3191,7 +3334,7 @@ static PyObject *arrow_pair(struct ArrowSchema *schema, struct ArrowArray *array
 }
 
 static PyObject *arrow_layers(PyObject *module, PyObject *args) {
-    PyObject *names, *tensors;
+    PyObject *names = NULL, *tensors = NULL;
     LayerHolder *holder = (LayerHolder *)calloc(1, sizeof *holder);
     struct ArrowSchema *schema = (struct ArrowSchema *)calloc(1, sizeof *schema);
     struct ArrowArray *array = (struct ArrowArray *)calloc(1, sizeof *array);
@@ -3202,17 +3345,19 @@ static PyObject *arrow_layers(PyObject *module, PyObject *args) {
     clear_error(&err, AQ_OK);
     if (!holder || !schema || !array) PyErr_NoMemory();
     else if (PyArg_ParseTuple(args, "O!O!:arrow_layers", &PyList_Type, &names, &PyList_Type, &tensors)) {
-        holder->count = (size_t)PyList_Size(tensors);
+        names = PyList_AsTuple(names); /* nobody changes it meanwhile */
+        tensors = PyList_AsTuple(tensors);
+        holder->count = tensors ? (size_t)PyTuple_Size(tensors) : 0;
         room = holder->count ? holder->count : 1;
         holder->layers = (aq_arrow_layer *)calloc(room, sizeof *holder->layers);
         holder->blocks = (Block **)calloc(room, 4 * sizeof *holder->blocks);
         holder->shapes = (int64_t(*)[RANK_MAX])calloc(room, sizeof *holder->shapes);
-        if (!holder->layers || !holder->blocks || !holder->shapes) PyErr_NoMemory();
-        else if (PyList_Size(names) != (Py_ssize_t)holder->count)
+        if (!holder->layers || !holder->blocks || !holder->shapes || !names || !tensors) PyErr_NoMemory();
+        else if (PyTuple_Size(names) != (Py_ssize_t)holder->count)
             PyErr_SetString(PyExc_ValueError, "names and tensors must have the same length");
         for (i = 0; !PyErr_Occurred() && i < holder->count; i++)
-            (void)holder_fill(state_of(module), holder, i, PyList_GetItem(names, (Py_ssize_t)i),
-                              PyList_GetItem(tensors, (Py_ssize_t)i));
+            (void)holder_fill(state_of(module), holder, i, PyTuple_GetItem(names, (Py_ssize_t)i),
+                              PyTuple_GetItem(tensors, (Py_ssize_t)i));
         if (!PyErr_Occurred()) {
             owner.release = holder_release;
             owner.user = holder;
@@ -3220,6 +3365,8 @@ static PyObject *arrow_layers(PyObject *module, PyObject *args) {
                                             array, &err);
             if (status != AQ_OK) raise_error(&err);
         }
+        Py_XDECREF(names);
+        Py_XDECREF(tensors);
     }
     if (status == AQ_OK) return arrow_pair(schema, array);
     if (holder) holder_release(holder);
@@ -3388,13 +3535,15 @@ static PyObject *markov_metrics(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "O!IIId:markov_metrics", &PyList_Type, &list, &samples,
                           &options.num_time_groups, &options.total_timesteps, &threshold))
         return NULL;
+    list = PyList_AsTuple(list);
+    if (!list) return NULL;
     options.percentile = 99.9;
-    count = (size_t)PyList_Size(list);
+    count = (size_t)PyTuple_Size(list);
     paths = (const char **)calloc(count + 1, sizeof *paths);
     encoded = (PyObject **)calloc(count + 1, sizeof *encoded);
     if (!paths || !encoded) PyErr_NoMemory();
     for (i = 0; paths && encoded && i < count; i++) {
-        if (!PyUnicode_FSConverter(PyList_GetItem(list, (Py_ssize_t)i), &encoded[i])) break;
+        if (!PyUnicode_FSConverter(PyTuple_GetItem(list, (Py_ssize_t)i), &encoded[i])) break;
         paths[i] = PyBytes_AsString(encoded[i]);
     }
     if (!PyErr_Occurred()) {
@@ -3407,17 +3556,18 @@ static PyObject *markov_metrics(PyObject *module, PyObject *args) {
     for (i = 0; encoded && i < count; i++) Py_XDECREF(encoded[i]);
     free(encoded);
     free(paths);
+    Py_DECREF(list);
     return result;
 }
 
 /* ================================================================ methods */
 
 static PyMethodDef module_methods[] = {
-    { "quantize_batch", (PyCFunction)(void (*)(void))quantize_batch, METH_VARARGS | METH_KEYWORDS, "quantize_batch($module, names, weights, bit_width, group_size, symmetric=False, parameter_bits=16, num_threads=0, context=None, progress=None, keep_going=False)\n--\n\nQuantizes tensors in memory; a QuantizedTensor (or exception, with keep_going) each." },
+    { "quantize_batch", (PyCFunction)(void (*)(void))quantize_batch, METH_VARARGS | METH_KEYWORDS, "quantize_batch($module, names, weights, bit_width, group_size, symmetric=False, parameter_bits=16, num_threads=0, context=None, progress=None, keep_going=False, records=False)\n--\n\nQuantizes tensors in memory; a QuantizedTensor (or exception, with keep_going) each; with records a\ntuple of it, its scales and its zero points." },
     { "arrow_weights", arrow_weights, METH_VARARGS, "arrow_weights($module, table, /)\n--\n\n[(layer_name, Array)] of a table of weights; nothing is copied." },
     { "arrow_layers", arrow_layers, METH_VARARGS, "arrow_layers($module, names, tensors, /)\n--\n\nArrow capsules (schema, array) of a record batch of quantized layers." },
     { "markov_metrics", markov_metrics, METH_VARARGS, "markov_metrics($module, paths, samples, num_time_groups, total_timesteps, threshold, /)\n--\n\n[(layer, score, boundary scores, violations)] of calibration files." },
-    { "quantized_from_parts", quantized_from_parts, METH_VARARGS, "quantized_from_parts($module, codes, params, extra, shape, bit_width, group_size, code, parameter_type, cosine_similarity, sqnr_db, max_error, /)\n--\n\nA QuantizedTensor from the parts of another." },
+    { "quantized_from_parts", quantized_from_parts, METH_VARARGS, "quantized_from_parts($module, codes, params, extra, shape, bit_width, group_size, code, parameter_type, cosine_similarity, sqnr_db, max_error, method, dtype, /)\n--\n\nA QuantizedTensor from the parts of another." },
     { "validate", (PyCFunction)(void (*)(void))validate, METH_VARARGS | METH_KEYWORDS, "validate($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares a quantized model with its original; JSON text." },
     { "compare", (PyCFunction)(void (*)(void))compare, METH_VARARGS | METH_KEYWORDS, "compare($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares the float tensors of two models; JSON text." },
     { "dequantize_model", (PyCFunction)(void (*)(void))dequantize_model, METH_VARARGS | METH_KEYWORDS, "dequantize_model($module, quantized_path, output_path, dtype='bfloat16', overwrite=False, context=None, progress=None)\n--\n\nWrites a quantized model as plain safetensors." },

@@ -200,6 +200,7 @@ def quantize_batch(
     context: Context | None = None,
     progress: _Report | None = None,
     keep_going: Literal[False] = False,
+    records: Literal[False] = False,
 ) -> list[QuantizedTensor]: ...
 @overload
 def quantize_batch(
@@ -213,7 +214,8 @@ def quantize_batch(
     context: Context | None = None,
     progress: _Report | None = None,
     keep_going: bool = False,
-) -> list[QuantizedTensor | Exception]: ...
+    records: bool = False,
+) -> list[QuantizedTensor | tuple[QuantizedTensor, Array, Array] | Exception]: ...
 def quantized_from_parts(
     codes: bytes,
     params: bytes,
@@ -226,6 +228,8 @@ def quantized_from_parts(
     cosine_similarity: float,
     sqnr_db: float,
     max_error: float,
+    method: str,
+    dtype: str,
     /,
 ) -> QuantizedTensor: ...
 def validate(

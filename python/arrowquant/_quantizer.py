@@ -10,7 +10,7 @@ from typing import Any, Union
 
 from . import _arrow, _core, _executor, _markov
 from ._config import DiffusionQuantConfig
-from ._core import Context, QuantizedTensor
+from ._core import Array, Context, QuantizedTensor
 from .progress import ProgressCallback, Throttle
 
 Path = Union[str, "os.PathLike[str]"]
@@ -191,7 +191,7 @@ class ArrowQuantV2:
 
     def _run_batch(self, names: list[str], arrays: list[Any], bit_width: int | None,
                    config: DiffusionQuantConfig | None, context: Context | None,
-                   report: Throttle | None, keep_going: bool) -> list[Any]:
+                   report: Throttle | None, keep_going: bool, records: bool = False) -> list[Any]:
         settings = self._effective(config)
         if bit_width is not None:
             settings = settings.copy(bit_width=bit_width)
@@ -199,7 +199,7 @@ class ArrowQuantV2:
             names, arrays, settings.bit_width, settings.group_size,
             symmetric=settings.symmetric, parameter_bits=settings.parameter_bits,
             num_threads=settings.num_threads, context=context, progress=report,
-            keep_going=keep_going)
+            keep_going=keep_going, records=records)
         if report:
             report.finish()
         return made
@@ -283,11 +283,11 @@ class ArrowQuantV2:
         names, arrays = _split(weights)
         result = BatchResult()
         for name, item in zip(names, self._run_batch(names, arrays, bit_width, config, context,
-                                                     report, keep_going)):
+                                                     report, keep_going, True)):
             if isinstance(item, Exception):
                 result.errors[name] = item
             else:
-                result[name] = _record(item)
+                result[name] = _record(*item)
         _warn(result.errors, len(names))
         return result
 
@@ -385,10 +385,10 @@ def _warn(errors: dict[str, Exception], count: int) -> None:
                       RuntimeWarning, stacklevel=4)
 
 
-def _record(tensor: QuantizedTensor) -> dict[str, Any]:
+def _record(tensor: QuantizedTensor, scales: Array, zero_points: Array) -> dict[str, Any]:
     """A tensor as the dict of the batch calls."""
-    return {"quantized_data": tensor.quantized_data, "scales": tensor.scales,
-            "zero_points": tensor.zero_points, "shape": list(tensor.shape),
+    return {"quantized_data": tensor.quantized_data, "scales": scales,
+            "zero_points": zero_points, "shape": list(tensor.shape),
             "bit_width": tensor.bit_width, "group_size": tensor.group_size, "tensor": tensor}
 
 

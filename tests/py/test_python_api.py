@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 
+import gguf_bytes
 from conftest import REPO
 from tool_models import files_of, gaussian, good, good_json, llm_tensors, plain_folder, write_safetensors
 
@@ -405,6 +406,58 @@ def test_threads_do_not_change_a_bit(module):
     for name in weights:
         assert all(m[name].codes == alone[name].codes and m[name].params == alone[name].params
                    and m[name].sqnr_db == alone[name].sqnr_db for m in made)
+
+
+CODES = {
+    "affine": {}, "symmetric": {"symmetric": True}, "residual": {"method": "r2q", "bit_width": 2},
+    **{name: {"format": "gguf", "gguf_type": name} for name in ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K")},
+    "zero_point": {"format": "compressed-tensors", "group_size": 64},
+    "symmetric BF16": {"format": "compressed-tensors", "group_size": 64, "symmetric": True},
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_codes_by_their_names(module, tmp_path, code):
+    """Whatever a file holds: its code's name, values, parameters, and a twin from pickle."""
+    folder = plain_folder(tmp_path / "m", {"layers.0.w.weight": ("BF16", gaussian(1, 64, 512))})
+    module.quantize_diffusion_model(folder, tmp_path / "q", module.DiffusionQuantConfig(**CODES[code]))
+    with module.load_model(tmp_path / "q") as model:
+        tensor = model["layers.0.w.weight"]
+        told = model.describe("layers.0.w.weight")
+    name = code.split()[0]
+    assert tensor.code == told["code"] == name and f" {name}, " in repr(tensor)
+    assert tensor.bit_width == told["bits"] and tensor.parameter_type == told["params"]
+    assert tensor.parameter_type == ("BF16" if "format" in CODES[code] and name[0] not in "Q" else "F16")
+    assert tensor.method == told["method"]
+    back = np.asarray(tensor)
+    assert np.vdot(back, gaussian(1, 64, 512)) > 0.9 * np.vdot(back, back) > 0
+    blocks, params = name[0] == "Q", tensor.params.numpy()
+    assert tensor.nbytes == tensor.codes.nbytes + tensor.params.nbytes and tensor.extra is None
+    assert params.shape[:2] == (64, 512 // tensor.group_size) and (params.size == 0) == blocks
+    if blocks or name == "residual":
+        with pytest.raises(module.ConfigurationError, match=name):
+            tensor.scales
+    else:
+        np.testing.assert_allclose(values(tensor), back, rtol=1e-5, atol=1e-6)
+    twin = pickle.loads(pickle.dumps(tensor))
+    np.testing.assert_array_equal(np.asarray(twin), back)
+    assert all(getattr(twin, member) == getattr(tensor, member) for member in (
+        "code", "method", "dtype", "parameter_type", "bit_width", "group_size", "shape", "codes",
+        "params"))
+
+
+def test_code_that_is_not_decoded(module, tmp_path):
+    """Q6_K: its name and its bytes."""
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes.image(
+        [gguf_bytes.ARCH], [gguf_bytes.tensor("a", [2, 256], 14)], bytes(range(210)) * 2 + bytes(28)))
+    with module.load_model(tmp_path / "m.gguf") as model:
+        tensor = model["a"]
+    assert (tensor.code, tensor.shape, tensor.codes.shape) == ("Q6_K", (2, 256), (2, 210))
+    assert tensor.codes.tobytes() == bytes(range(210)) * 2 and tensor.params.nbytes == 0
+    with pytest.raises(module.ArrowQuantError, match="Q6_K"):
+        tensor.dequantize()
+    with pytest.raises(TypeError, match="Q6_K"):
+        pickle.dumps(tensor)
 
 
 def test_batch_records(module):

@@ -16,6 +16,7 @@ builds must compile. What cannot be had here is skipped. The last line is always
 import argparse
 import concurrent.futures
 import filecmp
+import itertools
 import json
 import os
 import pathlib
@@ -387,8 +388,8 @@ def check(tally, word, jobs, quick):
     if not builds:
         return
     set_up(builds, quick)
-    for build in builds:
-        run.run_c_tests(tally, build.tests, jobs, [build])
+    for tests, alike in itertools.groupby(builds, lambda build: build.tests):
+        run.run_c_tests(tally, tests, jobs, list(alike))
     check_files(tally, builds, jobs)
     if not word:
         check_fused(tally, FUSIBLE[:1] if quick else FUSIBLE)

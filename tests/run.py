@@ -249,14 +249,19 @@ def library_sources(variant, folder):
     return found
 
 
-def build_objects(variant, pool):
-    """The objects of the library, and what went wrong: (name, output)."""
+def start_objects(variant, pool):
+    """The library begins to be compiled: [(source, object, job)]."""
     folder = BUILD / "tests" / variant.key / "library"
     jobs = []
     for source, target, flags, inputs in library_sources(variant, folder):
         command = [variant.compiler, *variant.flags, *WARNINGS, *flags, "-I", TOP, "-c", source,
                    "-o", target]
         jobs.append((source, target, pool.submit(build_once, command, target, [source, *inputs])))
+    return jobs
+
+
+def finish_objects(variant, jobs):
+    """The objects of the library, and what went wrong: (name, output)."""
     problems = [(f"{variant.key}: {source.name}", job.result()[1])
                 for source, _, job in jobs if job.result()[0] != 0]
     return [target for _, target, _ in jobs], problems
@@ -288,12 +293,15 @@ def run_c_test(variant, source, objects):
 def run_c_tests(tally, word, jobs, variants):
     tests = [path for path in sorted((TOP / "tests/c").glob("test_*.c")) if word in path.stem]
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
+        # All at first: each header is one long compilation, and no core waits for the end of it.
+        started = {variant.key: start_objects(variant, pool)
+                   for variant in variants if tests and not variant.missing}
         for variant in variants if tests else []:
             if variant.missing:
                 tally.skip(f"{variant.key}: {variant.missing}", len(tests))
                 continue
             begin = time.monotonic()
-            objects, problems = build_objects(variant, pool)
+            objects, problems = finish_objects(variant, started[variant.key])
             for name, output in problems:
                 tally.fail(name, "does not compile:\n" + "\n".join(output.splitlines()[:40]))
             if problems:

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 
+import bare
 import run
 from run import TOP, BUILD, LIBS, WARNINGS, Variant, say
 
@@ -383,6 +384,7 @@ def check_windows(tally):
 # ---------------------------------------------------------------- all
 
 def check(tally, word, jobs, quick):
+    bare.check(tally, word, jobs, quick)
     builds = [build for build in [*MACHINES, *FLAGS, *(FLAGS_X86 if X86 else [])]
               if word in build.key and (build.quick or not quick)]
     if not builds:

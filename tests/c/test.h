@@ -24,10 +24,19 @@
 static unsigned long test_passed, test_failed, test_skipped;
 static int test_broken; /* the running test has failed a check */
 
+/* AQ_TEST_ONLY: the names of tests, all where it is not set. */
+static inline int test_wanted(const char *name) {
+    const char *names = getenv("AQ_TEST_ONLY");
+    return !names || strstr(names, name) != NULL;
+}
+
 #define TEST(name) static void test_##name(void)
 #define RUN(name)                                                                                  \
     do {                                                                                           \
         test_broken = 0;                                                                           \
+        if (!test_wanted(#name)) {                                                                 \
+            break;                                                                                 \
+        }                                                                                          \
         test_##name();                                                                             \
         if (test_broken) {                                                                         \
             test_failed++;                                                                         \

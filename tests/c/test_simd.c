@@ -29,6 +29,11 @@ static void find_tables(void) {
             tables[table_count++] = table;
         }
     }
+    printf("kernels compared:");
+    for (i = 0; i < table_count; i++) {
+        printf(" %s %s", tables[i]->name, tables[i]->dots);
+    }
+    printf("\n");
 }
 
 static float float_of(uint32_t bits) {

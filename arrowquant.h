@@ -24,7 +24,7 @@ A COMPLETE PROGRAM (cc -O2 first.c -o first -lpthread -lm)
     int main(void) {
         uint64_t rows = 64, cols = 1024, i;
         aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128,  // INT4, groups of 128
-                               AQ_FIT_LEAST_SQUARES, 0 };
+                               AQ_FIT_LEAST_SQUARES, 0, 0 };
         aq_quant_layout layout;
         aq_quality quality;
         aq_error err;
@@ -297,6 +297,8 @@ typedef struct aq_quant_spec {
     uint32_t group_size; /* 32, 64, 128 or 256 */
     aq_fit fit;          /* of aq_quantize; aq_dequantize does not look at it */
     uint32_t states;     /* of a trellis: 256, 1024 or 4096; 0 for other codes */
+    uint32_t rotation;   /* of a trellis: seed of the random rotation of the layer's input, 0: none. See
+                            docs/FORMAT.md */
 } aq_quant_spec;
 
 /* The spec of a block code: its bits and group size, F16 parameters. Other codes: zeros. */
@@ -497,7 +499,9 @@ typedef enum aq_method {
     AQ_METHOD_AUTO, /* in a config: by bits, modality and what statistics there are */
     AQ_METHOD_PTQ,  /* least squares; each column weighted by its mean square, if that is known */
     AQ_METHOD_R2Q,  /* 2 bits: two 1-bit residual steps, w ≈ ±a ± b */
-    AQ_METHOD_GPTQ  /* feedback of rounding errors by second moments, see aq_quantize_gptq */
+    AQ_METHOD_GPTQ, /* feedback of rounding errors by second moments, see aq_quantize_gptq */
+    AQ_METHOD_TRELLIS /* 2 and 4 bits: AQ_CODE_TRELLIS, rows rotated; with feedback where second moments
+                         are known. Native format only; 8 bits are as with auto */
 } aq_method;
 
 typedef enum aq_interpolation {
@@ -574,6 +578,7 @@ typedef struct aq_config {
     aq_modality modality;
     aq_output_format output_format; /* YAML: format */
     aq_method method;
+    uint32_t trellis_states;       /* 256, 1024 or 4096 */
     double target_bits;            /* mean stored bits a weight, see aq_plan_create; NaN: none */
     aq_gguf_type_choice gguf_type;
     uint64_t target_model_size_mb; /* 0: none */
@@ -613,7 +618,7 @@ ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out,
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
 ARROWQUANT_API const char *aq_fit_name(aq_fit fit);                /* "least_squares", "fast" */
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
-ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", "r2q", "gptq" */
+ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", … */
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
 ARROWQUANT_API const char *aq_gguf_type_choice_name(aq_gguf_type_choice type); /* "auto", "F32", … */
 
@@ -12633,8 +12638,10 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       "how scales are found: a search for the least error, or fast from each group's range")         \
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
-    X(method, METHOD, method, "method", 0, 3, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
+    X(method, METHOD, method, "method", 0, 4, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
       AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by code and statistics")        \
+    X(trellis_states, STATES, trellis_states, "trellis_states", 256, 4096, 1024, 1024, 1024, "",   \
+      AQ_ERR_CONFIGURATION, "states of method: trellis; more are slower and more accurate")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \
@@ -12734,6 +12741,7 @@ typedef enum aq_field_kind {
     AQ_KIND_BOOL,
     AQ_KIND_INT,           /* uint32_t */
     AQ_KIND_BITS,          /* uint32_t, a power of two */
+    AQ_KIND_STATES,        /* uint32_t, a power of four */
     AQ_KIND_SIZE,          /* uint64_t */
     AQ_KIND_FLOAT,         /* double */
     AQ_KIND_FLOAT_OR_NONE, /* double, NaN: none */
@@ -12843,7 +12851,7 @@ static const aq_field aq_field_table[AQ_FIELD_COUNT] = {
 static const char *const aq_profile_names[] = {"edge", "local", "cloud"};
 static const char *const aq_modality_names[] = {"unknown", "text", "code", "image", "audio"};
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
-static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
+static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq", "trellis"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
 static const char *const aq_time_cut_names[] = {"uniform", "optimal"};
@@ -12858,7 +12866,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_PROFILE && value < 3) return aq_profile_names[value];
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
-    if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
+    if (kind == AQ_KIND_METHOD && value < 5) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     if (kind == AQ_KIND_TIME_CUT && value < 2) return aq_time_cut_names[value];
     if (kind == AQ_KIND_RANGE && value < 3) return aq_range_names[value];
@@ -12971,7 +12979,8 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     switch (aq_field_table[id].kind) {
     case AQ_KIND_BOOL: return *(const bool *)member ? 1.0 : 0.0;
     case AQ_KIND_INT:
-    case AQ_KIND_BITS: return (double)*(const uint32_t *)member;
+    case AQ_KIND_BITS:
+    case AQ_KIND_STATES: return (double)*(const uint32_t *)member;
     case AQ_KIND_SIZE: return (double)*(const uint64_t *)member;
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: return *(const double *)member;
@@ -12994,7 +13003,8 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     switch (aq_field_table[id].kind) {
     case AQ_KIND_BOOL: *(bool *)member = number != 0.0; break;
     case AQ_KIND_INT:
-    case AQ_KIND_BITS: *(uint32_t *)member = (uint32_t)number; break;
+    case AQ_KIND_BITS:
+    case AQ_KIND_STATES: *(uint32_t *)member = (uint32_t)number; break;
     case AQ_KIND_SIZE: *(uint64_t *)member = (uint64_t)number; break;
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: *(double *)member = number; break;
@@ -13225,12 +13235,12 @@ static const char *aq_field_names(aq_field_kind kind, char buffer[AQ_RANGE_TEXT]
 
 static const char *aq_field_powers(const aq_field *field, char buffer[AQ_RANGE_TEXT]) {
     size_t used = 0;
-    unsigned value;
+    unsigned value, step = field->kind == AQ_KIND_STATES ? 4u : 2u;
     for (value = (unsigned)field->low; value <= (unsigned)field->high && used < AQ_RANGE_TEXT;
-         value *= 2) {
-        const char *join = value == (unsigned)field->low         ? ""
-                           : value * 2 > (unsigned)field->high ? " or "
-                                                               : ", ";
+         value *= step) {
+        const char *join = value == (unsigned)field->low            ? ""
+                           : value * step > (unsigned)field->high ? " or "
+                                                                  : ", ";
         used += aq_format(buffer + used, AQ_RANGE_TEXT - used, "%s%u", join, value);
     }
     return buffer;
@@ -13246,7 +13256,8 @@ AQ_LIB const char *aq_field_range(aq_field_id id, char buffer[AQ_RANGE_TEXT]) {
         (void)aq_format(buffer, AQ_RANGE_TEXT, "an integer from %u to %u", (unsigned)field->low,
                         (unsigned)field->high);
         return buffer;
-    case AQ_KIND_BITS: return aq_field_powers(field, buffer);
+    case AQ_KIND_BITS:
+    case AQ_KIND_STATES: return aq_field_powers(field, buffer);
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE:
         (void)aq_format(buffer, AQ_RANGE_TEXT, "a number from %u to %u%s", (unsigned)field->low,
@@ -13357,8 +13368,11 @@ AQ_LIB bool aq_field_fits(aq_field_id id, double number) {
     unsigned value;
     if (number != number) return field->kind == AQ_KIND_FLOAT_OR_NONE;
     if (!(number >= field->low && number <= field->high)) return false;
-    if (field->kind != AQ_KIND_BITS && field->kind != AQ_KIND_BITS_LIST) return true;
     value = (unsigned)number;
+    if (field->kind == AQ_KIND_STATES && (value & 0x55555555u) == 0) return false;
+    if (field->kind != AQ_KIND_BITS && field->kind != AQ_KIND_BITS_LIST &&
+        field->kind != AQ_KIND_STATES)
+        return true;
     return (value & (value - 1u)) == 0;
 }
 
@@ -13476,6 +13490,7 @@ static bool aq_assign_number(aq_field_kind kind, const aq_yaml_node *value, doub
         return value->type == AQ_YAML_BOOL;
     case AQ_KIND_INT:
     case AQ_KIND_BITS:
+    case AQ_KIND_STATES:
     case AQ_KIND_SIZE:
         *number = value->number;
         return value->type == AQ_YAML_INT;
@@ -13633,6 +13648,7 @@ static const char *aq_field_type(aq_field_kind kind) {
     case AQ_KIND_BOOL: return "boolean";
     case AQ_KIND_INT:
     case AQ_KIND_BITS:
+    case AQ_KIND_STATES:
     case AQ_KIND_SIZE: return "integer";
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: return "number";
@@ -14202,6 +14218,8 @@ AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 
+/* The seed of a rotation, 0: none. Other codes than a trellis have none, whatever stands there. */
+AQ_LIB uint32_t aq_spec_rotation(const aq_quant_spec *spec);
 AQ_LIB bool aq_code_is_block(aq_code code);
 /* Weights and bytes of a block of a block code. */
 AQ_LIB uint32_t aq_block_weights(aq_code code);
@@ -16567,7 +16585,8 @@ AQ_LIB void aq_row_blocks(const aq_row_job *job, const void *weights, uint64_t r
  * AQ_TRELLIS_ROWS. Its codes are its rows' row_code_bytes together: column c of a strip of T rows holds
  * the bits c·T·bits … (c + 1)·T·bits − 1 of them, LSB first, the rest is 0. See simd/trellis.h for what
  * they mean. Parameters lie as those of other codes: one scale a row and group of columns, so that
- * w = scale·value. Any T is allowed; a scale is 0 where a group of a row is all zeros. */
+ * w = scale·value, after the rotation if there is one (rotate.h): what codes and measures blocks and
+ * strips here takes weights that are rotated already. Any T is allowed; a scale is 0 where a group of a row is all zeros. */
 
 #ifdef __cplusplus
 extern "C" {
@@ -16642,6 +16661,15 @@ AQ_LIB void aq_trellis_decode(const struct aq_kernels *kernels, const aq_quant_s
                               const aq_trellis_part *part, float *out, size_t stride);
 /* A row's scale of one group. */
 AQ_LIB float aq_trellis_stored(const aq_quant_spec *spec, const uint8_t *row_params, size_t group);
+/* Rows first … of a tensor [rows, cols] whose codes and parameters begin there, in its own basis: the
+ * rotation undone (trellis_rows.c). */
+AQ_LIB void aq_trellis_rows(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                            const void *codes, const void *params, uint64_t rows, uint64_t cols,
+                            uint64_t first, uint64_t count, float *out);
+/* The weights as F32 in the basis that is coded; to be freed, rows·cols·4 bytes. */
+AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_spec *spec,
+                                    const void *weights, aq_dtype dtype, uint64_t rows,
+                                    uint64_t cols, float **out, aq_error *err);
 /* As aq_measure_block: whole strips. */
 AQ_LIB void aq_trellis_measure(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                                const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,
@@ -16652,6 +16680,162 @@ AQ_LIB void aq_trellis_measure(const struct aq_kernels *kernels, const aq_quant_
 #endif
 
 /* ---- end src/quant/trellis.h ---- */
+
+/* ---- begin src/quant/rotate.h ---- */
+
+/* Random rotations of a layer's input: what rounds badly, a few large weights or inputs, becomes many of
+ * middling size, near to a normal distribution, which is what trellis codes are made for.
+ *
+ * R = H·D for a width n that is a power of two: D holds random signs, H is the Hadamard matrix over √n.
+ * For other widths, p being the largest power of two below n, R = H″·D″·H′·D′: H′ mixes the first p
+ * values, H″ the last p, which overlap because 2p > n; D″ has signs for the latter alone. R is
+ * orthogonal, so W·x = (W·Rᵀ)·(R·x), and a row of weights is turned as an input is. The use before
+ * rounding is that of QuIP (Chee et al., arXiv 2307.13304) and QuIP# (Tseng et al., arXiv 2402.04396).
+ *
+ * Signs: bit i mod 64 of word i/64 is 1 where value i of D′ changes its sign. Word k is number k of
+ * SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) from the seed on: with z = seed + (k + 1)·
+ * 0x9E3779B97F4A7C15 mod 2^64, z = (z ^ z>>30)·0xBF58476D1CE4E5B9, z = (z ^ z>>27)·0x94D049BB133111EB,
+ * z ^ z>>31. D″ takes the words from ⌈n/64⌉ on, its bit i belongs to value n − p + i. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Rows [rows, n] in place, one after the other; seed 0 stands for no rotation. F32: butterflies in the
+ * order of the kernel, the same bits on every ISA. The caller sets the floating-point mode. */
+AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n);
+/* The same for weights that may be anything: SIZE_MAX, or the index of a NaN or infinity and the value;
+ * then nothing is rotated. Sets the floating-point mode itself. */
+AQ_LIB size_t aq_rotate_finite(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                               size_t n, double *value);
+/* The inverse, to rounding. */
+AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n);
+/* R·H·Rᵀ of a symmetric matrix [n, n], in place; symmetric to the bit. */
+AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, float *hessian,
+                              size_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/rotate.h ---- */
+
+/* ---- begin src/quant/rotate.c ---- */
+
+/* Random rotations of rows and of second moments. */
+
+AQ_LIB uint32_t aq_spec_rotation(const aq_quant_spec *spec) {
+    return spec->code == AQ_CODE_TRELLIS ? spec->rotation : 0u;
+}
+
+/* Word k of the signs that belong to a seed. */
+static uint64_t aq_rotate_word(uint32_t seed, uint64_t k) {
+    uint64_t z = seed + (k + 1) * UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+    return z ^ z >> 31;
+}
+
+static void aq_rotate_signs(uint32_t seed, uint64_t word, float *x, size_t n) {
+    size_t begin, i;
+    for (begin = 0; begin < n; begin += 64) {
+        uint64_t signs = aq_rotate_word(seed, word++);
+        size_t count = n - begin < 64 ? n - begin : 64;
+        for (i = 0; i < count; i++) {
+            uint32_t bits;
+            memcpy(&bits, x + begin + i, sizeof bits);
+            bits ^= (uint32_t)(signs >> i & 1u) << 31;
+            memcpy(x + begin + i, &bits, sizeof bits);
+        }
+    }
+}
+
+/* The largest power of two within n, and one over its root. */
+static size_t aq_rotate_part(size_t n, float *scale) {
+    size_t part = 1;
+    *scale = 1.0f;
+    while (part <= n / 4) {
+        part *= 4;
+        *scale *= 0.5f;
+    }
+    if (part <= n / 2) {
+        part *= 2;
+        *scale *= 0.707106781f;
+    }
+    return part;
+}
+
+AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n) {
+    float scale;
+    size_t part = aq_rotate_part(n, &scale), row;
+    for (row = 0; seed && n && row < rows; row++, x += n) {
+        aq_rotate_signs(seed, 0, x, n);
+        kernels->hadamard(x, part, scale);
+        if (part < n) {
+            aq_rotate_signs(seed, (n + 63) / 64, x + n - part, part);
+            kernels->hadamard(x + n - part, part, scale);
+        }
+    }
+}
+
+AQ_LIB size_t aq_rotate_finite(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                               size_t n, double *value) {
+    size_t i;
+    for (i = 0; i < rows * n; i++) {
+        if ((aq_simd_bits(x[i]) & 0x7F800000u) == 0x7F800000u) {
+            *value = (double)x[i];
+            return i;
+        }
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_rotate_rows(kernels, seed, x, rows, n);
+    aq_simd_mode_leave(mode);
+    return SIZE_MAX;
+}
+
+AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                           size_t n) {
+    float scale;
+    size_t part = aq_rotate_part(n, &scale), row;
+    for (row = 0; seed && n && row < rows; row++, x += n) {
+        if (part < n) {
+            kernels->hadamard(x + n - part, part, scale);
+            aq_rotate_signs(seed, (n + 63) / 64, x + n - part, part);
+        }
+        kernels->hadamard(x, part, scale);
+        aq_rotate_signs(seed, 0, x, n);
+    }
+}
+
+AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, float *hessian,
+                              size_t n) {
+    size_t i, j;
+    if (!seed) {
+        return;
+    }
+    aq_rotate_rows(kernels, seed, hessian, n, n);
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < i; j++) {
+            float kept = hessian[i * n + j];
+            hessian[i * n + j] = hessian[j * n + i];
+            hessian[j * n + i] = kept;
+        }
+    }
+    aq_rotate_rows(kernels, seed, hessian, n, n);
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < i; j++) {
+            hessian[i * n + j] = hessian[j * n + i];
+        }
+        if (hessian[i * (n + 1)] < 0.0f) { /* of an input that is always 0: rounding */
+            hessian[i * (n + 1)] = 0.0f;
+        }
+    }
+}
+
+/* ---- end src/quant/rotate.c ---- */
 
 /* ---- begin src/quant/trellis_decode.c ---- */
 
@@ -17136,6 +17320,71 @@ AQ_LIB void aq_trellis_block(const aq_context *context, const aq_quant_spec *spe
 
 /* ---- end src/quant/trellis_encode.c ---- */
 
+/* ---- begin src/quant/trellis_rows.c ---- */
+
+/* Rows of a tensor in a trellis code, wherever they lie in its strips, in the basis of the original. */
+
+AQ_LIB void aq_trellis_rows(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                            const void *codes, const void *params, uint64_t rows, uint64_t cols,
+                            uint64_t first, uint64_t count, float *out) {
+    aq_quant_layout layout;
+    uint64_t done, taken;
+    if (aq_quantized_size(spec, rows, cols, &layout, NULL) != AQ_OK || !cols) {
+        return;
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    for (done = 0; done < count; done += taken) {
+        uint64_t row = first + done, strip = row / AQ_TRELLIS_ROWS * AQ_TRELLIS_ROWS;
+        uint64_t height = rows - strip < AQ_TRELLIS_ROWS ? rows - strip : AQ_TRELLIS_ROWS;
+        aq_trellis_part part;
+        float *to = out + (size_t)(done * cols);
+        taken = strip + height - row;
+        taken = count - done < taken ? count - done : taken;
+        part.codes = (const uint8_t *)codes + (size_t)(strip * layout.row_code_bytes);
+        part.params = (const uint8_t *)params + (size_t)(strip * layout.row_param_bytes);
+        part.height = (size_t)height;
+        part.cols = part.count = (size_t)cols;
+        part.first = (size_t)(row - strip);
+        part.rows = (size_t)taken;
+        part.begin = 0;
+        aq_trellis_decode(kernels, spec, &part, to, (size_t)cols);
+        aq_rotate_back(kernels, aq_spec_rotation(spec), to, (size_t)taken, (size_t)cols);
+    }
+    aq_simd_mode_leave(mode);
+}
+
+AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_spec *spec,
+                                    const void *weights, aq_dtype dtype, uint64_t rows,
+                                    uint64_t cols, float **out, aq_error *err) {
+    uint64_t count = 0, bytes = 0;
+    aq_block_outcome outcome;
+    double value = 0.0;
+    size_t bad;
+    if (!aq_mul_u64(rows, cols, &count) || !aq_mul_u64(count, sizeof(float), &bytes) ||
+        bytes > SIZE_MAX) {
+        return aq_fail_memory(err, SIZE_MAX);
+    }
+    *out = (float *)aq_alloc(context, (size_t)bytes);
+    if (!*out) {
+        return aq_fail_memory(err, (size_t)bytes);
+    }
+    aq_to_f32(context, dtype, weights, *out, (size_t)count);
+    bad = aq_rotate_finite(aq_kernels_of(context), aq_spec_rotation(spec), *out, (size_t)rows,
+                           (size_t)cols, &value);
+    if (bad == SIZE_MAX) {
+        return AQ_OK;
+    }
+    aq_free(context, *out, (size_t)bytes);
+    *out = NULL;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.not_finite = true;
+    outcome.bad_index = bad;
+    outcome.bad_value = value;
+    return aq_outcome_fail(&outcome, 0, cols, spec->params, err);
+}
+
+/* ---- end src/quant/trellis_rows.c ---- */
+
 /* ---- begin src/quant/quantize.c ---- */
 
 /* Weights in, codes and parameters out: rows of a block, then blocks over threads. */
@@ -17394,6 +17643,7 @@ typedef struct aq_quantize_run {
     uint64_t block_rows, first_block;
     const aq_context *context;
     uint8_t *spaces;    /* of a trellis, one a thread */
+    float *rotated;     /* the weights, when they are to be */
     size_t space_bytes;
     aq_block_outcome outcomes[AQ_WAVE_BLOCKS];
 } aq_quantize_run;
@@ -17548,10 +17798,20 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
     return AQ_OK;
 }
 
-/* Work space for each thread. */
+/* Work space for each thread, and the weights in the basis that is coded. */
 static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *run,
                                     aq_error *err) {
     size_t bytes = 0;
+    if (aq_spec_rotation(&run->job.spec)) {
+        aq_status status = aq_rotated_weights(context, &run->job.spec, run->weights,
+                                              run->job.dtype, run->layout.rows, run->layout.cols,
+                                              &run->rotated, err);
+        if (status != AQ_OK) {
+            return status;
+        }
+        run->weights = (const uint8_t *)run->rotated;
+        run->job.dtype = AQ_DTYPE_F32;
+    }
     if (!aq_mul_size(run->space_bytes, aq_thread_count(context), &bytes)) {
         return aq_fail_memory(err, run->space_bytes);
     }
@@ -17579,6 +17839,7 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
     run.block_rows = aq_spec_block_rows(spec, cols);
     run.context = context;
     run.spaces = NULL;
+    run.rotated = NULL;
     run.space_bytes = (size_t)aq_trellis_bytes(spec);
     status = aq_quantize_check(&run, err);
     if (status != AQ_OK) {
@@ -17593,6 +17854,9 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
     }
     if (run.spaces) {
         aq_free(context, run.spaces, run.space_bytes * aq_thread_count(context));
+    }
+    if (run.rotated) {
+        aq_free(context, run.rotated, (size_t)(rows * cols) * sizeof(float));
     }
     if (status == AQ_OK && quality) {
         *quality = total;
@@ -17623,6 +17887,7 @@ typedef struct aq_dequantize_run {
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
     bool stream; /* F32, past the caches; rows aligned to 16 bytes in place */
+    float *lines; /* of rotated rows that are not direct: one row a thread */
     uint64_t block_rows;
 } aq_dequantize_run;
 
@@ -17704,8 +17969,20 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     }
 }
 
+/* One row of a rotated strip, which is turned back as a whole. */
+static void aq_dequantize_turned(const aq_dequantize_run *run, aq_trellis_part *part, uint32_t worker,
+                                 uint8_t *to) {
+    float *line = run->lines + worker * part->cols;
+    part->begin = 0;
+    part->count = part->cols;
+    aq_trellis_decode(run->kernels, &run->spec, part, line, part->cols);
+    aq_rotate_back(run->kernels, run->spec.rotation, line, 1, part->cols);
+    aq_dequantize_put(run, line, part->cols, to);
+}
+
 /* Rows of a trellis, whole strips. */
-static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, uint64_t rows,
+                                 uint32_t worker) {
     float decoded[AQ_TILE_WEIGHTS];
     const size_t size = aq_dtype_size(run->dtype);
     aq_trellis_part part;
@@ -17720,13 +17997,18 @@ static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, u
         if (run->direct) {
             part.rows = part.height;
             part.count = part.cols;
-            aq_trellis_decode(run->kernels, &run->spec, &part,
-                              (float *)(void *)run->out + (size_t)at * part.cols, part.cols);
+            float *out = (float *)(void *)run->out + (size_t)at * part.cols;
+            aq_trellis_decode(run->kernels, &run->spec, &part, out, part.cols);
+            aq_rotate_back(run->kernels, run->spec.rotation, out, part.height, part.cols);
             continue;
         }
         for (part.first = 0; part.first < part.height; part.first++) {
             uint8_t *to = run->out + ((size_t)at + part.first) * part.cols * size;
             part.rows = 1;
+            if (run->lines) {
+                aq_dequantize_turned(run, &part, worker, to);
+                continue;
+            }
             for (part.begin = 0; part.begin < part.cols; part.begin += part.count) {
                 size_t left = part.cols - part.begin;
                 part.count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
@@ -17737,12 +18019,13 @@ static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, u
     }
 }
 
-static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows,
+                               uint32_t worker) {
     size_t row_bytes = (size_t)run->layout.cols * aq_dtype_size(run->dtype);
     aq_simd_mode mode = aq_simd_mode_enter();
     uint64_t row;
     if (run->spec.code == AQ_CODE_TRELLIS && row_bytes) {
-        aq_dequantize_strips(run, first, rows);
+        aq_dequantize_strips(run, first, rows, worker);
         rows = 0;
     }
     for (row = first; row < first + rows && row_bytes; row++) {
@@ -17765,7 +18048,9 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
     run->extra = (const uint8_t *)extra;
     run->dtype = dtype;
     run->out = (uint8_t *)out;
-    run->stream = run->kernels->stream != NULL && dtype == AQ_DTYPE_F32 &&
+    run->lines = NULL;
+    run->spec.rotation = aq_spec_rotation(spec);
+    run->stream = run->kernels->stream != NULL && dtype == AQ_DTYPE_F32 && !run->spec.rotation &&
                   run->layout.rows * run->layout.cols >= AQ_STREAM_WEIGHTS;
     run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0 && !run->stream;
     run->block_rows = aq_spec_block_rows(spec, run->layout.cols);
@@ -17777,17 +18062,16 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
     aq_dequantize_run run;
     if (aq_quantized_size(spec, rows, cols, &run.layout, NULL) == AQ_OK) {
         aq_dequantize_run_init(&run, context, spec, codes, params, extra, AQ_DTYPE_F32, out);
-        aq_dequantize_rows(&run, 0, rows);
+        aq_dequantize_rows(&run, 0, rows, 0);
     }
 }
 
 static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     const aq_dequantize_run *run = (const aq_dequantize_run *)user;
     uint64_t first = (uint64_t)index * run->block_rows;
-    (void)worker;
     (void)err;
     aq_dequantize_rows(run, first, run->layout.rows - first < run->block_rows
-                                       ? run->layout.rows - first : run->block_rows);
+                                       ? run->layout.rows - first : run->block_rows, worker);
     return AQ_OK;
 }
 
@@ -17820,6 +18104,8 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
     aq_dequantize_run run;
     aq_status status = aq_quantized_size(spec, rows, cols, &run.layout, err);
     uint64_t blocks;
+    uint32_t threads;
+    size_t line_bytes = 0;
     if (status != AQ_OK) {
         return status;
     }
@@ -17829,143 +18115,22 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
         return status;
     }
     blocks = rows / run.block_rows + (rows % run.block_rows != 0);
-    return aq_parallel_for(context, aq_thread_count(context), (size_t)blocks, aq_dequantize_task,
-                           &run, err);
+    threads = aq_thread_count(context);
+    if (run.spec.rotation && !run.direct) {
+        line_bytes = (size_t)cols * sizeof(float) * threads;
+        run.lines = (float *)aq_alloc(context, line_bytes);
+        if (!run.lines) {
+            return aq_fail_memory(err, line_bytes);
+        }
+    }
+    status = aq_parallel_for(context, threads, (size_t)blocks, aq_dequantize_task, &run, err);
+    aq_free(context, run.lines, line_bytes);
+    return status;
 }
 
 #undef AQ_STREAM_WEIGHTS
 
 /* ---- end src/quant/dequantize.c ---- */
-
-/* ---- begin src/quant/rotate.h ---- */
-
-/* Random rotations of a layer's input: what rounds badly, a few large weights or inputs, becomes many of
- * middling size, near to a normal distribution, which is what trellis codes are made for.
- *
- * R = H·D for a width n that is a power of two: D holds random signs, H is the Hadamard matrix over √n.
- * For other widths, p being the largest power of two below n, R = H″·D″·H′·D′: H′ mixes the first p
- * values, H″ the last p, which overlap because 2p > n; D″ has signs for the latter alone. R is
- * orthogonal, so W·x = (W·Rᵀ)·(R·x), and a row of weights is turned as an input is. The use before
- * rounding is that of QuIP (Chee et al., arXiv 2307.13304) and QuIP# (Tseng et al., arXiv 2402.04396).
- *
- * Signs: bit i mod 64 of word i/64 is 1 where value i of D′ changes its sign. Word k is number k of
- * SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) from the seed on: with z = seed + (k + 1)·
- * 0x9E3779B97F4A7C15 mod 2^64, z = (z ^ z>>30)·0xBF58476D1CE4E5B9, z = (z ^ z>>27)·0x94D049BB133111EB,
- * z ^ z>>31. D″ takes the words from ⌈n/64⌉ on, its bit i belongs to value n − p + i. */
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-/* Rows [rows, n] in place, one after the other; seed 0 stands for no rotation. F32: butterflies in the
- * order of the kernel, the same bits on every ISA. The caller sets the floating-point mode. */
-AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
-                           size_t n);
-/* The inverse, to rounding. */
-AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
-                           size_t n);
-/* R·H·Rᵀ of a symmetric matrix [n, n], in place; symmetric to the bit. */
-AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, float *hessian,
-                              size_t n);
-
-#ifdef __cplusplus
-}
-#endif
-
-/* ---- end src/quant/rotate.h ---- */
-
-/* ---- begin src/quant/rotate.c ---- */
-
-/* Random rotations of rows and of second moments. */
-
-/* Word k of the signs that belong to a seed. */
-static uint64_t aq_rotate_word(uint32_t seed, uint64_t k) {
-    uint64_t z = seed + (k + 1) * UINT64_C(0x9E3779B97F4A7C15);
-    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
-    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
-    return z ^ z >> 31;
-}
-
-static void aq_rotate_signs(uint32_t seed, uint64_t word, float *x, size_t n) {
-    size_t begin, i;
-    for (begin = 0; begin < n; begin += 64) {
-        uint64_t signs = aq_rotate_word(seed, word++);
-        size_t count = n - begin < 64 ? n - begin : 64;
-        for (i = 0; i < count; i++) {
-            uint32_t bits;
-            memcpy(&bits, x + begin + i, sizeof bits);
-            bits ^= (uint32_t)(signs >> i & 1u) << 31;
-            memcpy(x + begin + i, &bits, sizeof bits);
-        }
-    }
-}
-
-/* The largest power of two within n, and one over its root. */
-static size_t aq_rotate_part(size_t n, float *scale) {
-    size_t part = 1;
-    *scale = 1.0f;
-    while (part <= n / 4) {
-        part *= 4;
-        *scale *= 0.5f;
-    }
-    if (part <= n / 2) {
-        part *= 2;
-        *scale *= 0.707106781f;
-    }
-    return part;
-}
-
-AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
-                           size_t n) {
-    float scale;
-    size_t part = aq_rotate_part(n, &scale), row;
-    for (row = 0; seed && n && row < rows; row++, x += n) {
-        aq_rotate_signs(seed, 0, x, n);
-        kernels->hadamard(x, part, scale);
-        if (part < n) {
-            aq_rotate_signs(seed, (n + 63) / 64, x + n - part, part);
-            kernels->hadamard(x + n - part, part, scale);
-        }
-    }
-}
-
-AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
-                           size_t n) {
-    float scale;
-    size_t part = aq_rotate_part(n, &scale), row;
-    for (row = 0; seed && n && row < rows; row++, x += n) {
-        if (part < n) {
-            kernels->hadamard(x + n - part, part, scale);
-            aq_rotate_signs(seed, (n + 63) / 64, x + n - part, part);
-        }
-        kernels->hadamard(x, part, scale);
-        aq_rotate_signs(seed, 0, x, n);
-    }
-}
-
-AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, float *hessian,
-                              size_t n) {
-    size_t i, j;
-    if (!seed) {
-        return;
-    }
-    aq_rotate_rows(kernels, seed, hessian, n, n);
-    for (i = 0; i < n; i++) {
-        for (j = 0; j < i; j++) {
-            float kept = hessian[i * n + j];
-            hessian[i * n + j] = hessian[j * n + i];
-            hessian[j * n + i] = kept;
-        }
-    }
-    aq_rotate_rows(kernels, seed, hessian, n, n);
-    for (i = 0; i < n; i++) {
-        for (j = 0; j < i; j++) {
-            hessian[i * n + j] = hessian[j * n + i];
-        }
-    }
-}
-
-/* ---- end src/quant/rotate.c ---- */
 
 /* ---- begin src/quant/linear.h ---- */
 
@@ -18091,6 +18256,50 @@ AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spe
 #endif
 
 /* ---- end src/quant/gptq.h ---- */
+
+/* ---- begin src/quant/gptq_space.h ---- */
+
+/* Rows in panels, for methods that round them column by column. Inside quant/ only. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The work space of some rows. Rows are filled up to whole panels by zeros. */
+typedef struct aq_gptq_space {
+    size_t rows, panels, wide; /* wide: rows as panels have them */
+    size_t groups;
+    float *x, *sums;     /* [panels][padded][32] */
+    float *scale, *min;  /* [groups][wide] */
+    float *line, *other; /* [n] */
+    uint8_t *codes;      /* [places][wide], then */
+    uint8_t *flat;       /* [n], the codes of a row */
+    double *energy;      /* [wide] */
+    void *rest;          /* what a trellis needs: see gptq_trellis.c */
+} aq_gptq_space;
+
+AQ_LIB void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
+                          uint64_t rows, void *memory);
+/* The rows of a layer into x, by place. */
+AQ_LIB void aq_space_weights(const aq_context *context, aq_gptq_space *space,
+                             const aq_factor *factor, const void *weights, aq_dtype dtype);
+/* Goes through the columns and hands the rows' energies to `out`, unless NULL. */
+AQ_LIB void aq_space_sweep(const aq_context *context, aq_gptq_space *space,
+                           const aq_factor *factor, const aq_rounding *rounding, double *out);
+
+/* gptq_trellis.c: bytes that a trellis needs beside, `rows` being whole panels; and a strip as in
+ * aq_gptq_block. */
+AQ_LIB uint64_t aq_trellis_sweep_bytes(const aq_quant_spec *spec, uint64_t wide);
+AQ_LIB void aq_gptq_strip(const aq_context *context, const aq_factor *factor,
+                          const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
+                          uint64_t rows, void *codes, void *params, void *space,
+                          aq_block_outcome *outcome, const aq_output_sums *sums);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- end src/quant/gptq_space.h ---- */
 
 /* ---- begin src/quant/cholesky.c ---- */
 
@@ -18568,18 +18777,6 @@ AQ_LIB void aq_feedback(const struct aq_kernels *kernels, const aq_factor *facto
  * weighted least squares, and belong to the columns as they lie in the layer, so that readers need no
  * index of groups. */
 
-/* The work space of some rows. Rows are filled up to whole panels by zeros. */
-typedef struct aq_gptq_space {
-    size_t rows, panels, wide; /* wide: rows as panels have them */
-    size_t groups;
-    float *x, *sums;     /* [panels][padded][32] */
-    float *scale, *min;  /* [groups][wide] */
-    float *line, *other; /* [n] */
-    uint8_t *codes;      /* [places][wide], then */
-    uint8_t *flat;       /* [n], the codes of a row */
-    double *energy;      /* [wide] */
-} aq_gptq_space;
-
 static size_t aq_space_groups(const aq_quant_spec *spec, const aq_factor *factor) {
     return (factor->n + spec->group_size - 1) / spec->group_size;
 }
@@ -18593,10 +18790,10 @@ AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const aq_factor *factor
     uint64_t groups = aq_space_groups(spec, factor);
     return 64 + 2 * wide * padded * sizeof(float) + 2 * wide * groups * sizeof(float) +
            2 * aq_space_round(factor->n * sizeof(float)) + wide * padded +
-           aq_space_round(factor->n) + wide * sizeof(double);
+           aq_space_round(factor->n) + wide * sizeof(double) + aq_trellis_sweep_bytes(spec, wide);
 }
 
-static void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
+AQ_LIB void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
                           uint64_t rows, void *memory) {
     size_t line = (size_t)aq_space_round(factor->n * sizeof(float)) / sizeof(float);
     space->rows = (size_t)rows;
@@ -18612,6 +18809,7 @@ static void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const
     space->energy = (double *)(void *)(space->other + line);
     space->codes = (uint8_t *)(space->energy + space->wide);
     space->flat = space->codes + space->wide * factor->padded;
+    space->rest = space->flat + (size_t)aq_space_round(factor->n);
 }
 
 /* ---- rows into panels */
@@ -18637,7 +18835,7 @@ static void aq_space_clear(aq_gptq_space *space, const aq_factor *factor) {
     }
 }
 
-static void aq_space_weights(const aq_context *context, aq_gptq_space *space,
+AQ_LIB void aq_space_weights(const aq_context *context, aq_gptq_space *space,
                              const aq_factor *factor, const void *weights, aq_dtype dtype) {
     size_t row, row_bytes = factor->n * aq_dtype_size(dtype);
     const struct aq_kernels *kernels = aq_kernels_of(context);
@@ -18649,8 +18847,7 @@ static void aq_space_weights(const aq_context *context, aq_gptq_space *space,
     }
 }
 
-/* Goes through the columns and hands the rows' energies to `out`. */
-static void aq_space_sweep(const aq_context *context, aq_gptq_space *space,
+AQ_LIB void aq_space_sweep(const aq_context *context, aq_gptq_space *space,
                            const aq_factor *factor, const aq_rounding *rounding, double *out) {
     size_t row;
     memset(space->energy, 0, space->wide * sizeof *space->energy);
@@ -18753,6 +18950,11 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_gptq_space work;
     aq_nearest nearest;
     aq_rounding rounding;
+    if (spec->code == AQ_CODE_TRELLIS) {
+        aq_gptq_strip(context, factor, spec, weights, dtype, rows, codes, params, space, outcome,
+                      sums);
+        return;
+    }
     aq_quantize_block(context, spec, weights, dtype, rows, factor->n, factor->diagonal, codes,
                       params, extra, outcome);
     if (aq_outcome_is_final(outcome) ||
@@ -18775,6 +18977,20 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_simd_mode_leave(mode);
 }
 
+static void aq_output_strip_row(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                                uint64_t height, size_t cols, size_t row, const void *codes,
+                                const void *params, float *out) {
+    aq_trellis_part part;
+    part.codes = (const uint8_t *)codes;
+    part.params = (const uint8_t *)params;
+    part.height = (size_t)height;
+    part.cols = part.count = cols;
+    part.first = row;
+    part.rows = 1;
+    part.begin = 0;
+    aq_trellis_decode(kernels, spec, &part, out, cols);
+}
+
 AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
                             const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                             uint64_t rows, const void *codes, const void *params,
@@ -18795,11 +19011,15 @@ AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
     for (row = 0; row < work.rows; row++) {
         size_t extra_at = row * (size_t)layout.row_extra_bytes;
         aq_widen(kernels, dtype, (const uint8_t *)weights + row * row_bytes, work.line, factor->n);
-        aq_dequantize_block(context, spec,
-                            (const uint8_t *)codes + row * (size_t)layout.row_code_bytes,
-                            (const uint8_t *)params + row * (size_t)layout.row_param_bytes,
-                            layout.extra_bytes ? (const uint8_t *)extra + extra_at : NULL, 1,
-                            factor->n, work.other);
+        if (spec->code == AQ_CODE_TRELLIS) {
+            aq_output_strip_row(kernels, spec, rows, factor->n, row, codes, params, work.other);
+        } else {
+            aq_dequantize_block(context, spec,
+                                (const uint8_t *)codes + row * (size_t)layout.row_code_bytes,
+                                (const uint8_t *)params + row * (size_t)layout.row_param_bytes,
+                                layout.extra_bytes ? (const uint8_t *)extra + extra_at : NULL, 1,
+                                factor->n, work.other);
+        }
         for (i = 0; i < factor->n; i++) {
             work.line[i] = work.other[i] - work.line[i];
         }
@@ -18840,6 +19060,10 @@ AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spe
     }
     param_bytes = (size_t)(layout.row_param_bytes / layout.groups);
     aq_simd_mode mode = aq_simd_mode_enter();
+    if (spec->code == AQ_CODE_TRELLIS) {
+        aq_trellis_measure(kernels, spec, weights, dtype, rows, cols, codes, params, quality);
+        rows = 0;
+    }
     for (row = 0; row < rows; row++) {
         const uint8_t *from = (const uint8_t *)weights + (size_t)(row * cols) * size;
         const uint8_t *code = (const uint8_t *)codes + (size_t)(row * layout.row_code_bytes);
@@ -18871,6 +19095,204 @@ AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spe
 
 /* ---- end src/quant/gptq.c ---- */
 
+/* ---- begin src/quant/gptq_trellis.c ---- */
+
+/* GPTQ with a trellis: what rounds a column of a strip is the search for its sequence.
+ *
+ * Scales are guessed from the mean squares of the groups, weighted by the Hessian's diagonal. What is
+ * rounded also holds the errors of earlier columns, so each row's scales are then multiplied by the
+ * factor that makes the error of its output least for the codes it has got: c·H·wᵀ / c·H·cᵀ. With
+ * AQ_FIT_LEAST_SQUARES the strip is rounded again with these, and multiplied once more. */
+
+/* A strip at work. */
+typedef struct aq_trellis_sweep {
+    const aq_context *context;
+    const aq_factor *factor;
+    const aq_quant_spec *spec;
+    aq_quant_layout layout;
+    aq_gptq_space *work;
+    aq_trellis trellis;
+    uint8_t *codes, *params;
+    double *signal, *coded, *error; /* [wide]: w·H·wᵀ, c·H·cᵀ, (c − w)·H·(c − w)ᵀ */
+    aq_block_outcome *outcome;
+} aq_trellis_sweep;
+
+AQ_LIB uint64_t aq_trellis_sweep_bytes(const aq_quant_spec *spec, uint64_t wide) {
+    return spec->code == AQ_CODE_TRELLIS ? aq_trellis_bytes(spec) + 3 * wide * sizeof(double) : 0;
+}
+
+/* ---- scales */
+
+/* Stores a scale of one row and group; false where it does not fit. */
+static bool aq_sweep_store(const aq_trellis_sweep *sweep, size_t row, size_t group, double scale) {
+    size_t size = sweep->spec->params == AQ_PARAM_F32 ? 4u : 2u;
+    uint8_t *to = sweep->params + row * (size_t)sweep->layout.row_param_bytes + group * size;
+    if (aq_trellis_store(sweep->spec->params, scale,
+                         &sweep->work->scale[group * sweep->work->wide + row], to) == AQ_FIT_GOOD) {
+        return true;
+    }
+    sweep->outcome->needs_f32 = true;
+    sweep->outcome->bad_index = row * sweep->factor->n + group * sweep->spec->group_size;
+    return false;
+}
+
+/* The mean square of one group of a row; of columns that are never used, all count. */
+AQ_SIMD_EXACT static double aq_sweep_mean_square(const float *line, const float *weights,
+                                                 size_t count) {
+    AQ_SIMD_EXACT_BODY
+    double sum = 0.0, plain = 0.0, total = 0.0;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        double square = (double)line[i] * (double)line[i];
+        sum += (double)weights[i] * square;
+        plain += square;
+        total += (double)weights[i];
+    }
+    return total > 0.0 ? sum / total : plain / (double)count;
+}
+
+/* Scales of all rows; false when a weight is not finite or a scale does not fit. */
+static bool aq_sweep_guess(const aq_trellis_sweep *sweep, const uint8_t *weights, aq_dtype dtype) {
+    const struct aq_kernels *kernels = aq_kernels_of(sweep->context);
+    size_t n = sweep->factor->n, size = sweep->spec->group_size, row, group, i;
+    float *line = sweep->work->line;
+    memset(sweep->work->scale, 0, sweep->work->groups * sweep->work->wide * sizeof(float));
+    for (row = 0; row < sweep->work->rows; row++) {
+        aq_widen(kernels, dtype, weights + row * n * aq_dtype_size(dtype), line, n);
+        for (i = 0; i < n; i++) {
+            if ((aq_simd_bits(line[i]) & 0x7F800000u) == 0x7F800000u) {
+                sweep->outcome->not_finite = true;
+                sweep->outcome->bad_index = row * n + i;
+                sweep->outcome->bad_value = (double)line[i];
+                return false;
+            }
+        }
+        for (group = 0; group < sweep->work->groups; group++) {
+            size_t begin = group * size, count = n - begin < size ? n - begin : size;
+            double square = aq_sweep_mean_square(line + begin, sweep->factor->diagonal + begin,
+                                                 count);
+            if (!aq_sweep_store(sweep, row, group,
+                                aq_trellis_scale(sweep->trellis.code, square))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* ---- sweeps */
+
+static void aq_sweep_column(void *user, size_t place, size_t column, const float *target,
+                            float *rounded, size_t rows) {
+    aq_trellis_sweep *sweep = (aq_trellis_sweep *)user;
+    const float *scale = sweep->work->scale + column / sweep->spec->group_size * rows;
+    aq_trellis_column(&sweep->trellis, column, target, scale, rounded, sweep->codes);
+    memcpy(sweep->work->codes + place * rows, sweep->trellis.values, sweep->work->rows);
+    memset(rounded + sweep->work->rows, 0, (rows - sweep->work->rows) * sizeof *rounded);
+}
+
+/* x becomes the coded rows with the scales there are, less w when `less`. */
+AQ_SIMD_EXACT static void aq_sweep_decode(const aq_trellis_sweep *sweep, const void *weights,
+                                          aq_dtype dtype, bool less) {
+    AQ_SIMD_EXACT_BODY
+    aq_gptq_space *work = sweep->work;
+    size_t padded = sweep->factor->padded, place, row;
+    aq_space_weights(sweep->context, work, sweep->factor, weights, dtype);
+    for (place = 0; place < sweep->factor->n; place++) {
+        size_t group = sweep->factor->order[place] / sweep->spec->group_size;
+        const float *scale = work->scale + group * work->wide;
+        const uint8_t *values = work->codes + place * work->wide;
+        for (row = 0; row < work->rows; row++) {
+            float *x = work->x + row / AQ_PANEL * (AQ_PANEL * padded) + AQ_PANEL * place +
+                       row % AQ_PANEL;
+            int32_t value = values[row] < 128 ? (int32_t)values[row] : (int32_t)values[row] - 256;
+            float decoded = scale[row] * (float)value;
+            *x = less ? decoded - *x : decoded;
+        }
+    }
+}
+
+/* Multiplies each row's scales by what suits its codes best; false where one does not fit. */
+AQ_SIMD_EXACT static bool aq_sweep_refit(const aq_trellis_sweep *sweep) {
+    AQ_SIMD_EXACT_BODY
+    size_t row, group;
+    for (row = 0; row < sweep->work->rows; row++) {
+        double coded = sweep->coded[row];
+        double cross = 0.5 * (coded + sweep->signal[row] - sweep->error[row]);
+        double factor = coded > 0.0 ? cross / coded : 1.0;
+        if (!(factor > 0.25 && factor < 4.0)) { /* a row that hardly matters: sums are noise */
+            continue;
+        }
+        for (group = 0; group < sweep->work->groups; group++) {
+            double scale = (double)sweep->work->scale[group * sweep->work->wide + row];
+            if (scale != 0.0 && !aq_sweep_store(sweep, row, group, factor * scale)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static bool aq_sweep_round_strip(aq_trellis_sweep *sweep, const void *weights, aq_dtype dtype) {
+    const aq_context *context = sweep->context;
+    const aq_factor *factor = sweep->factor;
+    aq_rounding rounding;
+    rounding.round = aq_sweep_column;
+    rounding.user = sweep;
+    memset(sweep->codes, 0, (size_t)sweep->layout.code_bytes);
+    aq_space_weights(context, sweep->work, factor, weights, dtype);
+    aq_space_sweep(context, sweep->work, factor, &rounding, sweep->error);
+    aq_sweep_decode(sweep, weights, dtype, false);
+    aq_space_sweep(context, sweep->work, factor, NULL, sweep->coded);
+    return aq_sweep_refit(sweep);
+}
+
+AQ_LIB void aq_gptq_strip(const aq_context *context, const aq_factor *factor,
+                          const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
+                          uint64_t rows, void *codes, void *params, void *space,
+                          aq_block_outcome *outcome, const aq_output_sums *sums) {
+    aq_trellis_sweep sweep;
+    aq_gptq_space work;
+    uint32_t round, rounds = spec->fit == AQ_FIT_FAST ? 1u : 2u;
+    memset(outcome, 0, sizeof *outcome);
+    memset(&sweep, 0, sizeof sweep);
+    if (aq_quantized_size(spec, rows, factor->n, &sweep.layout, NULL) != AQ_OK) {
+        return;
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_space_open(&work, spec, factor, rows, space);
+    sweep.context = context;
+    sweep.factor = factor;
+    sweep.spec = spec;
+    sweep.work = &work;
+    sweep.codes = (uint8_t *)codes;
+    sweep.params = (uint8_t *)params;
+    sweep.outcome = outcome;
+    sweep.signal = (double *)work.rest;
+    sweep.coded = sweep.signal + work.wide;
+    sweep.error = sweep.coded + work.wide;
+    aq_trellis_open(&sweep.trellis, aq_kernels_of(context), spec, (size_t)rows, factor->n,
+                    sweep.error + work.wide);
+    if (aq_sweep_guess(&sweep, (const uint8_t *)weights, dtype)) {
+        aq_space_weights(context, &work, factor, weights, dtype);
+        aq_space_sweep(context, &work, factor, NULL, sweep.signal);
+        for (round = 0; round < rounds && aq_sweep_round_strip(&sweep, weights, dtype); round++) {
+        }
+    }
+    if (!aq_outcome_is_final(outcome)) {
+        if (sums->signal) {
+            memcpy(sums->signal, sweep.signal, (size_t)rows * sizeof *sums->signal);
+        }
+        if (sums->error) {
+            aq_sweep_decode(&sweep, weights, dtype, true);
+            aq_space_sweep(context, &work, factor, NULL, sums->error);
+        }
+    }
+    aq_simd_mode_leave(mode);
+}
+
+/* ---- end src/quant/gptq_trellis.c ---- */
+
 /* ---- begin src/quant/gptq_tensor.c ---- */
 
 /* A whole tensor by GPTQ, and the output error of any quantized tensor: a factor of the Hessian, then
@@ -18885,6 +19307,7 @@ typedef struct aq_gptq_run {
     const uint8_t *weights;
     uint8_t *codes, *params, *extra;
     bool measure_only;
+    float *rotated;  /* the weights, when they are to be */
     uint64_t chunk_rows;
     size_t chunks;
     unsigned char *spaces;  /* a worker each */
@@ -18924,7 +19347,7 @@ static aq_status aq_gptq_task(void *user, size_t index, uint32_t worker, aq_erro
 static aq_status aq_gptq_quality_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_gptq_run *run = (aq_gptq_run *)user;
     const aq_quant_layout *layout = &run->layout;
-    uint64_t block = aq_block_rows(layout->cols), first = (uint64_t)index * block;
+    uint64_t block = aq_spec_block_rows(&run->spec, layout->cols), first = (uint64_t)index * block;
     uint64_t rows = layout->rows - first < block ? layout->rows - first : block;
     size_t row_bytes = (size_t)layout->cols * aq_dtype_size(run->dtype);
     (void)worker;
@@ -18946,7 +19369,8 @@ static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, con
     const aq_quant_layout *layout = &run->layout;
     uint64_t bytes = 0, square = 0;
     if (run->spec.code != AQ_CODE_AFFINE && run->spec.code != AQ_CODE_SYMMETRIC &&
-        run->spec.code != AQ_CODE_ZERO_POINT && !run->measure_only) {
+        run->spec.code != AQ_CODE_ZERO_POINT && run->spec.code != AQ_CODE_TRELLIS &&
+        !run->measure_only) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: the code %s has a search of its own; use "
                        "aq_quantize", function, aq_code_name(run->spec.code));
     }
@@ -18975,8 +19399,11 @@ static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, con
 
 /* Rows at once: enough that the factor is read seldom, few enough that all threads have some. It
  * depends on the shape alone. */
-static uint64_t aq_gptq_chunk_rows(uint64_t rows) {
+static uint64_t aq_gptq_chunk_rows(const aq_quant_spec *spec, uint64_t rows) {
     uint64_t part = (rows / 8 + AQ_PANEL) / AQ_PANEL * AQ_PANEL;
+    if (spec->code == AQ_CODE_TRELLIS) {
+        return AQ_TRELLIS_ROWS;
+    }
     return part < AQ_GPTQ_ROWS ? part : AQ_GPTQ_ROWS;
 }
 
@@ -18984,9 +19411,9 @@ static uint64_t aq_gptq_chunk_rows(uint64_t rows) {
 
 static aq_status aq_gptq_open(aq_context *context, aq_gptq_run *run, bool energies,
                               aq_error *err) {
-    uint64_t rows = run->layout.rows, block = aq_block_rows(run->layout.cols);
+    uint64_t rows = run->layout.rows, block = aq_spec_block_rows(&run->spec, run->layout.cols);
     size_t blocks = (size_t)((rows - 1) / block + 1), count;
-    run->chunk_rows = aq_gptq_chunk_rows(rows);
+    run->chunk_rows = aq_gptq_chunk_rows(&run->spec, rows);
     run->chunks = (size_t)((rows - 1) / run->chunk_rows + 1);
     run->workers = aq_thread_count(context);
     run->workers = run->workers > run->chunks ? (uint32_t)run->chunks : run->workers;
@@ -19009,6 +19436,10 @@ static void aq_gptq_close(aq_context *context, aq_gptq_run *run) {
     aq_free(context, run->spaces, run->workers * run->space_bytes);
     aq_free(context, run->outcomes, run->outcome_count * sizeof *run->outcomes);
     aq_free(context, run->energies, 2 * (size_t)run->layout.rows * sizeof(double));
+    if (run->rotated) {
+        aq_free(context, run->rotated,
+                (size_t)(run->layout.rows * run->layout.cols) * sizeof(float));
+    }
     aq_factor_free(&run->factor);
 }
 
@@ -19027,7 +19458,7 @@ static void aq_gptq_energies(const aq_gptq_run *run, aq_gptq_result *result) {
 
 static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq_result *result,
                                   aq_error *err) {
-    uint64_t block = aq_block_rows(run->layout.cols);
+    uint64_t block = aq_spec_block_rows(&run->spec, run->layout.cols);
     size_t i, blocks = (size_t)((run->layout.rows - 1) / block + 1);
     for (i = 0; i < run->chunks && !run->measure_only; i++) {
         if (aq_outcome_is_final(&run->outcomes[i])) {
@@ -19047,11 +19478,39 @@ static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq
     return status;
 }
 
+/* The factor of the Hessian, of the rotated input if it is to be. */
+static aq_status aq_gptq_factor(aq_context *context, aq_gptq_run *run, const float *hessian,
+                                aq_error *err) {
+    size_t n = (size_t)run->layout.cols, bytes = n * n * sizeof(float);
+    uint32_t threads = aq_thread_count(context), seed = aq_spec_rotation(&run->spec);
+    float *turned;
+    aq_status status;
+    if (!seed) {
+        return aq_factor_make(context, threads, hessian, n, &run->factor, err);
+    }
+    turned = (float *)aq_alloc(context, bytes);
+    if (!turned) {
+        return aq_fail_memory(err, bytes);
+    }
+    memcpy(turned, hessian, bytes);
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_rotate_hessian(aq_kernels_of(context), seed, turned, n);
+    aq_simd_mode_leave(mode);
+    status = aq_factor_make(context, threads, turned, n, &run->factor, err);
+    aq_free(context, turned, bytes);
+    return status;
+}
+
 static aq_status aq_gptq_run_all(aq_context *context, aq_gptq_run *run, const float *hessian,
                                  aq_gptq_result *result, aq_error *err) {
-    aq_status status = aq_factor_make(context, aq_thread_count(context), hessian,
-                                      (size_t)run->layout.cols, &run->factor, err);
+    aq_status status = aq_gptq_factor(context, run, hessian, err);
     run->context = context;
+    if (status == AQ_OK && aq_spec_rotation(&run->spec)) {
+        status = aq_rotated_weights(context, &run->spec, run->weights, run->dtype,
+                                    run->layout.rows, run->layout.cols, &run->rotated, err);
+        run->weights = (const uint8_t *)run->rotated;
+        run->dtype = AQ_DTYPE_F32;
+    }
     if (status == AQ_OK) {
         status = aq_gptq_open(context, run, result != NULL, err);
     }
@@ -21786,6 +22245,10 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
     memset(out, 0, sizeof *out);
     if (linear->quantized && linear->spec.code == AQ_CODE_RESIDUAL) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the residual code; dequantize the "
+                       "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
+    }
+    if (linear->quantized && linear->spec.code == AQ_CODE_TRELLIS) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the trellis code; dequantize the "
                        "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
     }
     if (linear->quantized) {
@@ -25236,7 +25699,9 @@ enum {
     AQ_NATIVE_SHAPE = 32,
     AQ_NATIVE_METHOD = 64,
     AQ_NATIVE_COSINE = 128,
-    AQ_NATIVE_SQNR = 256
+    AQ_NATIVE_SQNR = 256,
+    AQ_NATIVE_STATES = 1024,
+    AQ_NATIVE_ROTATION = 2048
 };
 
 static unsigned aq_native_field(const aq_json_event *key) {
@@ -25245,6 +25710,8 @@ static unsigned aq_native_field(const aq_json_event *key) {
     for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (aq_json_is(key, names[i])) return 1u << i;
     }
+    if (aq_json_is(key, "states")) return AQ_NATIVE_STATES;
+    if (aq_json_is(key, "rotation")) return AQ_NATIVE_ROTATION;
     return 0;
 }
 
@@ -25265,10 +25732,14 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
         return aq_native_bad(parser, tensor->name, "dtype is no float type that is read");
     case AQ_NATIVE_BITS:
     case AQ_NATIVE_GROUP:
+    case AQ_NATIVE_STATES:
+    case AQ_NATIVE_ROTATION:
         if (event->type == AQ_JSON_NUMBER && aq_parse_u64(event->text, event->size, &number) &&
             number <= UINT32_MAX) {
             if (field == AQ_NATIVE_BITS) tensor->spec.bits = (uint32_t)number;
-            else tensor->spec.group_size = (uint32_t)number;
+            else if (field == AQ_NATIVE_GROUP) tensor->spec.group_size = (uint32_t)number;
+            else if (field == AQ_NATIVE_STATES) tensor->spec.states = (uint32_t)number;
+            else tensor->spec.rotation = (uint32_t)number;
             return AQ_OK;
         }
         break;
@@ -25285,21 +25756,29 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
 static aq_status aq_native_check(const aq_native_parser *parser, aq_native_tensor *tensor,
                                  unsigned fields, unsigned bad) {
     const unsigned always = AQ_NATIVE_CODE | AQ_NATIVE_DTYPE | AQ_NATIVE_SHAPE;
-    const unsigned known = AQ_NATIVE_BITS | AQ_NATIVE_GROUP | AQ_NATIVE_PARAMS;
+    unsigned known = AQ_NATIVE_BITS | AQ_NATIVE_GROUP | AQ_NATIVE_PARAMS;
     if ((fields & always) != always)
         return aq_native_bad(parser, tensor->name, "code, dtype or shape is missing");
     if (!tensor->method) tensor->method = "";
-    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_RESIDUAL; i++) {
+    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_TRELLIS; i++) {
         if (i == AQ_CODE_ZERO_POINT || strcmp(tensor->code, aq_code_name((aq_code)i)) != 0) continue;
         tensor->spec.code = (aq_code)i;
         tensor->known = true;
     }
     if (!tensor->known) return AQ_OK;
+    if (tensor->spec.code == AQ_CODE_TRELLIS) {
+        known |= AQ_NATIVE_STATES | (fields & AQ_NATIVE_ROTATION);
+    } else {
+        tensor->spec.states = tensor->spec.rotation = 0;
+    }
     if ((fields & known) != known || (bad & known))
-        return aq_native_bad(parser, tensor->name,
-                             "bits, group_size or params is missing or malformed");
+        return aq_native_bad(parser, tensor->name, known & AQ_NATIVE_STATES
+                             ? "bits, group_size, params, states or rotation is missing or malformed"
+                             : "bits, group_size or params is missing or malformed");
     if (aq_spec_check(&tensor->spec, NULL) != AQ_OK)
-        return aq_native_bad(parser, tensor->name, "bits or group_size is out of range");
+        return aq_native_bad(parser, tensor->name, tensor->spec.code == AQ_CODE_TRELLIS
+                                 ? "bits, states, group_size or params is out of range"
+                                 : "bits or group_size is out of range");
     return AQ_OK;
 }
 
@@ -25583,14 +26062,15 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     if (!tensor->known)
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
                               "%s: tensor %s has the code \"%s\", this library reads \"affine\", "
-                              "\"symmetric\" and \"residual\"; use a newer ArrowQuant", file->path, tensor->name,
-                              tensor->code);
+                              "\"symmetric\", \"residual\" and \"trellis\"; use a newer ArrowQuant",
+                              file->path, tensor->name, tensor->code);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
         return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
                               "%s: tensor %s: its shape overflows 64 bits; quantize the model "
                               "again", file->path, tensor->name);
-    uint64_t values = tensor->spec.code == AQ_CODE_SYMMETRIC ? 1 : 2;
+    bool scale_only = tensor->spec.code == AQ_CODE_SYMMETRIC || tensor->spec.code == AQ_CODE_TRELLIS;
+    uint64_t values = scale_only ? 1 : 2;
     aq_native_part codes = { AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2, { 0, 0, 0 } };
     aq_native_part params = { AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, { 0, 0, 0 } };
     aq_native_part extra = { AQ_EXTRA_SUFFIX, AQ_DTYPE_F16, 2, { 0, 0, 0 } };
@@ -25662,6 +26142,10 @@ static void aq_native_append_tensor(aq_builder *builder, const aq_native_tensor 
     aq_append_format(builder, ",\"bits\":%u,\"group_size\":%u,\"params\":\"%s\"",
                      tensor->spec.bits, tensor->spec.group_size,
                      aq_param_type_name(tensor->spec.params));
+    if (tensor->spec.code == AQ_CODE_TRELLIS)
+        aq_append_format(builder, ",\"states\":%u", tensor->spec.states);
+    if (aq_spec_rotation(&tensor->spec))
+        aq_append_format(builder, ",\"rotation\":%u", tensor->spec.rotation);
     aq_append_format(builder, ",\"dtype\":\"%s\",\"shape\":[", aq_dtype_name(tensor->dtype));
     for (uint32_t i = 0; i < tensor->rank; i++)
         aq_append_format(builder, i ? ",%llu" : "%llu", (unsigned long long)tensor->shape[i]);
@@ -25778,6 +26262,7 @@ AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original) {
         "'\"tensors'\":{},'\"crc32'\":{}}\"}";
     static const char tensor[] =
         ",:{'\"code'\":,'\"bits'\":4294967295,'\"group_size'\":4294967295,'\"params'\":'\"F16'\","
+        "'\"states'\":4294967295,'\"rotation'\":4294967295,"
         "'\"dtype'\":'\"F8_E4M3'\",'\"shape'\":[],'\"method'\":,'\"cosine'\":,'\"sqnr_db'\":}";
     static const char checksum[] = ",:'\"00000000'\"";
     uint64_t size = sizeof(whole) + (original ? strlen(original) : 0);
@@ -29881,6 +30366,8 @@ AQ_LIB const aq_container *aq_container_native(void);
 AQ_LIB const aq_container *aq_container_compressed(void);
 AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
 AQ_LIB const aq_container *aq_container_arrow(void);
+/* AQ_ERR_UNSUPPORTED: method: trellis in a format that has no code for it. */
+AQ_LIB aq_status aq_refuse_trellis(const char *format, aq_error *err);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
 AQ_LIB aq_status aq_beside_config(struct aq_run *run, const aq_component *component,
                                   const char *value, aq_error *err);
@@ -30068,6 +30555,7 @@ typedef struct aq_run {
     uint32_t input_shard;    /* whose file is open */
     aq_factor factor;        /* of the second moments in use last */
     const aq_calibration_layer *factor_of; /* NULL: none */
+    uint32_t factor_rotation;
     aq_shard_writer out;
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
@@ -30098,6 +30586,9 @@ AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err);
 AQ_LIB void aq_run_factor_free(aq_run *run);
+/* model/run_rotation.c: for a trellis with second moments decides tensor->spec.rotation. */
+AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                 aq_error *err);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* Quantizes it with tensor->spec and writes nothing: fills quality, output sums and output_bytes.
@@ -31673,6 +32164,7 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_WRITE_RANKS 5u
+#define AQ_ROTATION_SEED 1u /* one is as good as another */
 
 static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                 aq_quant_spec *spec, const char **detail, aq_error *err) {
@@ -31680,6 +32172,12 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     (void)detail;
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
+    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8) {
+        spec->code = AQ_CODE_TRELLIS;
+        spec->states = plan->config.trellis_states;
+        spec->rotation = AQ_ROTATION_SEED;
+        spec->params = AQ_PARAM_F16;
+    }
     if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
         spec->code = AQ_CODE_RESIDUAL;
         if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
@@ -31734,7 +32232,8 @@ static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, cons
 static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                        const aq_quant_spec *spec, const aq_quant_layout *layout,
                                        aq_part *parts, size_t *count, aq_error *err) {
-    uint64_t per_group = spec->code == AQ_CODE_SYMMETRIC ? 1 : 2;
+    bool scale_only = spec->code == AQ_CODE_SYMMETRIC || spec->code == AQ_CODE_TRELLIS;
+    uint64_t per_group = scale_only ? 1 : 2;
     aq_part *part = parts;
     (void)plan;
     (void)err;
@@ -31962,6 +32461,7 @@ AQ_LIB const aq_container *aq_container_native(void) {
 }
 
 #undef AQ_WRITE_RANKS
+#undef AQ_ROTATION_SEED
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/container_native.c ---- */
@@ -31989,7 +32489,7 @@ static uint64_t aq_gptq_layer_bytes(const aq_plan_tensor *tensor) {
 static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *tensor) {
     uint64_t limit = plan->config.max_memory_limit_mb;
     if (tensor->spec.code != AQ_CODE_AFFINE && tensor->spec.code != AQ_CODE_SYMMETRIC &&
-        tensor->spec.code != AQ_CODE_ZERO_POINT)
+        tensor->spec.code != AQ_CODE_ZERO_POINT && tensor->spec.code != AQ_CODE_TRELLIS)
         return "this code has a search of its own";
     if (!tensor->statistics) return "no statistics";
     if (!tensor->statistics->has_hessian) return "no second moments";
@@ -32036,6 +32536,15 @@ AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {
         obstacle = aq_gptq_obstacle(plan, tensor);
         if (obstacle) aq_method_ptq(tensor, obstacle);
         break;
+    case AQ_METHOD_TRELLIS:
+        if (tensor->spec.code != AQ_CODE_TRELLIS) {
+            aq_method_auto(plan, tensor);
+            break;
+        }
+        tensor->method = AQ_METHOD_TRELLIS;
+        obstacle = aq_gptq_obstacle(plan, tensor);
+        tensor->method_detail = obstacle ? obstacle : "second moments are known";
+        break;
     }
 }
 
@@ -32061,6 +32570,9 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
     }
     if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
         return AQ_OK;
+    if (config->method == AQ_METHOD_TRELLIS)
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: trellis is for 2 and 4 bits, and no layer is "
+                       "to have these; set bit_width or layer_bits, or use method: auto");
     if (config->method == AQ_METHOD_R2Q)
         return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits in the native format, and "
                        "no layer is to have that; set bit_width or layer_bits, or use method: auto");
@@ -32098,6 +32610,8 @@ static aq_dtype aq_ct_dtype(const aq_plan *plan, const aq_plan_tensor *tensor) {
 }
 
 static aq_status aq_ct_check(aq_plan *plan, aq_error *err) {
+    if (plan->config.method == AQ_METHOD_TRELLIS)
+        return aq_refuse_trellis("compressed-tensors", err);
     if (plan->config.parameter_bits == 8)
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "parameter_bits: compressed-tensors stores scales in "
                        "the model's dtype, not in 8 bits; leave it out");
@@ -32451,6 +32965,7 @@ static aq_status aq_gguf_check(aq_plan *plan, aq_error *err) {
                            aq_code_name(named), (unsigned)bits, (unsigned)config->bit_width);
         config->bit_width = bits;
     }
+    if (config->method == AQ_METHOD_TRELLIS) return aq_refuse_trellis("GGUF", err);
     if (config->parameter_bits == 8)
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "parameter_bits: GGUF's types have parameters of "
                        "their own; leave it out");
@@ -32971,6 +33486,7 @@ AQ_LIB const aq_container *aq_container_gguf(void) {
 #ifndef ARROWQUANT_NO_STDIO
 
 static aq_status aq_table_check(aq_plan *plan, aq_error *err) {
+    if (plan->config.method == AQ_METHOD_TRELLIS) return aq_refuse_trellis("the Arrow table", err);
     if (!plan->config.resume) return AQ_OK;
     return aq_fail(err, AQ_ERR_UNSUPPORTED, "resume: a run that writes Arrow cannot be taken up, because "
                    "its finished files go into the table at the end; leave it out");
@@ -33136,6 +33652,11 @@ AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *e
         return aq_fail_tensor(err, AQ_ERR_SHAPE, tensor->name, 0, "tensor %s: too large for %s",
                               tensor->name, aq_dtype_name(tensor->output_dtype));
     return AQ_OK;
+}
+
+AQ_LIB aq_status aq_refuse_trellis(const char *format, aq_error *err) {
+    return aq_fail(err, AQ_ERR_UNSUPPORTED, "method: trellis: %s has no code for it; use format: "
+                   "native, or another method", format);
 }
 
 AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err) {
@@ -33434,6 +33955,7 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
     spec.bits = bits;
     spec.group_size = config->group_size;
     spec.fit = config->fit;
+    spec.states = spec.rotation = 0;
     return spec;
 }
 
@@ -34100,8 +34622,10 @@ static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
                             tensor->quality.quantized, tensor->quality.error,
                             tensor->quality.max_error, tensor->output_signal,
                             tensor->output_error };
-    aq_append_format(line, "[%u,%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
-                     (unsigned)tensor->spec.params, (unsigned)tensor->method,
+    aq_append_format(line, "[%u,%u,%u,%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits,
+                     (unsigned)tensor->reason, (unsigned)tensor->spec.code,
+                     (unsigned)tensor->spec.params, (unsigned)tensor->spec.rotation,
+                     (unsigned)tensor->method,
                      (tensor->f32_params ? 1u : 0u) | (tensor->wide_params ? 2u : 0u),
                      (unsigned long long)tensor->output_offset,
                      (unsigned long long)tensor->output_bytes,
@@ -34188,15 +34712,17 @@ static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t
 static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                                    aq_plan_tensor *tensor) {
     const aq_json_node *node = row->first;
-    uint64_t bits, reason, params, method, flags;
+    uint64_t bits, reason, code, params, rotation, method, flags;
     aq_plan_tensor read = *tensor;
     double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
                        &read.quality.error, &read.quality.max_error, &read.output_signal,
                        &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
         !aq_journal_number(&node, AQ_REASON_BUDGET, &reason) ||
+        !aq_journal_number(&node, AQ_CODE_COUNT - 1, &code) ||
         !aq_journal_number(&node, AQ_PARAM_BF16, &params) ||
-        !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
+        !aq_journal_number(&node, UINT32_MAX, &rotation) ||
+        !aq_journal_number(&node, AQ_METHOD_TRELLIS, &method) ||
         !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
@@ -34211,7 +34737,10 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
     if (!why || (bits != 16 && tensor->bits == 16)) return false;
     if (bits < 16) {
         read.spec.bits = (uint32_t)bits;
+        read.spec.code = (aq_code)code;
         read.spec.params = (aq_param_type)params;
+        read.spec.rotation = (uint32_t)rotation;
+        if (read.spec.code != AQ_CODE_TRELLIS) read.spec.states = 0;
     }
     read.bits = (uint32_t)bits;
     read.reason = (aq_reason)reason;
@@ -34801,7 +35330,9 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     size_t n = (size_t)tensor->cols, bytes;
     aq_error failure;
     *usable = true;
-    if (run->factor_of && run->factor_of->owner == layer->owner) return AQ_OK;
+    if (run->factor_of && run->factor_of->owner == layer->owner &&
+        run->factor_rotation == aq_spec_rotation(&tensor->spec))
+        return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
         return aq_fail_memory(err, SIZE_MAX);
@@ -34811,9 +35342,14 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     aq_status status =
         aq_calibration_hessian(run->context, plan->state->calibration, layer, hessian, err);
     if (status == AQ_OK) {
+        aq_simd_mode mode = aq_simd_mode_enter();
+        aq_rotate_hessian(aq_kernels_of(run->context), aq_spec_rotation(&tensor->spec), hessian, n);
+        aq_simd_mode_leave(mode);
         status = aq_factor_make(run->context, run->threads, hessian, n, &run->factor, &failure);
+        run->factor_rotation = aq_spec_rotation(&tensor->spec);
         if (status == AQ_OK) run->factor_of = layer;
-        else if (status == AQ_ERR_QUANTIZATION && plan->config.method == AQ_METHOD_AUTO)
+        else if (status == AQ_ERR_QUANTIZATION && (plan->config.method == AQ_METHOD_AUTO ||
+                 plan->config.method == AQ_METHOD_TRELLIS))
             *usable = false;
     }
     aq_free(run->context, hessian, bytes);
@@ -34824,6 +35360,131 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/run_gptq.c ---- */
+
+/* ---- begin src/model/run_rotation.c ---- */
+
+/* Whether the rotation of a trellis pays, layer by layer: up to 256 rows are coded with feedback both
+ * ways, quickly, and the lesser error of their output decides. Depends on weights and statistics alone,
+ * so that a run that is taken up finds the same. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+typedef struct aq_rotation_trial {
+    aq_run *run;
+    aq_plan_tensor tensor; /* a copy, of few states */
+    uint64_t rows;
+    aq_quant_layout layout;
+    float *weights, *turned; /* [rows, cols] */
+    unsigned char *codes, *params;
+    double *errors;          /* [rows] */
+    void *space, *memory;
+    size_t bytes;
+} aq_rotation_trial;
+
+static size_t aq_trial_round(uint64_t bytes) {
+    return (size_t)((bytes + 63) & ~(uint64_t)63);
+}
+
+static aq_status aq_trial_open(aq_rotation_trial *trial, aq_error *err) {
+    const aq_plan_tensor *tensor = &trial->tensor;
+    uint64_t values = 0;
+    aq_status status =
+        aq_quantized_size(&tensor->spec, trial->rows, tensor->cols, &trial->layout, err);
+    if (status != AQ_OK) return status;
+    if (!aq_mul_u64(trial->rows, tensor->cols, &values) || values > SIZE_MAX / 64)
+        return aq_fail_memory(err, SIZE_MAX);
+    size_t floats = aq_trial_round(values * sizeof(float));
+    size_t codes = aq_trial_round(trial->layout.code_bytes);
+    size_t params = aq_trial_round(trial->layout.param_bytes);
+    size_t errors = aq_trial_round(trial->rows * sizeof(double));
+    trial->bytes = 2 * floats + codes + params + errors +
+                   (size_t)aq_gptq_bytes(&tensor->spec, &trial->run->factor, trial->rows);
+    trial->memory = aq_alloc(trial->run->context, trial->bytes);
+    if (!trial->memory) return aq_fail_memory(err, trial->bytes);
+    trial->weights = (float *)trial->memory;
+    trial->turned = trial->weights + floats / sizeof(float);
+    trial->codes = (unsigned char *)trial->memory + 2 * floats;
+    trial->params = trial->codes + codes;
+    trial->errors = (double *)(void *)(trial->params + params);
+    trial->space = (unsigned char *)(void *)trial->errors + errors;
+    return AQ_OK;
+}
+
+/* The rows as F32. `turned` has room for them as they are stored, unless they are F64. */
+static aq_status aq_trial_load(aq_rotation_trial *trial, const aq_fp8_scale *scale, aq_error *err) {
+    const aq_plan_tensor *tensor = &trial->tensor;
+    size_t size = aq_dtype_size(tensor->dtype), cols = (size_t)tensor->cols;
+    aq_status status = AQ_OK;
+    for (uint64_t row = 0; status == AQ_OK && row < trial->rows; row++) {
+        float *out = trial->weights + (size_t)row * cols;
+        status = aq_run_read(trial->run, tensor, row * cols * size, trial->turned, cols * size, err);
+        if (status != AQ_OK) break;
+        aq_little_endian(trial->turned, cols, size);
+        aq_to_f32(trial->run->context, tensor->dtype, trial->turned, out, cols);
+        if (scale->values) aq_fp8_apply(scale, out, row, 1, cols);
+    }
+    return status;
+}
+
+/* The error of the output with this seed; below 0: not to be had. */
+static aq_status aq_trial_error(aq_rotation_trial *trial, uint32_t seed, double *error,
+                                aq_error *err) {
+    aq_plan_tensor *tensor = &trial->tensor;
+    aq_run *run = trial->run;
+    aq_block_outcome outcome;
+    aq_output_sums sums;
+    double value = 0.0;
+    bool usable = true;
+    tensor->spec.rotation = seed;
+    *error = -1.0;
+    aq_status status = aq_run_factor(run, tensor, &usable, err);
+    if (status != AQ_OK || !usable) return status;
+    memcpy(trial->turned, trial->weights, (size_t)(trial->rows * tensor->cols) * sizeof(float));
+    if (aq_rotate_finite(aq_kernels_of(run->context), seed, trial->turned, (size_t)trial->rows,
+                         (size_t)tensor->cols, &value) != SIZE_MAX)
+        return AQ_OK;
+    sums.signal = NULL;
+    sums.error = trial->errors;
+    aq_gptq_block(run->context, &run->factor, &tensor->spec, trial->turned, AQ_DTYPE_F32,
+                  trial->rows, trial->codes, trial->params, NULL, trial->space, &outcome, &sums);
+    if (aq_outcome_is_final(&outcome)) return AQ_OK;
+    *error = 0.0;
+    for (uint64_t row = 0; row < trial->rows; row++) *error += trial->errors[row];
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                 aq_error *err) {
+    aq_rotation_trial trial;
+    double plain = -1.0, turned = -1.0;
+    bool usable = true;
+    uint32_t seed = tensor->spec.rotation;
+    if (!seed || aq_dtype_size(tensor->dtype) > sizeof(float)) return AQ_OK;
+    memset(&trial, 0, sizeof(trial));
+    trial.run = run;
+    trial.tensor = *tensor;
+    trial.tensor.spec.states = 256;
+    trial.tensor.spec.fit = AQ_FIT_FAST;
+    trial.tensor.spec.params = AQ_PARAM_F32;
+    trial.tensor.spec.rotation = 0;
+    trial.rows = tensor->rows < AQ_TRELLIS_ROWS ? tensor->rows : AQ_TRELLIS_ROWS;
+    aq_status status = aq_run_factor(run, &trial.tensor, &usable, err);
+    if (status != AQ_OK || !usable) return status;
+    status = aq_trial_open(&trial, err);
+    if (status == AQ_OK) status = aq_trial_load(&trial, scale, err);
+    if (status == AQ_OK) status = aq_trial_error(&trial, 0, &plain, err);
+    if (status == AQ_OK) status = aq_trial_error(&trial, seed, &turned, err);
+    aq_free(run->context, trial.memory, trial.bytes);
+    if (status != AQ_OK || plain < 0.0 || turned < 0.0) return status;
+    tensor->spec.rotation = turned < plain ? seed : 0;
+    tensor->method_detail = turned < plain ? "second moments are known, a rotated input errs less"
+                                           : "second moments are known, a rotated input errs more";
+    return AQ_OK;
+}
+
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/run_rotation.c ---- */
 
 /* ---- begin src/model/run_tensor.c ---- */
 
@@ -34857,9 +35518,9 @@ typedef struct aq_tensor_job {
     uint32_t (*crcs)[AQ_PARTS_MAX];         /* a chunk each */
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
     const float *column_weights;            /* NULL: all columns alike */
-    const aq_factor *factor;                /* NULL: not by GPTQ */
+    const aq_factor *factor;                /* NULL: no feedback, so not by GPTQ */
     const aq_factor *judge;                 /* not by GPTQ, but its output is to be measured */
-    size_t space_offset;                    /* GPTQ's work space in a worker's buffer */
+    size_t space_offset;                    /* work space of GPTQ or a trellis in a worker's buffer */
     double *energies;                       /* GPTQ: [2][rows], signal and error of the output */
     float *scales;                          /* of job->scale */
     size_t scale_count;
@@ -34888,24 +35549,32 @@ typedef struct aq_row_view {
     const unsigned char *in;
     aq_dtype dtype;
     unsigned char *codes, *params, *extra;
+    size_t bad; /* index of a weight that is not finite and so was not rotated; SIZE_MAX: none known */
+    double bad_value;
 } aq_row_view;
 
-/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled. */
+/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled, rows of a rotated
+ * tensor turned. */
 static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
                                 uint64_t chunk_row, uint64_t row, uint64_t rows) {
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
     aq_row_view view;
     view.dtype = job->tensor->dtype;
+    view.bad = SIZE_MAX;
+    view.bad_value = 0.0;
     view.in = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
     view.codes = buffer + job->in_bytes + job->f32_bytes;
     view.params = view.codes + job->code_bytes + (size_t)(skip * job->layout.row_param_bytes);
     view.extra = view.codes + job->code_bytes + job->param_bytes +
                  (size_t)(skip * job->layout.row_extra_bytes);
     view.codes += (size_t)(skip * job->layout.row_code_bytes);
-    if (job->scale.values) {
+    if (job->f32_bytes) {
         float *wide = (float *)(void *)(buffer + job->in_bytes);
         aq_to_f32(job->run->context, view.dtype, view.in, wide, (size_t)(rows * cols));
-        aq_fp8_apply(&job->scale, wide, row, rows, cols);
+        if (job->scale.values) aq_fp8_apply(&job->scale, wide, row, rows, cols);
+        if (aq_spec_rotation(&job->spec))
+            view.bad = aq_rotate_finite(aq_kernels_of(job->run->context), job->spec.rotation, wide,
+                                        (size_t)rows, (size_t)cols, &view.bad_value);
         view.in = (const unsigned char *)wide;
         view.dtype = AQ_DTYPE_F32;
     }
@@ -34930,14 +35599,45 @@ static void aq_judge_rows(aq_tensor_job *job, unsigned char *buffer, const aq_ro
     }
 }
 
+static void aq_view_outcome(const aq_row_view *view, aq_block_outcome *outcome) {
+    memset(outcome, 0, sizeof(*outcome));
+    outcome->not_finite = view->bad != SIZE_MAX;
+    outcome->bad_index = outcome->not_finite ? view->bad : 0;
+    outcome->bad_value = view->bad_value;
+}
+
+/* Rows of a trellis, strip by strip. */
+static void aq_run_strips(const aq_tensor_job *job, const aq_row_view *view, uint64_t rows,
+                          void *space, aq_block_outcome *outcome) {
+    const aq_quant_layout *layout = &job->layout;
+    size_t row_bytes = (size_t)layout->cols * aq_dtype_size(view->dtype);
+    aq_quality total;
+    memset(&total, 0, sizeof(total));
+    aq_view_outcome(view, outcome);
+    for (uint64_t done = 0; done < rows && !aq_outcome_is_final(outcome); done += AQ_TRELLIS_ROWS) {
+        uint64_t count = rows - done < AQ_TRELLIS_ROWS ? rows - done : AQ_TRELLIS_ROWS;
+        aq_trellis_block(job->run->context, &job->spec, view->in + (size_t)done * row_bytes,
+                         view->dtype, count, layout->cols, job->column_weights,
+                         view->codes + (size_t)(done * layout->row_code_bytes),
+                         view->params + (size_t)(done * layout->row_param_bytes), space, outcome);
+        outcome->bad_index += done * layout->cols;
+        aq_quality_add(&total, &outcome->quality);
+    }
+    outcome->quality = total;
+}
+
 /* One block of rows, already read, into the worker's buffers. */
 static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                              uint64_t row, uint64_t rows, aq_error *err) {
     aq_row_view view = aq_view_rows(job, buffer, chunk_row, row, rows);
     aq_block_outcome *outcome = &job->outcomes[row / job->block_rows];
     memset(outcome, 0, sizeof(*outcome));
-    aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows, job->tensor->cols,
-                      job->column_weights, view.codes, view.params, view.extra, outcome);
+    if (job->spec.code == AQ_CODE_TRELLIS)
+        aq_run_strips(job, &view, rows, buffer + job->space_offset, outcome);
+    else
+        aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows,
+                          job->tensor->cols, job->column_weights, view.codes, view.params,
+                          view.extra, outcome);
     aq_status status = aq_outcome_status(job, outcome, row, err);
     if (status == AQ_OK && job->judge) aq_judge_rows(job, buffer, &view, row, rows);
     return status;
@@ -34971,8 +35671,11 @@ static aq_status aq_run_gptq(aq_tensor_job *job, unsigned char *buffer, uint64_t
     aq_output_sums sums;
     sums.signal = job->energies + (size_t)row;
     sums.error = job->energies + (size_t)(job->tensor->rows + row);
-    aq_gptq_block(job->run->context, job->factor, &job->spec, view.in, view.dtype, rows,
-                  view.codes, view.params, view.extra, buffer + job->space_offset, &outcome, &sums);
+    aq_view_outcome(&view, &outcome);
+    if (!outcome.not_finite)
+        aq_gptq_block(job->run->context, job->factor, &job->spec, view.in, view.dtype, rows,
+                      view.codes, view.params, view.extra, buffer + job->space_offset, &outcome,
+                      &sums);
     aq_status status = aq_outcome_status(job, &outcome, row, err);
     if (status == AQ_OK) aq_measure_rows(job, &view, row, rows);
     return status;
@@ -35118,7 +35821,9 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     job->in_bytes = aq_aligned(rows * row_bytes);
     uint64_t wide_rows = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
     if (wide_rows > rows) wide_rows = rows;
-    job->f32_bytes = job->scale.values ? aq_aligned(wide_rows * tensor->cols * 4) : 0;
+    job->f32_bytes = 0;
+    if (job->scale.values || aq_spec_rotation(&job->spec))
+        job->f32_bytes = aq_aligned(wide_rows * tensor->cols * 4);
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
@@ -35128,6 +35833,7 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     if (job->factor || job->judge)
         bytes += aq_gptq_bytes(&job->spec, job->factor ? job->factor : job->judge,
                                rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
+    else bytes += aq_trellis_bytes(&job->spec);
     return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
@@ -35136,7 +35842,7 @@ static bool aq_job_widens(const aq_tensor_job *job) {
     const aq_quant_spec *spec = &job->spec;
     if (job->run->plan->state->container->format == AQ_OUTPUT_COMPRESSED_TENSORS) return false;
     return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC ||
-            spec->code == AQ_CODE_RESIDUAL) &&
+            spec->code == AQ_CODE_RESIDUAL || spec->code == AQ_CODE_TRELLIS) &&
            spec->params != AQ_PARAM_F32;
 }
 
@@ -35167,15 +35873,23 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
 static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error *err) {
     aq_run *run = job->run;
     size_t bytes = (size_t)tensor->rows * 2 * sizeof(double);
-    bool usable = true, gptq = tensor->method == AQ_METHOD_GPTQ;
+    bool possible = aq_gptq_is_possible(run->plan, tensor), usable = true;
+    bool gptq = tensor->method == AQ_METHOD_GPTQ ||
+                (tensor->method == AQ_METHOD_TRELLIS && possible);
     job->factor = job->judge = NULL;
-    job->column_weights = tensor->statistics ? tensor->statistics->pooled_sqmean : NULL;
+    job->column_weights = NULL; /* columns that are mixed have none */
+    if (tensor->statistics && !aq_spec_rotation(&tensor->spec))
+        job->column_weights = tensor->statistics->pooled_sqmean;
     tensor->output_signal = tensor->output_error = 0.0;
-    if (!gptq && !(run->measuring && aq_gptq_is_possible(run->plan, tensor))) return AQ_OK;
-    aq_status status = aq_run_factor(run, tensor, &usable, err);
+    if (!gptq && !(run->measuring && possible)) return AQ_OK;
+    aq_status status = AQ_OK;
+    if (gptq && tensor->spec.code == AQ_CODE_TRELLIS)
+        status = aq_run_rotation(run, tensor, &job->scale, err);
+    job->spec.rotation = tensor->spec.rotation;
+    if (status == AQ_OK) status = aq_run_factor(run, tensor, &usable, err);
     if (status != AQ_OK) return status;
     if (!usable && gptq) {
-        tensor->method = AQ_METHOD_PTQ;
+        if (tensor->method == AQ_METHOD_GPTQ) tensor->method = AQ_METHOD_PTQ;
         tensor->method_detail = "second moments are not positive definite";
     }
     if (!usable) return AQ_OK;
@@ -35344,7 +36058,7 @@ static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *te
     memset(job, 0, sizeof(*job));
     job->run = run;
     job->tensor = tensor;
-    job->block_rows = aq_block_rows(tensor->cols);
+    job->block_rows = aq_spec_block_rows(&tensor->spec, tensor->cols);
     job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
     job->chunk_rows = job->block_rows * run->chunk_blocks;
     if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
@@ -37651,6 +38365,11 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
     if (status != AQ_OK || !row_count || !tensor->cols) return status;
     if (tensor->quantized) {
         const aq_quant_layout *layout = &tensor->layout;
+        if (tensor->spec.code == AQ_CODE_TRELLIS) {
+            aq_trellis_rows(aq_kernels_of(context), &tensor->spec, tensor->codes, tensor->params,
+                            tensor->rows, tensor->cols, first_row, row_count, out);
+            return AQ_OK;
+        }
         aq_dequantize_block(context, &tensor->spec,
                             aq_tensor_row(tensor->codes, first_row, layout->row_code_bytes),
                             aq_tensor_row(tensor->params, first_row, layout->row_param_bytes),
@@ -37662,6 +38381,61 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
                       out, (size_t)(row_count * tensor->cols));
     }
     return AQ_OK;
+}
+
+typedef struct aq_strips_run {
+    const aq_context *context;
+    const aq_tensor *tensor;
+    uint64_t first, count, step; /* rows */
+    aq_dtype dtype;
+    unsigned char *out;
+    float *values; /* workers × step × cols, unless dtype is F32 */
+} aq_strips_run;
+
+static aq_status aq_strips_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_strips_run *run = (const aq_strips_run *)user;
+    const aq_tensor *tensor = run->tensor;
+    uint64_t done = (uint64_t)index * run->step, left = run->count - done;
+    uint64_t rows = left < run->step ? left : run->step;
+    size_t elements = (size_t)(rows * tensor->cols);
+    unsigned char *to = run->out + (size_t)(done * tensor->cols) * aq_dtype_size(run->dtype);
+    float *values = run->values ? run->values + worker * (size_t)(run->step * tensor->cols)
+                                : (float *)(void *)to;
+    (void)err;
+    aq_trellis_rows(aq_kernels_of(run->context), &tensor->spec, tensor->codes, tensor->params,
+                    tensor->rows, tensor->cols, run->first + done, rows, values);
+    if (run->values) aq_from_f32(run->context, run->dtype, values, to, elements);
+    return AQ_OK;
+}
+
+/* Rows of a trellis, which lie in strips and may be rotated. */
+static aq_status aq_tensor_strips(aq_context *context, const aq_tensor *tensor, uint64_t first_row,
+                                  uint64_t row_count, aq_dtype dtype, void *out, aq_error *err) {
+    aq_context local;
+    aq_strips_run run;
+    uint64_t bytes = 0;
+    context = aq_context_resolved(context, &local);
+    run.context = context;
+    run.tensor = tensor;
+    run.first = first_row;
+    run.count = row_count;
+    run.step = row_count < 16 ? row_count : 16;
+    run.dtype = dtype;
+    run.out = (unsigned char *)out;
+    run.values = NULL;
+    uint64_t tasks = row_count / run.step + (row_count % run.step != 0);
+    uint32_t threads = aq_thread_count(context);
+    if (threads > tasks) threads = (uint32_t)tasks;
+    if (dtype != AQ_DTYPE_F32 || (uintptr_t)out % sizeof(float)) {
+        if (!aq_mul_u64(run.step * threads, tensor->cols * sizeof(float), &bytes) || bytes > SIZE_MAX)
+            return aq_fail_memory(err, SIZE_MAX);
+        run.values = (float *)aq_alloc(context, (size_t)bytes);
+        if (!run.values) return aq_fail_memory(err, (size_t)bytes);
+    }
+    aq_status status =
+        aq_parallel_for(context, threads, (size_t)tasks, aq_strips_task, &run, err);
+    aq_free(context, run.values, (size_t)bytes);
+    return status;
 }
 
 ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
@@ -37676,6 +38450,8 @@ ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tens
                               tensor->name, aq_dtype_name(dtype));
     aq_status status = aq_tensor_check_rows(tensor, first_row, row_count, err);
     if (status != AQ_OK || !row_count || !tensor->cols) return status;
+    if (tensor->quantized && tensor->spec.code == AQ_CODE_TRELLIS)
+        return aq_tensor_strips(context, tensor, first_row, row_count, dtype, out, err);
     if (tensor->quantized) {
         const aq_quant_layout *layout = &tensor->layout;
         return aq_dequantize(context, &tensor->spec,

@@ -159,7 +159,7 @@ int main(int argc, char **argv) {
     double *seconds = (double *)malloc(3 * rounds * sizeof *seconds), *peaks = seconds + rounds;
     double *parts = peaks + rounds;
     double useful = 2.0 * (double)n * (double)n * ((double)n / 6.0 + (double)rows / 2.0);
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0, 0};
     aq_quant_layout layout;
     aq_error err;
     uint64_t state = 1;

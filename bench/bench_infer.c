@@ -209,7 +209,7 @@ static void add_ours(uint32_t bits, uint32_t group, size_t tokens, aq_activation
                      aq_isa isa) {
     aq_context *context = NULL;
     aq_quant_layout layout;
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0, 0};
     aq_linear linear;
     char name[64];
     size_t need;

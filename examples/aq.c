@@ -83,7 +83,9 @@ static const flag FLAGS[] = {
     { "--format", "NAME", CONFIGURED | CONVERT, FLAG_FIELD, "format", NULL,
       "native (the default), gguf, compressed-tensors or arrow" },
     { "--method", "NAME", CONFIGURED, FLAG_FIELD, "method", NULL,
-      "auto (the default), ptq, r2q or gptq: how codes are chosen" },
+      "auto (the default), ptq, r2q, gptq or trellis: how codes are chosen" },
+    { "--trellis-states", "N", CONFIGURED, FLAG_FIELD, "trellis_states", NULL,
+      "states of --method trellis: 256, 1024 (the default) or 4096" },
     { "--target-bits", "N", CONFIGURED, FLAG_FIELD, "target_bits", NULL,
       "choose bits by layer: so many stored bits a weight on average" },
     { "--target-size-mb", "N", CONFIGURED, FLAG_FIELD, "target_model_size_mb", NULL,
@@ -2029,14 +2031,15 @@ static void export_layer(FILE *out, const char *prefix, size_t index, const aq_l
     bool packed = layer->quantized, some = layer->rows && layer->cols;
     fputs("    { \"", out);
     export_name(out, layer->name);
-    fprintf(out, "\", %lluu, %lluu, %s,\n      { %s, %s, %u, %u, AQ_FIT_LEAST_SQUARES, %u },",
+    fprintf(out, "\", %lluu, %lluu, %s,\n      { %s, %s, %u, %u, AQ_FIT_LEAST_SQUARES, %u, %u },",
             (unsigned long long)layer->rows, (unsigned long long)layer->cols,
             packed ? "true" : "false",
             packed && layer->spec.code == AQ_CODE_SYMMETRIC ? "AQ_CODE_SYMMETRIC"
             : packed && layer->spec.code == AQ_CODE_TRELLIS ? "AQ_CODE_TRELLIS" : "AQ_CODE_AFFINE",
             params[packed ? layer->spec.params : AQ_PARAM_F16], packed ? layer->spec.bits : 8,
             packed ? layer->spec.group_size : 32,
-            packed && layer->spec.code == AQ_CODE_TRELLIS ? layer->spec.states : 0);
+            packed && layer->spec.code == AQ_CODE_TRELLIS ? layer->spec.states : 0,
+            packed && layer->spec.code == AQ_CODE_TRELLIS ? layer->spec.rotation : 0);
     export_pointer(out, prefix, "codes", index, packed && some);
     export_pointer(out, prefix, "params", index, packed && some);
     export_pointer(out, prefix, "extra", index,

@@ -24,7 +24,7 @@ struct Matrix {
 Matrix quantize(const std::vector<float> &weights, uint64_t rows, uint64_t cols) {
     Matrix out;
     aq_error err;
-    out.spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0};
+    out.spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0, 0};
     check(aq_quantized_size(&out.spec, rows, cols, &out.layout, &err), err);
     out.codes.resize(out.layout.code_bytes);
     out.params.resize(out.layout.param_bytes);

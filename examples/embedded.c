@@ -40,7 +40,7 @@ static void make_layer(void) {
 }
 
 int main(void) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, GROUP, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, GROUP, AQ_FIT_LEAST_SQUARES, 0, 0};
     aq_quant_layout layout;
     aq_quality quality;
     make_layer();

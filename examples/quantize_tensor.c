@@ -22,7 +22,7 @@ static float next_weight(uint32_t *state) {
 }
 
 static aq_status try_bits(uint32_t bits, const float *weights, float *back, aq_error *err) {
-    aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, bits, 128, AQ_FIT_LEAST_SQUARES, 0 };
+    aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, bits, 128, AQ_FIT_LEAST_SQUARES, 0, 0 };
     aq_quant_layout layout;
     aq_quality quality;
     void *codes, *params;

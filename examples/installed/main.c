@@ -8,7 +8,7 @@
 int main(void) {
     float ramp[256];
     unsigned char codes[128], params[8];
-    aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0 };
+    aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0, 0 };
     aq_quality quality;
     aq_error err;
     for (int i = 0; i < 256; i++) ramp[i] = (float)i / 255.0f;

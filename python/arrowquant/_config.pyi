@@ -21,6 +21,7 @@ class DiffusionQuantConfig(_core.Config):
         fit: str = ...,
         parameter_bits: int = ...,
         method: str = ...,
+        trellis_states: int = ...,
         min_sqnr_db: float | None = ...,
         fail_fast: bool = ...,
         time_cut: str = ...,
@@ -92,6 +93,10 @@ class DiffusionQuantConfig(_core.Config):
     def method(self) -> str: ...
     @method.setter
     def method(self, value: str) -> None: ...
+    @property
+    def trellis_states(self) -> int: ...
+    @trellis_states.setter
+    def trellis_states(self, value: int) -> None: ...
     @property
     def min_accuracy(self) -> float: ...
     @min_accuracy.setter

@@ -204,6 +204,8 @@ typedef struct aq_quant_spec {
     uint32_t group_size; /* 32, 64, 128 or 256 */
     aq_fit fit;          /* of aq_quantize; aq_dequantize does not look at it */
     uint32_t states;     /* of a trellis: 256, 1024 or 4096; 0 for other codes */
+    uint32_t rotation;   /* of a trellis: seed of the random rotation of the layer's input, 0: none. See
+                            docs/FORMAT.md */
 } aq_quant_spec;
 
 /* The spec of a block code: its bits and group size, F16 parameters. Other codes: zeros. */
@@ -404,7 +406,9 @@ typedef enum aq_method {
     AQ_METHOD_AUTO, /* in a config: by bits, modality and what statistics there are */
     AQ_METHOD_PTQ,  /* least squares; each column weighted by its mean square, if that is known */
     AQ_METHOD_R2Q,  /* 2 bits: two 1-bit residual steps, w ≈ ±a ± b */
-    AQ_METHOD_GPTQ  /* feedback of rounding errors by second moments, see aq_quantize_gptq */
+    AQ_METHOD_GPTQ, /* feedback of rounding errors by second moments, see aq_quantize_gptq */
+    AQ_METHOD_TRELLIS /* 2 and 4 bits: AQ_CODE_TRELLIS, rows rotated; with feedback where second moments
+                         are known. Native format only; 8 bits are as with auto */
 } aq_method;
 
 typedef enum aq_interpolation {
@@ -481,6 +485,7 @@ typedef struct aq_config {
     aq_modality modality;
     aq_output_format output_format; /* YAML: format */
     aq_method method;
+    uint32_t trellis_states;       /* 256, 1024 or 4096 */
     double target_bits;            /* mean stored bits a weight, see aq_plan_create; NaN: none */
     aq_gguf_type_choice gguf_type;
     uint64_t target_model_size_mb; /* 0: none */
@@ -520,7 +525,7 @@ ARROWQUANT_API aq_status aq_profile_from_name(const char *name, aq_profile *out,
 ARROWQUANT_API const char *aq_profile_name(aq_profile profile);
 ARROWQUANT_API const char *aq_fit_name(aq_fit fit);                /* "least_squares", "fast" */
 ARROWQUANT_API const char *aq_modality_name(aq_modality modality); /* "unknown", "text", … */
-ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", "r2q", "gptq" */
+ARROWQUANT_API const char *aq_method_name(aq_method method); /* "auto", "ptq", … */
 ARROWQUANT_API const char *aq_output_format_name(aq_output_format format); /* "native", "gguf", … */
 ARROWQUANT_API const char *aq_gguf_type_choice_name(aq_gguf_type_choice type); /* "auto", "F32", … */
 

@@ -21,7 +21,7 @@ A COMPLETE PROGRAM (cc -O2 first.c -o first -lpthread -lm)
     int main(void) {
         uint64_t rows = 64, cols = 1024, i;
         aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128,  // INT4, groups of 128
-                               AQ_FIT_LEAST_SQUARES, 0 };
+                               AQ_FIT_LEAST_SQUARES, 0, 0 };
         aq_quant_layout layout;
         aq_quality quality;
         aq_error err;

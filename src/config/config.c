@@ -14,7 +14,7 @@ static const aq_field aq_field_table[AQ_FIELD_COUNT] = {
 static const char *const aq_profile_names[] = {"edge", "local", "cloud"};
 static const char *const aq_modality_names[] = {"unknown", "text", "code", "image", "audio"};
 static const char *const aq_interpolation_names[] = {"linear", "cubic", "sigmoid"};
-static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq"};
+static const char *const aq_method_names[] = {"auto", "ptq", "r2q", "gptq", "trellis"};
 static const char *const aq_output_format_names[] = {"native", "gguf", "compressed-tensors",
                                                      "arrow"};
 static const char *const aq_time_cut_names[] = {"uniform", "optimal"};
@@ -29,7 +29,7 @@ AQ_LIB const char *aq_field_value_name(aq_field_kind kind, unsigned value) {
     if (kind == AQ_KIND_PROFILE && value < 3) return aq_profile_names[value];
     if (kind == AQ_KIND_MODALITY && value < 5) return aq_modality_names[value];
     if (kind == AQ_KIND_INTERPOLATION && value < 3) return aq_interpolation_names[value];
-    if (kind == AQ_KIND_METHOD && value < 4) return aq_method_names[value];
+    if (kind == AQ_KIND_METHOD && value < 5) return aq_method_names[value];
     if (kind == AQ_KIND_OUTPUT_FORMAT && value < 4) return aq_output_format_names[value];
     if (kind == AQ_KIND_TIME_CUT && value < 2) return aq_time_cut_names[value];
     if (kind == AQ_KIND_RANGE && value < 3) return aq_range_names[value];
@@ -142,7 +142,8 @@ AQ_LIB double aq_field_number(const aq_config *config, aq_field_id id) {
     switch (aq_field_table[id].kind) {
     case AQ_KIND_BOOL: return *(const bool *)member ? 1.0 : 0.0;
     case AQ_KIND_INT:
-    case AQ_KIND_BITS: return (double)*(const uint32_t *)member;
+    case AQ_KIND_BITS:
+    case AQ_KIND_STATES: return (double)*(const uint32_t *)member;
     case AQ_KIND_SIZE: return (double)*(const uint64_t *)member;
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: return *(const double *)member;
@@ -165,7 +166,8 @@ AQ_LIB void aq_field_put_number(aq_config *config, aq_field_id id, double number
     switch (aq_field_table[id].kind) {
     case AQ_KIND_BOOL: *(bool *)member = number != 0.0; break;
     case AQ_KIND_INT:
-    case AQ_KIND_BITS: *(uint32_t *)member = (uint32_t)number; break;
+    case AQ_KIND_BITS:
+    case AQ_KIND_STATES: *(uint32_t *)member = (uint32_t)number; break;
     case AQ_KIND_SIZE: *(uint64_t *)member = (uint64_t)number; break;
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: *(double *)member = number; break;

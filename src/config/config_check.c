@@ -22,12 +22,12 @@ static const char *aq_field_names(aq_field_kind kind, char buffer[AQ_RANGE_TEXT]
 
 static const char *aq_field_powers(const aq_field *field, char buffer[AQ_RANGE_TEXT]) {
     size_t used = 0;
-    unsigned value;
+    unsigned value, step = field->kind == AQ_KIND_STATES ? 4u : 2u;
     for (value = (unsigned)field->low; value <= (unsigned)field->high && used < AQ_RANGE_TEXT;
-         value *= 2) {
-        const char *join = value == (unsigned)field->low         ? ""
-                           : value * 2 > (unsigned)field->high ? " or "
-                                                               : ", ";
+         value *= step) {
+        const char *join = value == (unsigned)field->low            ? ""
+                           : value * step > (unsigned)field->high ? " or "
+                                                                  : ", ";
         used += aq_format(buffer + used, AQ_RANGE_TEXT - used, "%s%u", join, value);
     }
     return buffer;
@@ -43,7 +43,8 @@ AQ_LIB const char *aq_field_range(aq_field_id id, char buffer[AQ_RANGE_TEXT]) {
         (void)aq_format(buffer, AQ_RANGE_TEXT, "an integer from %u to %u", (unsigned)field->low,
                         (unsigned)field->high);
         return buffer;
-    case AQ_KIND_BITS: return aq_field_powers(field, buffer);
+    case AQ_KIND_BITS:
+    case AQ_KIND_STATES: return aq_field_powers(field, buffer);
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE:
         (void)aq_format(buffer, AQ_RANGE_TEXT, "a number from %u to %u%s", (unsigned)field->low,
@@ -154,8 +155,11 @@ AQ_LIB bool aq_field_fits(aq_field_id id, double number) {
     unsigned value;
     if (number != number) return field->kind == AQ_KIND_FLOAT_OR_NONE;
     if (!(number >= field->low && number <= field->high)) return false;
-    if (field->kind != AQ_KIND_BITS && field->kind != AQ_KIND_BITS_LIST) return true;
     value = (unsigned)number;
+    if (field->kind == AQ_KIND_STATES && (value & 0x55555555u) == 0) return false;
+    if (field->kind != AQ_KIND_BITS && field->kind != AQ_KIND_BITS_LIST &&
+        field->kind != AQ_KIND_STATES)
+        return true;
     return (value & (value - 1u)) == 0;
 }
 

@@ -8,6 +8,7 @@ static const char *aq_field_type(aq_field_kind kind) {
     case AQ_KIND_BOOL: return "boolean";
     case AQ_KIND_INT:
     case AQ_KIND_BITS:
+    case AQ_KIND_STATES:
     case AQ_KIND_SIZE: return "integer";
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: return "number";

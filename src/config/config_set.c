@@ -28,6 +28,7 @@ static bool aq_assign_number(aq_field_kind kind, const aq_yaml_node *value, doub
         return value->type == AQ_YAML_BOOL;
     case AQ_KIND_INT:
     case AQ_KIND_BITS:
+    case AQ_KIND_STATES:
     case AQ_KIND_SIZE:
         *number = value->number;
         return value->type == AQ_YAML_INT;

@@ -34,8 +34,10 @@
       "how scales are found: a search for the least error, or fast from each group's range")         \
     X(parameter_bits, BITS, parameter_bits, "parameter_bits", 8, 16, 16, 16, 16, "",               \
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
-    X(method, METHOD, method, "method", 0, 3, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
+    X(method, METHOD, method, "method", 0, 4, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
       AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by code and statistics")        \
+    X(trellis_states, STATES, trellis_states, "trellis_states", 256, 4096, 1024, 1024, 1024, "",   \
+      AQ_ERR_CONFIGURATION, "states of method: trellis; more are slower and more accurate")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \
@@ -135,6 +137,7 @@ typedef enum aq_field_kind {
     AQ_KIND_BOOL,
     AQ_KIND_INT,           /* uint32_t */
     AQ_KIND_BITS,          /* uint32_t, a power of two */
+    AQ_KIND_STATES,        /* uint32_t, a power of four */
     AQ_KIND_SIZE,          /* uint64_t */
     AQ_KIND_FLOAT,         /* double */
     AQ_KIND_FLOAT_OR_NONE, /* double, NaN: none */

@@ -110,7 +110,9 @@ enum {
     AQ_NATIVE_SHAPE = 32,
     AQ_NATIVE_METHOD = 64,
     AQ_NATIVE_COSINE = 128,
-    AQ_NATIVE_SQNR = 256
+    AQ_NATIVE_SQNR = 256,
+    AQ_NATIVE_STATES = 1024,
+    AQ_NATIVE_ROTATION = 2048
 };
 
 static unsigned aq_native_field(const aq_json_event *key) {
@@ -119,6 +121,8 @@ static unsigned aq_native_field(const aq_json_event *key) {
     for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (aq_json_is(key, names[i])) return 1u << i;
     }
+    if (aq_json_is(key, "states")) return AQ_NATIVE_STATES;
+    if (aq_json_is(key, "rotation")) return AQ_NATIVE_ROTATION;
     return 0;
 }
 
@@ -139,10 +143,14 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
         return aq_native_bad(parser, tensor->name, "dtype is no float type that is read");
     case AQ_NATIVE_BITS:
     case AQ_NATIVE_GROUP:
+    case AQ_NATIVE_STATES:
+    case AQ_NATIVE_ROTATION:
         if (event->type == AQ_JSON_NUMBER && aq_parse_u64(event->text, event->size, &number) &&
             number <= UINT32_MAX) {
             if (field == AQ_NATIVE_BITS) tensor->spec.bits = (uint32_t)number;
-            else tensor->spec.group_size = (uint32_t)number;
+            else if (field == AQ_NATIVE_GROUP) tensor->spec.group_size = (uint32_t)number;
+            else if (field == AQ_NATIVE_STATES) tensor->spec.states = (uint32_t)number;
+            else tensor->spec.rotation = (uint32_t)number;
             return AQ_OK;
         }
         break;
@@ -159,21 +167,29 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
 static aq_status aq_native_check(const aq_native_parser *parser, aq_native_tensor *tensor,
                                  unsigned fields, unsigned bad) {
     const unsigned always = AQ_NATIVE_CODE | AQ_NATIVE_DTYPE | AQ_NATIVE_SHAPE;
-    const unsigned known = AQ_NATIVE_BITS | AQ_NATIVE_GROUP | AQ_NATIVE_PARAMS;
+    unsigned known = AQ_NATIVE_BITS | AQ_NATIVE_GROUP | AQ_NATIVE_PARAMS;
     if ((fields & always) != always)
         return aq_native_bad(parser, tensor->name, "code, dtype or shape is missing");
     if (!tensor->method) tensor->method = "";
-    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_RESIDUAL; i++) {
+    for (unsigned i = AQ_CODE_AFFINE; i <= AQ_CODE_TRELLIS; i++) {
         if (i == AQ_CODE_ZERO_POINT || strcmp(tensor->code, aq_code_name((aq_code)i)) != 0) continue;
         tensor->spec.code = (aq_code)i;
         tensor->known = true;
     }
     if (!tensor->known) return AQ_OK;
+    if (tensor->spec.code == AQ_CODE_TRELLIS) {
+        known |= AQ_NATIVE_STATES | (fields & AQ_NATIVE_ROTATION);
+    } else {
+        tensor->spec.states = tensor->spec.rotation = 0;
+    }
     if ((fields & known) != known || (bad & known))
-        return aq_native_bad(parser, tensor->name,
-                             "bits, group_size or params is missing or malformed");
+        return aq_native_bad(parser, tensor->name, known & AQ_NATIVE_STATES
+                             ? "bits, group_size, params, states or rotation is missing or malformed"
+                             : "bits, group_size or params is missing or malformed");
     if (aq_spec_check(&tensor->spec, NULL) != AQ_OK)
-        return aq_native_bad(parser, tensor->name, "bits or group_size is out of range");
+        return aq_native_bad(parser, tensor->name, tensor->spec.code == AQ_CODE_TRELLIS
+                                 ? "bits, states, group_size or params is out of range"
+                                 : "bits or group_size is out of range");
     return AQ_OK;
 }
 
@@ -457,14 +473,15 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
     if (!tensor->known)
         return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
                               "%s: tensor %s has the code \"%s\", this library reads \"affine\", "
-                              "\"symmetric\" and \"residual\"; use a newer ArrowQuant", file->path, tensor->name,
-                              tensor->code);
+                              "\"symmetric\", \"residual\" and \"trellis\"; use a newer ArrowQuant",
+                              file->path, tensor->name, tensor->code);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
         return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
                               "%s: tensor %s: its shape overflows 64 bits; quantize the model "
                               "again", file->path, tensor->name);
-    uint64_t values = tensor->spec.code == AQ_CODE_SYMMETRIC ? 1 : 2;
+    bool scale_only = tensor->spec.code == AQ_CODE_SYMMETRIC || tensor->spec.code == AQ_CODE_TRELLIS;
+    uint64_t values = scale_only ? 1 : 2;
     aq_native_part codes = { AQ_CODES_SUFFIX, AQ_DTYPE_I32, 2, { 0, 0, 0 } };
     aq_native_part params = { AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, { 0, 0, 0 } };
     aq_native_part extra = { AQ_EXTRA_SUFFIX, AQ_DTYPE_F16, 2, { 0, 0, 0 } };

@@ -18,6 +18,10 @@ static void aq_native_append_tensor(aq_builder *builder, const aq_native_tensor 
     aq_append_format(builder, ",\"bits\":%u,\"group_size\":%u,\"params\":\"%s\"",
                      tensor->spec.bits, tensor->spec.group_size,
                      aq_param_type_name(tensor->spec.params));
+    if (tensor->spec.code == AQ_CODE_TRELLIS)
+        aq_append_format(builder, ",\"states\":%u", tensor->spec.states);
+    if (aq_spec_rotation(&tensor->spec))
+        aq_append_format(builder, ",\"rotation\":%u", tensor->spec.rotation);
     aq_append_format(builder, ",\"dtype\":\"%s\",\"shape\":[", aq_dtype_name(tensor->dtype));
     for (uint32_t i = 0; i < tensor->rank; i++)
         aq_append_format(builder, i ? ",%llu" : "%llu", (unsigned long long)tensor->shape[i]);
@@ -134,6 +138,7 @@ AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original) {
         "'\"tensors'\":{},'\"crc32'\":{}}\"}";
     static const char tensor[] =
         ",:{'\"code'\":,'\"bits'\":4294967295,'\"group_size'\":4294967295,'\"params'\":'\"F16'\","
+        "'\"states'\":4294967295,'\"rotation'\":4294967295,"
         "'\"dtype'\":'\"F8_E4M3'\",'\"shape'\":[],'\"method'\":,'\"cosine'\":,'\"sqnr_db'\":}";
     static const char checksum[] = ",:'\"00000000'\"";
     uint64_t size = sizeof(whole) + (original ? strlen(original) : 0);

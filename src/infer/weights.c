@@ -37,6 +37,10 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the residual code; dequantize the "
                        "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
     }
+    if (linear->quantized && linear->spec.code == AQ_CODE_TRELLIS) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the trellis code; dequantize the "
+                       "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
+    }
     if (linear->quantized) {
         status = aq_quantized_size(&linear->spec, linear->rows, linear->cols, &out->layout, err);
     } else if (!aq_weights_plain(linear->dtype)) {

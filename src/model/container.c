@@ -47,6 +47,11 @@ AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *e
     return AQ_OK;
 }
 
+AQ_LIB aq_status aq_refuse_trellis(const char *format, aq_error *err) {
+    return aq_fail(err, AQ_ERR_UNSUPPORTED, "method: trellis: %s has no code for it; use format: "
+                   "native, or another method", format);
+}
+
 AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err) {
     const char *detail = tensor->detail;
     aq_quant_spec spec;

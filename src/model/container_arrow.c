@@ -8,6 +8,7 @@
 #ifndef ARROWQUANT_NO_STDIO
 
 static aq_status aq_table_check(aq_plan *plan, aq_error *err) {
+    if (plan->config.method == AQ_METHOD_TRELLIS) return aq_refuse_trellis("the Arrow table", err);
     if (!plan->config.resume) return AQ_OK;
     return aq_fail(err, AQ_ERR_UNSUPPORTED, "resume: a run that writes Arrow cannot be taken up, because "
                    "its finished files go into the table at the end; leave it out");

@@ -25,6 +25,8 @@ static aq_dtype aq_ct_dtype(const aq_plan *plan, const aq_plan_tensor *tensor) {
 }
 
 static aq_status aq_ct_check(aq_plan *plan, aq_error *err) {
+    if (plan->config.method == AQ_METHOD_TRELLIS)
+        return aq_refuse_trellis("compressed-tensors", err);
     if (plan->config.parameter_bits == 8)
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "parameter_bits: compressed-tensors stores scales in "
                        "the model's dtype, not in 8 bits; leave it out");

@@ -62,6 +62,7 @@ static aq_status aq_gguf_check(aq_plan *plan, aq_error *err) {
                            aq_code_name(named), (unsigned)bits, (unsigned)config->bit_width);
         config->bit_width = bits;
     }
+    if (config->method == AQ_METHOD_TRELLIS) return aq_refuse_trellis("GGUF", err);
     if (config->parameter_bits == 8)
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "parameter_bits: GGUF's types have parameters of "
                        "their own; leave it out");

@@ -7,6 +7,7 @@
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_WRITE_RANKS 5u
+#define AQ_ROTATION_SEED 1u /* one is as good as another */
 
 static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                 aq_quant_spec *spec, const char **detail, aq_error *err) {
@@ -14,6 +15,12 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     (void)detail;
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
+    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8) {
+        spec->code = AQ_CODE_TRELLIS;
+        spec->states = plan->config.trellis_states;
+        spec->rotation = AQ_ROTATION_SEED;
+        spec->params = AQ_PARAM_F16;
+    }
     if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
         spec->code = AQ_CODE_RESIDUAL;
         if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
@@ -68,7 +75,8 @@ static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, cons
 static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                        const aq_quant_spec *spec, const aq_quant_layout *layout,
                                        aq_part *parts, size_t *count, aq_error *err) {
-    uint64_t per_group = spec->code == AQ_CODE_SYMMETRIC ? 1 : 2;
+    bool scale_only = spec->code == AQ_CODE_SYMMETRIC || spec->code == AQ_CODE_TRELLIS;
+    uint64_t per_group = scale_only ? 1 : 2;
     aq_part *part = parts;
     (void)plan;
     (void)err;
@@ -297,4 +305,5 @@ AQ_LIB const aq_container *aq_container_native(void) {
 }
 
 #undef AQ_WRITE_RANKS
+#undef AQ_ROTATION_SEED
 #endif /* ARROWQUANT_NO_STDIO */

@@ -71,8 +71,10 @@ static void aq_journal_tensor(aq_builder *line, const aq_plan_tensor *tensor) {
                             tensor->quality.quantized, tensor->quality.error,
                             tensor->quality.max_error, tensor->output_signal,
                             tensor->output_error };
-    aq_append_format(line, "[%u,%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits, (unsigned)tensor->reason,
-                     (unsigned)tensor->spec.params, (unsigned)tensor->method,
+    aq_append_format(line, "[%u,%u,%u,%u,%u,%u,%u,%llu,%llu,%llu", tensor->bits,
+                     (unsigned)tensor->reason, (unsigned)tensor->spec.code,
+                     (unsigned)tensor->spec.params, (unsigned)tensor->spec.rotation,
+                     (unsigned)tensor->method,
                      (tensor->f32_params ? 1u : 0u) | (tensor->wide_params ? 2u : 0u),
                      (unsigned long long)tensor->output_offset,
                      (unsigned long long)tensor->output_bytes,
@@ -159,15 +161,17 @@ static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t
 static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
                                    aq_plan_tensor *tensor) {
     const aq_json_node *node = row->first;
-    uint64_t bits, reason, params, method, flags;
+    uint64_t bits, reason, code, params, rotation, method, flags;
     aq_plan_tensor read = *tensor;
     double *sums[] = { &read.quality.dot, &read.quality.original, &read.quality.quantized,
                        &read.quality.error, &read.quality.max_error, &read.output_signal,
                        &read.output_error };
     if (!aq_journal_number(&node, 16, &bits) ||
         !aq_journal_number(&node, AQ_REASON_BUDGET, &reason) ||
+        !aq_journal_number(&node, AQ_CODE_COUNT - 1, &code) ||
         !aq_journal_number(&node, AQ_PARAM_BF16, &params) ||
-        !aq_journal_number(&node, AQ_METHOD_GPTQ, &method) ||
+        !aq_journal_number(&node, UINT32_MAX, &rotation) ||
+        !aq_journal_number(&node, AQ_METHOD_TRELLIS, &method) ||
         !aq_journal_number(&node, 3, &flags) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_offset) ||
         !aq_journal_number(&node, UINT64_MAX, &read.output_bytes) ||
@@ -182,7 +186,10 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
     if (!why || (bits != 16 && tensor->bits == 16)) return false;
     if (bits < 16) {
         read.spec.bits = (uint32_t)bits;
+        read.spec.code = (aq_code)code;
         read.spec.params = (aq_param_type)params;
+        read.spec.rotation = (uint32_t)rotation;
+        if (read.spec.code != AQ_CODE_TRELLIS) read.spec.states = 0;
     }
     read.bits = (uint32_t)bits;
     read.reason = (aq_reason)reason;

@@ -23,7 +23,7 @@ static uint64_t aq_gptq_layer_bytes(const aq_plan_tensor *tensor) {
 static const char *aq_gptq_obstacle(const aq_plan *plan, const aq_plan_tensor *tensor) {
     uint64_t limit = plan->config.max_memory_limit_mb;
     if (tensor->spec.code != AQ_CODE_AFFINE && tensor->spec.code != AQ_CODE_SYMMETRIC &&
-        tensor->spec.code != AQ_CODE_ZERO_POINT)
+        tensor->spec.code != AQ_CODE_ZERO_POINT && tensor->spec.code != AQ_CODE_TRELLIS)
         return "this code has a search of its own";
     if (!tensor->statistics) return "no statistics";
     if (!tensor->statistics->has_hessian) return "no second moments";
@@ -70,6 +70,15 @@ AQ_LIB void aq_plan_method(const aq_plan *plan, aq_plan_tensor *tensor) {
         obstacle = aq_gptq_obstacle(plan, tensor);
         if (obstacle) aq_method_ptq(tensor, obstacle);
         break;
+    case AQ_METHOD_TRELLIS:
+        if (tensor->spec.code != AQ_CODE_TRELLIS) {
+            aq_method_auto(plan, tensor);
+            break;
+        }
+        tensor->method = AQ_METHOD_TRELLIS;
+        obstacle = aq_gptq_obstacle(plan, tensor);
+        tensor->method_detail = obstacle ? obstacle : "second moments are known";
+        break;
     }
 }
 
@@ -95,6 +104,9 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
     }
     if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
         return AQ_OK;
+    if (config->method == AQ_METHOD_TRELLIS)
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: trellis is for 2 and 4 bits, and no layer is "
+                       "to have these; set bit_width or layer_bits, or use method: auto");
     if (config->method == AQ_METHOD_R2Q)
         return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits in the native format, and "
                        "no layer is to have that; set bit_width or layer_bits, or use method: auto");

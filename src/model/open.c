@@ -5,6 +5,7 @@
 #include "../base/text.h"
 #include "../format/sort.h"
 #include "../quant/quant.h"
+#include "../quant/trellis.h"
 
 #include <math.h>
 
@@ -543,6 +544,11 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
     if (status != AQ_OK || !row_count || !tensor->cols) return status;
     if (tensor->quantized) {
         const aq_quant_layout *layout = &tensor->layout;
+        if (tensor->spec.code == AQ_CODE_TRELLIS) {
+            aq_trellis_rows(aq_kernels_of(context), &tensor->spec, tensor->codes, tensor->params,
+                            tensor->rows, tensor->cols, first_row, row_count, out);
+            return AQ_OK;
+        }
         aq_dequantize_block(context, &tensor->spec,
                             aq_tensor_row(tensor->codes, first_row, layout->row_code_bytes),
                             aq_tensor_row(tensor->params, first_row, layout->row_param_bytes),
@@ -554,6 +560,61 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
                       out, (size_t)(row_count * tensor->cols));
     }
     return AQ_OK;
+}
+
+typedef struct aq_strips_run {
+    const aq_context *context;
+    const aq_tensor *tensor;
+    uint64_t first, count, step; /* rows */
+    aq_dtype dtype;
+    unsigned char *out;
+    float *values; /* workers × step × cols, unless dtype is F32 */
+} aq_strips_run;
+
+static aq_status aq_strips_task(void *user, size_t index, uint32_t worker, aq_error *err) {
+    const aq_strips_run *run = (const aq_strips_run *)user;
+    const aq_tensor *tensor = run->tensor;
+    uint64_t done = (uint64_t)index * run->step, left = run->count - done;
+    uint64_t rows = left < run->step ? left : run->step;
+    size_t elements = (size_t)(rows * tensor->cols);
+    unsigned char *to = run->out + (size_t)(done * tensor->cols) * aq_dtype_size(run->dtype);
+    float *values = run->values ? run->values + worker * (size_t)(run->step * tensor->cols)
+                                : (float *)(void *)to;
+    (void)err;
+    aq_trellis_rows(aq_kernels_of(run->context), &tensor->spec, tensor->codes, tensor->params,
+                    tensor->rows, tensor->cols, run->first + done, rows, values);
+    if (run->values) aq_from_f32(run->context, run->dtype, values, to, elements);
+    return AQ_OK;
+}
+
+/* Rows of a trellis, which lie in strips and may be rotated. */
+static aq_status aq_tensor_strips(aq_context *context, const aq_tensor *tensor, uint64_t first_row,
+                                  uint64_t row_count, aq_dtype dtype, void *out, aq_error *err) {
+    aq_context local;
+    aq_strips_run run;
+    uint64_t bytes = 0;
+    context = aq_context_resolved(context, &local);
+    run.context = context;
+    run.tensor = tensor;
+    run.first = first_row;
+    run.count = row_count;
+    run.step = row_count < 16 ? row_count : 16;
+    run.dtype = dtype;
+    run.out = (unsigned char *)out;
+    run.values = NULL;
+    uint64_t tasks = row_count / run.step + (row_count % run.step != 0);
+    uint32_t threads = aq_thread_count(context);
+    if (threads > tasks) threads = (uint32_t)tasks;
+    if (dtype != AQ_DTYPE_F32 || (uintptr_t)out % sizeof(float)) {
+        if (!aq_mul_u64(run.step * threads, tensor->cols * sizeof(float), &bytes) || bytes > SIZE_MAX)
+            return aq_fail_memory(err, SIZE_MAX);
+        run.values = (float *)aq_alloc(context, (size_t)bytes);
+        if (!run.values) return aq_fail_memory(err, (size_t)bytes);
+    }
+    aq_status status =
+        aq_parallel_for(context, threads, (size_t)tasks, aq_strips_task, &run, err);
+    aq_free(context, run.values, (size_t)bytes);
+    return status;
 }
 
 ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
@@ -568,6 +629,8 @@ ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tens
                               tensor->name, aq_dtype_name(dtype));
     aq_status status = aq_tensor_check_rows(tensor, first_row, row_count, err);
     if (status != AQ_OK || !row_count || !tensor->cols) return status;
+    if (tensor->quantized && tensor->spec.code == AQ_CODE_TRELLIS)
+        return aq_tensor_strips(context, tensor, first_row, row_count, dtype, out, err);
     if (tensor->quantized) {
         const aq_quant_layout *layout = &tensor->layout;
         return aq_dequantize(context, &tensor->spec,

@@ -49,6 +49,7 @@ AQ_LIB aq_quant_spec aq_plan_spec(const aq_config *config, uint32_t bits) {
     spec.bits = bits;
     spec.group_size = config->group_size;
     spec.fit = config->fit;
+    spec.states = spec.rotation = 0;
     return spec;
 }
 

@@ -63,6 +63,7 @@ typedef struct aq_run {
     uint32_t input_shard;    /* whose file is open */
     aq_factor factor;        /* of the second moments in use last */
     const aq_calibration_layer *factor_of; /* NULL: none */
+    uint32_t factor_rotation;
     aq_shard_writer out;
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
@@ -93,6 +94,9 @@ AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err);
 AQ_LIB void aq_run_factor_free(aq_run *run);
+/* model/run_rotation.c: for a trellis with second moments decides tensor->spec.rotation. */
+AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                 aq_error *err);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* Quantizes it with tensor->spec and writes nothing: fills quality, output sums and output_bytes.

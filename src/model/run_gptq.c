@@ -1,5 +1,7 @@
 /* What GPTQ needs of a run: the second moments of a layer's input, factored. Layers with the same input
  * (to_q and to_v) often follow each other, so the last factor is kept. */
+#include "../quant/rotate.h"
+#include "../simd/simd.h"
 #include "run.h"
 
 #ifndef ARROWQUANT_NO_STDIO
@@ -24,7 +26,9 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     size_t n = (size_t)tensor->cols, bytes;
     aq_error failure;
     *usable = true;
-    if (run->factor_of && run->factor_of->owner == layer->owner) return AQ_OK;
+    if (run->factor_of && run->factor_of->owner == layer->owner &&
+        run->factor_rotation == aq_spec_rotation(&tensor->spec))
+        return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
         return aq_fail_memory(err, SIZE_MAX);
@@ -34,9 +38,14 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     aq_status status =
         aq_calibration_hessian(run->context, plan->state->calibration, layer, hessian, err);
     if (status == AQ_OK) {
+        aq_simd_mode mode = aq_simd_mode_enter();
+        aq_rotate_hessian(aq_kernels_of(run->context), aq_spec_rotation(&tensor->spec), hessian, n);
+        aq_simd_mode_leave(mode);
         status = aq_factor_make(run->context, run->threads, hessian, n, &run->factor, &failure);
+        run->factor_rotation = aq_spec_rotation(&tensor->spec);
         if (status == AQ_OK) run->factor_of = layer;
-        else if (status == AQ_ERR_QUANTIZATION && plan->config.method == AQ_METHOD_AUTO)
+        else if (status == AQ_ERR_QUANTIZATION && (plan->config.method == AQ_METHOD_AUTO ||
+                 plan->config.method == AQ_METHOD_TRELLIS))
             *usable = false;
     }
     aq_free(run->context, hessian, bytes);

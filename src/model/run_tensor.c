@@ -4,6 +4,9 @@
  * Every task reads, quantizes and writes its own rows, so reading, computing and writing overlap
  * without queues. A task that meets parameters which do not fit ends the attempt, and the tensor
  * starts again at the same place of the output. */
+#include "../quant/rotate.h"
+#include "../quant/trellis.h"
+#include "../simd/simd.h"
 #include "method.h"
 #include "run.h"
 
@@ -32,9 +35,9 @@ typedef struct aq_tensor_job {
     uint32_t (*crcs)[AQ_PARTS_MAX];         /* a chunk each */
     size_t in_bytes, f32_bytes, code_bytes, param_bytes, extra_bytes; /* buffers of a worker */
     const float *column_weights;            /* NULL: all columns alike */
-    const aq_factor *factor;                /* NULL: not by GPTQ */
+    const aq_factor *factor;                /* NULL: no feedback, so not by GPTQ */
     const aq_factor *judge;                 /* not by GPTQ, but its output is to be measured */
-    size_t space_offset;                    /* GPTQ's work space in a worker's buffer */
+    size_t space_offset;                    /* work space of GPTQ or a trellis in a worker's buffer */
     double *energies;                       /* GPTQ: [2][rows], signal and error of the output */
     float *scales;                          /* of job->scale */
     size_t scale_count;
@@ -63,24 +66,32 @@ typedef struct aq_row_view {
     const unsigned char *in;
     aq_dtype dtype;
     unsigned char *codes, *params, *extra;
+    size_t bad; /* index of a weight that is not finite and so was not rotated; SIZE_MAX: none known */
+    double bad_value;
 } aq_row_view;
 
-/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled. */
+/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled, rows of a rotated
+ * tensor turned. */
 static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
                                 uint64_t chunk_row, uint64_t row, uint64_t rows) {
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
     aq_row_view view;
     view.dtype = job->tensor->dtype;
+    view.bad = SIZE_MAX;
+    view.bad_value = 0.0;
     view.in = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
     view.codes = buffer + job->in_bytes + job->f32_bytes;
     view.params = view.codes + job->code_bytes + (size_t)(skip * job->layout.row_param_bytes);
     view.extra = view.codes + job->code_bytes + job->param_bytes +
                  (size_t)(skip * job->layout.row_extra_bytes);
     view.codes += (size_t)(skip * job->layout.row_code_bytes);
-    if (job->scale.values) {
+    if (job->f32_bytes) {
         float *wide = (float *)(void *)(buffer + job->in_bytes);
         aq_to_f32(job->run->context, view.dtype, view.in, wide, (size_t)(rows * cols));
-        aq_fp8_apply(&job->scale, wide, row, rows, cols);
+        if (job->scale.values) aq_fp8_apply(&job->scale, wide, row, rows, cols);
+        if (aq_spec_rotation(&job->spec))
+            view.bad = aq_rotate_finite(aq_kernels_of(job->run->context), job->spec.rotation, wide,
+                                        (size_t)rows, (size_t)cols, &view.bad_value);
         view.in = (const unsigned char *)wide;
         view.dtype = AQ_DTYPE_F32;
     }
@@ -105,14 +116,45 @@ static void aq_judge_rows(aq_tensor_job *job, unsigned char *buffer, const aq_ro
     }
 }
 
+static void aq_view_outcome(const aq_row_view *view, aq_block_outcome *outcome) {
+    memset(outcome, 0, sizeof(*outcome));
+    outcome->not_finite = view->bad != SIZE_MAX;
+    outcome->bad_index = outcome->not_finite ? view->bad : 0;
+    outcome->bad_value = view->bad_value;
+}
+
+/* Rows of a trellis, strip by strip. */
+static void aq_run_strips(const aq_tensor_job *job, const aq_row_view *view, uint64_t rows,
+                          void *space, aq_block_outcome *outcome) {
+    const aq_quant_layout *layout = &job->layout;
+    size_t row_bytes = (size_t)layout->cols * aq_dtype_size(view->dtype);
+    aq_quality total;
+    memset(&total, 0, sizeof(total));
+    aq_view_outcome(view, outcome);
+    for (uint64_t done = 0; done < rows && !aq_outcome_is_final(outcome); done += AQ_TRELLIS_ROWS) {
+        uint64_t count = rows - done < AQ_TRELLIS_ROWS ? rows - done : AQ_TRELLIS_ROWS;
+        aq_trellis_block(job->run->context, &job->spec, view->in + (size_t)done * row_bytes,
+                         view->dtype, count, layout->cols, job->column_weights,
+                         view->codes + (size_t)(done * layout->row_code_bytes),
+                         view->params + (size_t)(done * layout->row_param_bytes), space, outcome);
+        outcome->bad_index += done * layout->cols;
+        aq_quality_add(&total, &outcome->quality);
+    }
+    outcome->quality = total;
+}
+
 /* One block of rows, already read, into the worker's buffers. */
 static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                              uint64_t row, uint64_t rows, aq_error *err) {
     aq_row_view view = aq_view_rows(job, buffer, chunk_row, row, rows);
     aq_block_outcome *outcome = &job->outcomes[row / job->block_rows];
     memset(outcome, 0, sizeof(*outcome));
-    aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows, job->tensor->cols,
-                      job->column_weights, view.codes, view.params, view.extra, outcome);
+    if (job->spec.code == AQ_CODE_TRELLIS)
+        aq_run_strips(job, &view, rows, buffer + job->space_offset, outcome);
+    else
+        aq_quantize_block(job->run->context, &job->spec, view.in, view.dtype, rows,
+                          job->tensor->cols, job->column_weights, view.codes, view.params,
+                          view.extra, outcome);
     aq_status status = aq_outcome_status(job, outcome, row, err);
     if (status == AQ_OK && job->judge) aq_judge_rows(job, buffer, &view, row, rows);
     return status;
@@ -146,8 +188,11 @@ static aq_status aq_run_gptq(aq_tensor_job *job, unsigned char *buffer, uint64_t
     aq_output_sums sums;
     sums.signal = job->energies + (size_t)row;
     sums.error = job->energies + (size_t)(job->tensor->rows + row);
-    aq_gptq_block(job->run->context, job->factor, &job->spec, view.in, view.dtype, rows,
-                  view.codes, view.params, view.extra, buffer + job->space_offset, &outcome, &sums);
+    aq_view_outcome(&view, &outcome);
+    if (!outcome.not_finite)
+        aq_gptq_block(job->run->context, job->factor, &job->spec, view.in, view.dtype, rows,
+                      view.codes, view.params, view.extra, buffer + job->space_offset, &outcome,
+                      &sums);
     aq_status status = aq_outcome_status(job, &outcome, row, err);
     if (status == AQ_OK) aq_measure_rows(job, &view, row, rows);
     return status;
@@ -293,7 +338,9 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     job->in_bytes = aq_aligned(rows * row_bytes);
     uint64_t wide_rows = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
     if (wide_rows > rows) wide_rows = rows;
-    job->f32_bytes = job->scale.values ? aq_aligned(wide_rows * tensor->cols * 4) : 0;
+    job->f32_bytes = 0;
+    if (job->scale.values || aq_spec_rotation(&job->spec))
+        job->f32_bytes = aq_aligned(wide_rows * tensor->cols * 4);
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
@@ -303,6 +350,7 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     if (job->factor || job->judge)
         bytes += aq_gptq_bytes(&job->spec, job->factor ? job->factor : job->judge,
                                rows < AQ_GPTQ_ROWS ? rows : AQ_GPTQ_ROWS);
+    else bytes += aq_trellis_bytes(&job->spec);
     return aq_run_buffers(job->run, tensor, bytes, workers, err);
 }
 
@@ -311,7 +359,7 @@ static bool aq_job_widens(const aq_tensor_job *job) {
     const aq_quant_spec *spec = &job->spec;
     if (job->run->plan->state->container->format == AQ_OUTPUT_COMPRESSED_TENSORS) return false;
     return (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC ||
-            spec->code == AQ_CODE_RESIDUAL) &&
+            spec->code == AQ_CODE_RESIDUAL || spec->code == AQ_CODE_TRELLIS) &&
            spec->params != AQ_PARAM_F32;
 }
 
@@ -342,15 +390,23 @@ static aq_status aq_job_attempt(aq_tensor_job *job, aq_quality *quality, aq_erro
 static aq_status aq_job_method(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error *err) {
     aq_run *run = job->run;
     size_t bytes = (size_t)tensor->rows * 2 * sizeof(double);
-    bool usable = true, gptq = tensor->method == AQ_METHOD_GPTQ;
+    bool possible = aq_gptq_is_possible(run->plan, tensor), usable = true;
+    bool gptq = tensor->method == AQ_METHOD_GPTQ ||
+                (tensor->method == AQ_METHOD_TRELLIS && possible);
     job->factor = job->judge = NULL;
-    job->column_weights = tensor->statistics ? tensor->statistics->pooled_sqmean : NULL;
+    job->column_weights = NULL; /* columns that are mixed have none */
+    if (tensor->statistics && !aq_spec_rotation(&tensor->spec))
+        job->column_weights = tensor->statistics->pooled_sqmean;
     tensor->output_signal = tensor->output_error = 0.0;
-    if (!gptq && !(run->measuring && aq_gptq_is_possible(run->plan, tensor))) return AQ_OK;
-    aq_status status = aq_run_factor(run, tensor, &usable, err);
+    if (!gptq && !(run->measuring && possible)) return AQ_OK;
+    aq_status status = AQ_OK;
+    if (gptq && tensor->spec.code == AQ_CODE_TRELLIS)
+        status = aq_run_rotation(run, tensor, &job->scale, err);
+    job->spec.rotation = tensor->spec.rotation;
+    if (status == AQ_OK) status = aq_run_factor(run, tensor, &usable, err);
     if (status != AQ_OK) return status;
     if (!usable && gptq) {
-        tensor->method = AQ_METHOD_PTQ;
+        if (tensor->method == AQ_METHOD_GPTQ) tensor->method = AQ_METHOD_PTQ;
         tensor->method_detail = "second moments are not positive definite";
     }
     if (!usable) return AQ_OK;
@@ -519,7 +575,7 @@ static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *te
     memset(job, 0, sizeof(*job));
     job->run = run;
     job->tensor = tensor;
-    job->block_rows = aq_block_rows(tensor->cols);
+    job->block_rows = aq_spec_block_rows(&tensor->spec, tensor->cols);
     job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
     job->chunk_rows = job->block_rows * run->chunk_blocks;
     if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;

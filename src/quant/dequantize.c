@@ -1,5 +1,6 @@
 /* Codes and parameters in, weights out. */
 #include "blocks.h"
+#include "rotate.h"
 #include "trellis.h"
 
 #include "../base/thread.h"
@@ -18,6 +19,7 @@ typedef struct aq_dequantize_run {
     uint8_t *out;
     bool direct; /* F32, aligned: decoded in place */
     bool stream; /* F32, past the caches; rows aligned to 16 bytes in place */
+    float *lines; /* of rotated rows that are not direct: one row a thread */
     uint64_t block_rows;
 } aq_dequantize_run;
 
@@ -99,8 +101,20 @@ static void aq_dequantize_row(const aq_dequantize_run *run, uint64_t row, uint8_
     }
 }
 
+/* One row of a rotated strip, which is turned back as a whole. */
+static void aq_dequantize_turned(const aq_dequantize_run *run, aq_trellis_part *part, uint32_t worker,
+                                 uint8_t *to) {
+    float *line = run->lines + worker * part->cols;
+    part->begin = 0;
+    part->count = part->cols;
+    aq_trellis_decode(run->kernels, &run->spec, part, line, part->cols);
+    aq_rotate_back(run->kernels, run->spec.rotation, line, 1, part->cols);
+    aq_dequantize_put(run, line, part->cols, to);
+}
+
 /* Rows of a trellis, whole strips. */
-static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, uint64_t rows,
+                                 uint32_t worker) {
     float decoded[AQ_TILE_WEIGHTS];
     const size_t size = aq_dtype_size(run->dtype);
     aq_trellis_part part;
@@ -115,13 +129,18 @@ static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, u
         if (run->direct) {
             part.rows = part.height;
             part.count = part.cols;
-            aq_trellis_decode(run->kernels, &run->spec, &part,
-                              (float *)(void *)run->out + (size_t)at * part.cols, part.cols);
+            float *out = (float *)(void *)run->out + (size_t)at * part.cols;
+            aq_trellis_decode(run->kernels, &run->spec, &part, out, part.cols);
+            aq_rotate_back(run->kernels, run->spec.rotation, out, part.height, part.cols);
             continue;
         }
         for (part.first = 0; part.first < part.height; part.first++) {
             uint8_t *to = run->out + ((size_t)at + part.first) * part.cols * size;
             part.rows = 1;
+            if (run->lines) {
+                aq_dequantize_turned(run, &part, worker, to);
+                continue;
+            }
             for (part.begin = 0; part.begin < part.cols; part.begin += part.count) {
                 size_t left = part.cols - part.begin;
                 part.count = left < AQ_TILE_WEIGHTS ? left : AQ_TILE_WEIGHTS;
@@ -132,12 +151,13 @@ static void aq_dequantize_strips(const aq_dequantize_run *run, uint64_t first, u
     }
 }
 
-static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows) {
+static void aq_dequantize_rows(const aq_dequantize_run *run, uint64_t first, uint64_t rows,
+                               uint32_t worker) {
     size_t row_bytes = (size_t)run->layout.cols * aq_dtype_size(run->dtype);
     aq_simd_mode mode = aq_simd_mode_enter();
     uint64_t row;
     if (run->spec.code == AQ_CODE_TRELLIS && row_bytes) {
-        aq_dequantize_strips(run, first, rows);
+        aq_dequantize_strips(run, first, rows, worker);
         rows = 0;
     }
     for (row = first; row < first + rows && row_bytes; row++) {
@@ -160,7 +180,9 @@ static void aq_dequantize_run_init(aq_dequantize_run *run, const aq_context *con
     run->extra = (const uint8_t *)extra;
     run->dtype = dtype;
     run->out = (uint8_t *)out;
-    run->stream = run->kernels->stream != NULL && dtype == AQ_DTYPE_F32 &&
+    run->lines = NULL;
+    run->spec.rotation = aq_spec_rotation(spec);
+    run->stream = run->kernels->stream != NULL && dtype == AQ_DTYPE_F32 && !run->spec.rotation &&
                   run->layout.rows * run->layout.cols >= AQ_STREAM_WEIGHTS;
     run->direct = dtype == AQ_DTYPE_F32 && (uintptr_t)out % sizeof(float) == 0 && !run->stream;
     run->block_rows = aq_spec_block_rows(spec, run->layout.cols);
@@ -172,17 +194,16 @@ AQ_LIB void aq_dequantize_block(const aq_context *context, const aq_quant_spec *
     aq_dequantize_run run;
     if (aq_quantized_size(spec, rows, cols, &run.layout, NULL) == AQ_OK) {
         aq_dequantize_run_init(&run, context, spec, codes, params, extra, AQ_DTYPE_F32, out);
-        aq_dequantize_rows(&run, 0, rows);
+        aq_dequantize_rows(&run, 0, rows, 0);
     }
 }
 
 static aq_status aq_dequantize_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     const aq_dequantize_run *run = (const aq_dequantize_run *)user;
     uint64_t first = (uint64_t)index * run->block_rows;
-    (void)worker;
     (void)err;
     aq_dequantize_rows(run, first, run->layout.rows - first < run->block_rows
-                                       ? run->layout.rows - first : run->block_rows);
+                                       ? run->layout.rows - first : run->block_rows, worker);
     return AQ_OK;
 }
 
@@ -215,6 +236,8 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
     aq_dequantize_run run;
     aq_status status = aq_quantized_size(spec, rows, cols, &run.layout, err);
     uint64_t blocks;
+    uint32_t threads;
+    size_t line_bytes = 0;
     if (status != AQ_OK) {
         return status;
     }
@@ -224,8 +247,17 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
         return status;
     }
     blocks = rows / run.block_rows + (rows % run.block_rows != 0);
-    return aq_parallel_for(context, aq_thread_count(context), (size_t)blocks, aq_dequantize_task,
-                           &run, err);
+    threads = aq_thread_count(context);
+    if (run.spec.rotation && !run.direct) {
+        line_bytes = (size_t)cols * sizeof(float) * threads;
+        run.lines = (float *)aq_alloc(context, line_bytes);
+        if (!run.lines) {
+            return aq_fail_memory(err, line_bytes);
+        }
+    }
+    status = aq_parallel_for(context, threads, (size_t)blocks, aq_dequantize_task, &run, err);
+    aq_free(context, run.lines, line_bytes);
+    return status;
 }
 
 #undef AQ_STREAM_WEIGHTS

@@ -2,23 +2,10 @@
  * of each taken out of the columns that follow. The parameters of a group are fixed beforehand, by
  * weighted least squares, and belong to the columns as they lie in the layer, so that readers need no
  * index of groups. */
-#include "gptq.h"
+#include "gptq_space.h"
 
 #include "blocks.h"
-#include "linear.h"
-#include "tile.h"
-
-/* The work space of some rows. Rows are filled up to whole panels by zeros. */
-typedef struct aq_gptq_space {
-    size_t rows, panels, wide; /* wide: rows as panels have them */
-    size_t groups;
-    float *x, *sums;     /* [panels][padded][32] */
-    float *scale, *min;  /* [groups][wide] */
-    float *line, *other; /* [n] */
-    uint8_t *codes;      /* [places][wide], then */
-    uint8_t *flat;       /* [n], the codes of a row */
-    double *energy;      /* [wide] */
-} aq_gptq_space;
+#include "trellis.h"
 
 static size_t aq_space_groups(const aq_quant_spec *spec, const aq_factor *factor) {
     return (factor->n + spec->group_size - 1) / spec->group_size;
@@ -33,10 +20,10 @@ AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const aq_factor *factor
     uint64_t groups = aq_space_groups(spec, factor);
     return 64 + 2 * wide * padded * sizeof(float) + 2 * wide * groups * sizeof(float) +
            2 * aq_space_round(factor->n * sizeof(float)) + wide * padded +
-           aq_space_round(factor->n) + wide * sizeof(double);
+           aq_space_round(factor->n) + wide * sizeof(double) + aq_trellis_sweep_bytes(spec, wide);
 }
 
-static void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
+AQ_LIB void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
                           uint64_t rows, void *memory) {
     size_t line = (size_t)aq_space_round(factor->n * sizeof(float)) / sizeof(float);
     space->rows = (size_t)rows;
@@ -52,6 +39,7 @@ static void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const
     space->energy = (double *)(void *)(space->other + line);
     space->codes = (uint8_t *)(space->energy + space->wide);
     space->flat = space->codes + space->wide * factor->padded;
+    space->rest = space->flat + (size_t)aq_space_round(factor->n);
 }
 
 /* ---- rows into panels */
@@ -77,7 +65,7 @@ static void aq_space_clear(aq_gptq_space *space, const aq_factor *factor) {
     }
 }
 
-static void aq_space_weights(const aq_context *context, aq_gptq_space *space,
+AQ_LIB void aq_space_weights(const aq_context *context, aq_gptq_space *space,
                              const aq_factor *factor, const void *weights, aq_dtype dtype) {
     size_t row, row_bytes = factor->n * aq_dtype_size(dtype);
     const struct aq_kernels *kernels = aq_kernels_of(context);
@@ -89,8 +77,7 @@ static void aq_space_weights(const aq_context *context, aq_gptq_space *space,
     }
 }
 
-/* Goes through the columns and hands the rows' energies to `out`. */
-static void aq_space_sweep(const aq_context *context, aq_gptq_space *space,
+AQ_LIB void aq_space_sweep(const aq_context *context, aq_gptq_space *space,
                            const aq_factor *factor, const aq_rounding *rounding, double *out) {
     size_t row;
     memset(space->energy, 0, space->wide * sizeof *space->energy);
@@ -193,6 +180,11 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_gptq_space work;
     aq_nearest nearest;
     aq_rounding rounding;
+    if (spec->code == AQ_CODE_TRELLIS) {
+        aq_gptq_strip(context, factor, spec, weights, dtype, rows, codes, params, space, outcome,
+                      sums);
+        return;
+    }
     aq_quantize_block(context, spec, weights, dtype, rows, factor->n, factor->diagonal, codes,
                       params, extra, outcome);
     if (aq_outcome_is_final(outcome) ||
@@ -215,6 +207,20 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_simd_mode_leave(mode);
 }
 
+static void aq_output_strip_row(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                                uint64_t height, size_t cols, size_t row, const void *codes,
+                                const void *params, float *out) {
+    aq_trellis_part part;
+    part.codes = (const uint8_t *)codes;
+    part.params = (const uint8_t *)params;
+    part.height = (size_t)height;
+    part.cols = part.count = cols;
+    part.first = row;
+    part.rows = 1;
+    part.begin = 0;
+    aq_trellis_decode(kernels, spec, &part, out, cols);
+}
+
 AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
                             const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                             uint64_t rows, const void *codes, const void *params,
@@ -235,11 +241,15 @@ AQ_LIB void aq_output_block(const aq_context *context, const aq_factor *factor,
     for (row = 0; row < work.rows; row++) {
         size_t extra_at = row * (size_t)layout.row_extra_bytes;
         aq_widen(kernels, dtype, (const uint8_t *)weights + row * row_bytes, work.line, factor->n);
-        aq_dequantize_block(context, spec,
-                            (const uint8_t *)codes + row * (size_t)layout.row_code_bytes,
-                            (const uint8_t *)params + row * (size_t)layout.row_param_bytes,
-                            layout.extra_bytes ? (const uint8_t *)extra + extra_at : NULL, 1,
-                            factor->n, work.other);
+        if (spec->code == AQ_CODE_TRELLIS) {
+            aq_output_strip_row(kernels, spec, rows, factor->n, row, codes, params, work.other);
+        } else {
+            aq_dequantize_block(context, spec,
+                                (const uint8_t *)codes + row * (size_t)layout.row_code_bytes,
+                                (const uint8_t *)params + row * (size_t)layout.row_param_bytes,
+                                layout.extra_bytes ? (const uint8_t *)extra + extra_at : NULL, 1,
+                                factor->n, work.other);
+        }
         for (i = 0; i < factor->n; i++) {
             work.line[i] = work.other[i] - work.line[i];
         }
@@ -280,6 +290,10 @@ AQ_LIB void aq_measure_block(const aq_context *context, const aq_quant_spec *spe
     }
     param_bytes = (size_t)(layout.row_param_bytes / layout.groups);
     aq_simd_mode mode = aq_simd_mode_enter();
+    if (spec->code == AQ_CODE_TRELLIS) {
+        aq_trellis_measure(kernels, spec, weights, dtype, rows, cols, codes, params, quality);
+        rows = 0;
+    }
     for (row = 0; row < rows; row++) {
         const uint8_t *from = (const uint8_t *)weights + (size_t)(row * cols) * size;
         const uint8_t *code = (const uint8_t *)codes + (size_t)(row * layout.row_code_bytes);

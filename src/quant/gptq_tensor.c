@@ -3,6 +3,8 @@
 #include "gptq.h"
 #include "linear.h"
 #include "tile.h"
+#include "rotate.h"
+#include "trellis.h"
 
 #include "../base/thread.h"
 
@@ -15,6 +17,7 @@ typedef struct aq_gptq_run {
     const uint8_t *weights;
     uint8_t *codes, *params, *extra;
     bool measure_only;
+    float *rotated;  /* the weights, when they are to be */
     uint64_t chunk_rows;
     size_t chunks;
     unsigned char *spaces;  /* a worker each */
@@ -54,7 +57,7 @@ static aq_status aq_gptq_task(void *user, size_t index, uint32_t worker, aq_erro
 static aq_status aq_gptq_quality_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     aq_gptq_run *run = (aq_gptq_run *)user;
     const aq_quant_layout *layout = &run->layout;
-    uint64_t block = aq_block_rows(layout->cols), first = (uint64_t)index * block;
+    uint64_t block = aq_spec_block_rows(&run->spec, layout->cols), first = (uint64_t)index * block;
     uint64_t rows = layout->rows - first < block ? layout->rows - first : block;
     size_t row_bytes = (size_t)layout->cols * aq_dtype_size(run->dtype);
     (void)worker;
@@ -76,7 +79,8 @@ static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, con
     const aq_quant_layout *layout = &run->layout;
     uint64_t bytes = 0, square = 0;
     if (run->spec.code != AQ_CODE_AFFINE && run->spec.code != AQ_CODE_SYMMETRIC &&
-        run->spec.code != AQ_CODE_ZERO_POINT && !run->measure_only) {
+        run->spec.code != AQ_CODE_ZERO_POINT && run->spec.code != AQ_CODE_TRELLIS &&
+        !run->measure_only) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: the code %s has a search of its own; use "
                        "aq_quantize", function, aq_code_name(run->spec.code));
     }
@@ -105,8 +109,11 @@ static aq_status aq_gptq_check(const aq_gptq_run *run, const float *hessian, con
 
 /* Rows at once: enough that the factor is read seldom, few enough that all threads have some. It
  * depends on the shape alone. */
-static uint64_t aq_gptq_chunk_rows(uint64_t rows) {
+static uint64_t aq_gptq_chunk_rows(const aq_quant_spec *spec, uint64_t rows) {
     uint64_t part = (rows / 8 + AQ_PANEL) / AQ_PANEL * AQ_PANEL;
+    if (spec->code == AQ_CODE_TRELLIS) {
+        return AQ_TRELLIS_ROWS;
+    }
     return part < AQ_GPTQ_ROWS ? part : AQ_GPTQ_ROWS;
 }
 
@@ -114,9 +121,9 @@ static uint64_t aq_gptq_chunk_rows(uint64_t rows) {
 
 static aq_status aq_gptq_open(aq_context *context, aq_gptq_run *run, bool energies,
                               aq_error *err) {
-    uint64_t rows = run->layout.rows, block = aq_block_rows(run->layout.cols);
+    uint64_t rows = run->layout.rows, block = aq_spec_block_rows(&run->spec, run->layout.cols);
     size_t blocks = (size_t)((rows - 1) / block + 1), count;
-    run->chunk_rows = aq_gptq_chunk_rows(rows);
+    run->chunk_rows = aq_gptq_chunk_rows(&run->spec, rows);
     run->chunks = (size_t)((rows - 1) / run->chunk_rows + 1);
     run->workers = aq_thread_count(context);
     run->workers = run->workers > run->chunks ? (uint32_t)run->chunks : run->workers;
@@ -139,6 +146,10 @@ static void aq_gptq_close(aq_context *context, aq_gptq_run *run) {
     aq_free(context, run->spaces, run->workers * run->space_bytes);
     aq_free(context, run->outcomes, run->outcome_count * sizeof *run->outcomes);
     aq_free(context, run->energies, 2 * (size_t)run->layout.rows * sizeof(double));
+    if (run->rotated) {
+        aq_free(context, run->rotated,
+                (size_t)(run->layout.rows * run->layout.cols) * sizeof(float));
+    }
     aq_factor_free(&run->factor);
 }
 
@@ -157,7 +168,7 @@ static void aq_gptq_energies(const aq_gptq_run *run, aq_gptq_result *result) {
 
 static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq_result *result,
                                   aq_error *err) {
-    uint64_t block = aq_block_rows(run->layout.cols);
+    uint64_t block = aq_spec_block_rows(&run->spec, run->layout.cols);
     size_t i, blocks = (size_t)((run->layout.rows - 1) / block + 1);
     for (i = 0; i < run->chunks && !run->measure_only; i++) {
         if (aq_outcome_is_final(&run->outcomes[i])) {
@@ -177,11 +188,39 @@ static aq_status aq_gptq_outcomes(aq_context *context, aq_gptq_run *run, aq_gptq
     return status;
 }
 
+/* The factor of the Hessian, of the rotated input if it is to be. */
+static aq_status aq_gptq_factor(aq_context *context, aq_gptq_run *run, const float *hessian,
+                                aq_error *err) {
+    size_t n = (size_t)run->layout.cols, bytes = n * n * sizeof(float);
+    uint32_t threads = aq_thread_count(context), seed = aq_spec_rotation(&run->spec);
+    float *turned;
+    aq_status status;
+    if (!seed) {
+        return aq_factor_make(context, threads, hessian, n, &run->factor, err);
+    }
+    turned = (float *)aq_alloc(context, bytes);
+    if (!turned) {
+        return aq_fail_memory(err, bytes);
+    }
+    memcpy(turned, hessian, bytes);
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_rotate_hessian(aq_kernels_of(context), seed, turned, n);
+    aq_simd_mode_leave(mode);
+    status = aq_factor_make(context, threads, turned, n, &run->factor, err);
+    aq_free(context, turned, bytes);
+    return status;
+}
+
 static aq_status aq_gptq_run_all(aq_context *context, aq_gptq_run *run, const float *hessian,
                                  aq_gptq_result *result, aq_error *err) {
-    aq_status status = aq_factor_make(context, aq_thread_count(context), hessian,
-                                      (size_t)run->layout.cols, &run->factor, err);
+    aq_status status = aq_gptq_factor(context, run, hessian, err);
     run->context = context;
+    if (status == AQ_OK && aq_spec_rotation(&run->spec)) {
+        status = aq_rotated_weights(context, &run->spec, run->weights, run->dtype,
+                                    run->layout.rows, run->layout.cols, &run->rotated, err);
+        run->weights = (const uint8_t *)run->rotated;
+        run->dtype = AQ_DTYPE_F32;
+    }
     if (status == AQ_OK) {
         status = aq_gptq_open(context, run, result != NULL, err);
     }

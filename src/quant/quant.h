@@ -61,6 +61,8 @@ AQ_LIB aq_context *aq_context_resolved(aq_context *context, aq_context *local);
 /* NULL, or finite and not negative: else AQ_ERR_ARGUMENT naming the column. */
 AQ_LIB aq_status aq_column_weights_check(const float *weights, uint64_t cols, aq_error *err);
 
+/* The seed of a rotation, 0: none. Other codes than a trellis have none, whatever stands there. */
+AQ_LIB uint32_t aq_spec_rotation(const aq_quant_spec *spec);
 AQ_LIB bool aq_code_is_block(aq_code code);
 /* Weights and bytes of a block of a block code. */
 AQ_LIB uint32_t aq_block_weights(aq_code code);

@@ -1,5 +1,6 @@
 /* Weights in, codes and parameters out: rows of a block, then blocks over threads. */
 #include "blocks.h"
+#include "rotate.h"
 #include "trellis.h"
 
 #include "../base/thread.h"
@@ -258,6 +259,7 @@ typedef struct aq_quantize_run {
     uint64_t block_rows, first_block;
     const aq_context *context;
     uint8_t *spaces;    /* of a trellis, one a thread */
+    float *rotated;     /* the weights, when they are to be */
     size_t space_bytes;
     aq_block_outcome outcomes[AQ_WAVE_BLOCKS];
 } aq_quantize_run;
@@ -412,10 +414,20 @@ static aq_status aq_quantize_waves(aq_context *context, aq_quantize_run *run, aq
     return AQ_OK;
 }
 
-/* Work space for each thread. */
+/* Work space for each thread, and the weights in the basis that is coded. */
 static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *run,
                                     aq_error *err) {
     size_t bytes = 0;
+    if (aq_spec_rotation(&run->job.spec)) {
+        aq_status status = aq_rotated_weights(context, &run->job.spec, run->weights,
+                                              run->job.dtype, run->layout.rows, run->layout.cols,
+                                              &run->rotated, err);
+        if (status != AQ_OK) {
+            return status;
+        }
+        run->weights = (const uint8_t *)run->rotated;
+        run->job.dtype = AQ_DTYPE_F32;
+    }
     if (!aq_mul_size(run->space_bytes, aq_thread_count(context), &bytes)) {
         return aq_fail_memory(err, run->space_bytes);
     }
@@ -443,6 +455,7 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
     run.block_rows = aq_spec_block_rows(spec, cols);
     run.context = context;
     run.spaces = NULL;
+    run.rotated = NULL;
     run.space_bytes = (size_t)aq_trellis_bytes(spec);
     status = aq_quantize_check(&run, err);
     if (status != AQ_OK) {
@@ -457,6 +470,9 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
     }
     if (run.spaces) {
         aq_free(context, run.spaces, run.space_bytes * aq_thread_count(context));
+    }
+    if (run.rotated) {
+        aq_free(context, run.rotated, (size_t)(rows * cols) * sizeof(float));
     }
     if (status == AQ_OK && quality) {
         *quality = total;

@@ -3,6 +3,10 @@
 
 #include "../simd/simd.h"
 
+AQ_LIB uint32_t aq_spec_rotation(const aq_quant_spec *spec) {
+    return spec->code == AQ_CODE_TRELLIS ? spec->rotation : 0u;
+}
+
 /* Word k of the signs that belong to a seed. */
 static uint64_t aq_rotate_word(uint32_t seed, uint64_t k) {
     uint64_t z = seed + (k + 1) * UINT64_C(0x9E3779B97F4A7C15);
@@ -54,6 +58,21 @@ AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, floa
     }
 }
 
+AQ_LIB size_t aq_rotate_finite(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                               size_t n, double *value) {
+    size_t i;
+    for (i = 0; i < rows * n; i++) {
+        if ((aq_simd_bits(x[i]) & 0x7F800000u) == 0x7F800000u) {
+            *value = (double)x[i];
+            return i;
+        }
+    }
+    aq_simd_mode mode = aq_simd_mode_enter();
+    aq_rotate_rows(kernels, seed, x, rows, n);
+    aq_simd_mode_leave(mode);
+    return SIZE_MAX;
+}
+
 AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
                            size_t n) {
     float scale;
@@ -86,6 +105,9 @@ AQ_LIB void aq_rotate_hessian(const struct aq_kernels *kernels, uint32_t seed, f
     for (i = 0; i < n; i++) {
         for (j = 0; j < i; j++) {
             hessian[i * n + j] = hessian[j * n + i];
+        }
+        if (hessian[i * (n + 1)] < 0.0f) { /* of an input that is always 0: rounding */
+            hessian[i * (n + 1)] = 0.0f;
         }
     }
 }

@@ -24,6 +24,10 @@ extern "C" {
  * order of the kernel, the same bits on every ISA. The caller sets the floating-point mode. */
 AQ_LIB void aq_rotate_rows(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
                            size_t n);
+/* The same for weights that may be anything: SIZE_MAX, or the index of a NaN or infinity and the value;
+ * then nothing is rotated. Sets the floating-point mode itself. */
+AQ_LIB size_t aq_rotate_finite(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
+                               size_t n, double *value);
 /* The inverse, to rounding. */
 AQ_LIB void aq_rotate_back(const struct aq_kernels *kernels, uint32_t seed, float *x, size_t rows,
                            size_t n);

@@ -4,7 +4,8 @@
  * AQ_TRELLIS_ROWS. Its codes are its rows' row_code_bytes together: column c of a strip of T rows holds
  * the bits c·T·bits … (c + 1)·T·bits − 1 of them, LSB first, the rest is 0. See simd/trellis.h for what
  * they mean. Parameters lie as those of other codes: one scale a row and group of columns, so that
- * w = scale·value. Any T is allowed; a scale is 0 where a group of a row is all zeros. */
+ * w = scale·value, after the rotation if there is one (rotate.h): what codes and measures blocks and
+ * strips here takes weights that are rotated already. Any T is allowed; a scale is 0 where a group of a row is all zeros. */
 #ifndef AQ_TRELLIS_H
 #define AQ_TRELLIS_H
 
@@ -85,6 +86,15 @@ AQ_LIB void aq_trellis_decode(const struct aq_kernels *kernels, const aq_quant_s
                               const aq_trellis_part *part, float *out, size_t stride);
 /* A row's scale of one group. */
 AQ_LIB float aq_trellis_stored(const aq_quant_spec *spec, const uint8_t *row_params, size_t group);
+/* Rows first … of a tensor [rows, cols] whose codes and parameters begin there, in its own basis: the
+ * rotation undone (trellis_rows.c). */
+AQ_LIB void aq_trellis_rows(const struct aq_kernels *kernels, const aq_quant_spec *spec,
+                            const void *codes, const void *params, uint64_t rows, uint64_t cols,
+                            uint64_t first, uint64_t count, float *out);
+/* The weights as F32 in the basis that is coded; to be freed, rows·cols·4 bytes. */
+AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_spec *spec,
+                                    const void *weights, aq_dtype dtype, uint64_t rows,
+                                    uint64_t cols, float **out, aq_error *err);
 /* As aq_measure_block: whole strips. */
 AQ_LIB void aq_trellis_measure(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                                const void *weights, aq_dtype dtype, uint64_t rows, uint64_t cols,

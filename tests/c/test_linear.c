@@ -246,7 +246,7 @@ TEST(extremes) {
     uint64_t state = 3;
     size_t b, i, kind;
     for (b = 0; b < 3; b++) {
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 256, AQ_FIT_LEAST_SQUARES, 0};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 256, AQ_FIT_LEAST_SQUARES, 0, 0};
         aq_activation activation = {AQ_ACTIVATION_STATIC, 1.0f, 0};
         layer l;
         spec.bits = widths[b];
@@ -274,7 +274,7 @@ TEST(extremes) {
 /* What is not a number or not finite in a token shows in its results and in no other's. */
 TEST(not_finite) {
     const float bad[] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0, 0};
     uint64_t state = 11;
     float x[4 * 100], y[4 * 18];
     size_t i, kind, type;
@@ -316,7 +316,7 @@ TEST(dtypes) {
     size_t i, type;
     for (type = 0; type < 2; type++) {
         const aq_dtype dtype = type ? AQ_DTYPE_F16 : AQ_DTYPE_BF16;
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 64, AQ_FIT_LEAST_SQUARES, 0};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 64, AQ_FIT_LEAST_SQUARES, 0, 0};
         layer l;
         make_layer(&l, 9, 70, spec, 3, &state);
         for (i = 0; i < 3 * 70; i++) {
@@ -358,7 +358,7 @@ TEST(dtypes) {
 }
 
 TEST(refuses) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_Q8, 4, 64, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_Q8, 4, 64, AQ_FIT_LEAST_SQUARES, 0, 0};
     aq_activation activation = {AQ_ACTIVATION_STATIC, 0.0f, 0};
     uint64_t state = 9;
     float x[128], y[16];
@@ -407,7 +407,7 @@ TEST(refuses) {
 }
 
 TEST(empty_layers) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0, 0};
     uint64_t state = 2;
     float x[4] = {1, 2, 3, 4}, y[8];
     size_t type;
@@ -487,7 +487,7 @@ TEST(convolutions) {
     uint64_t state = 21;
     size_t round, i;
     for (round = 0; round < 30; round++) {
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 32, AQ_FIT_LEAST_SQUARES, 0};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 32, AQ_FIT_LEAST_SQUARES, 0, 0};
         aq_conv2d conv;
         picture p;
         layer l;
@@ -518,7 +518,7 @@ TEST(convolutions) {
 }
 
 TEST(convolutions_refuse) {
-    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 32, AQ_FIT_LEAST_SQUARES, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 16, 32, AQ_FIT_LEAST_SQUARES, 0, 0};
     uint64_t height, width, state = 1;
     aq_conv2d conv;
     layer l;

@@ -167,15 +167,15 @@ TEST(an_unknown_code_is_named_when_it_is_needed) {
     const aq_st_tensor *parts[3];
     bool present;
     aq_error err;
-    CHECK_STATUS(read_json(W("\"code\":\"trellis\",\"bits\":1.5,\"params\":[\"x\"],"
+    CHECK_STATUS(read_json(W("\"code\":\"lattice\",\"bits\":1.5,\"params\":[\"x\"],"
                              "\"dtype\":\"F32\",\"shape\":[4,5]"), &present, &native, NULL), AQ_OK);
     CHECK(!native.tensors[0].known);
-    CHECK_STR(native.tensors[0].code, "trellis");
+    CHECK_STR(native.tensors[0].code, "lattice");
     CHECK_STR(native.tensors[0].method, "");
     fake_file(&file, NULL, NULL, 0);
     CHECK_STATUS(aq_native_parts(&native.tensors[0], &file, NULL, &layout, parts, &err),
                  AQ_ERR_UNSUPPORTED);
-    CHECK(strstr(err.message, "\"trellis\"") && strstr(err.message, "tensor w") &&
+    CHECK(strstr(err.message, "\"lattice\"") && strstr(err.message, "tensor w") &&
           strstr(err.message, "some.safetensors"));
 }
 

@@ -572,7 +572,7 @@ TEST(past_the_caches) {
         for (w = 0; w < 4 && tables[t]->stream; w++) {
             const size_t cols = widths[w / 2];
             aq_quant_layout layout;
-            aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0};
+            aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0, 0};
             uint8_t *codes, *params;
             float *memory = (float *)malloc((rows * cols + 16) * sizeof(float)), *whole_out;
             float *parts = (float *)malloc(part * cols * sizeof(float));

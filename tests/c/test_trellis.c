@@ -32,6 +32,7 @@ static aq_quant_spec spec_of(uint32_t bits, uint32_t states, uint32_t group, aq_
     spec.group_size = group;
     spec.fit = AQ_FIT_FAST;
     spec.states = states;
+    spec.rotation = 0;
     return spec;
 }
 

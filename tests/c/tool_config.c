@@ -111,8 +111,9 @@ static void randomize_number(aq_config *config, aq_field_id id, uint64_t *state)
     double number;
     switch (field->kind) {
     case AQ_KIND_BITS:
+    case AQ_KIND_STATES:
         number = field->low;
-        while (number < field->high && below(state, 2)) number *= 2;
+        while (number < field->high && below(state, 2)) number *= field->kind == AQ_KIND_BITS ? 2 : 4;
         break;
     case AQ_KIND_FLOAT_OR_NONE:
     case AQ_KIND_FLOAT:
@@ -210,6 +211,7 @@ static const char *kind_name(aq_field_kind kind) {
     case AQ_KIND_BOOL: return "boolean";
     case AQ_KIND_INT:
     case AQ_KIND_BITS:
+    case AQ_KIND_STATES:
     case AQ_KIND_SIZE: return "integer";
     case AQ_KIND_FLOAT:
     case AQ_KIND_FLOAT_OR_NONE: return "number";

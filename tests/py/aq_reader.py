@@ -1,6 +1,8 @@
 """Reads ArrowQuant's native format with NumPy: written from docs/FORMAT.md, from nothing else."""
 import json
 import math
+import pathlib
+import re
 import struct
 import zlib
 
@@ -37,7 +39,7 @@ def unpack(codes, cols, bits):
 def parameters(entry, tensors, name):
     """scale and min, F32 [rows, groups]; min is None when symmetric."""
     params = tensors[name + ".aq_params"][1]
-    symmetric = entry["code"] == "symmetric"
+    symmetric = entry["code"] in ("symmetric", "trellis")
     if entry["params"] != "Q8":
         params = params.astype(np.float32)
         return params[:, :, 0], None if symmetric else params[:, :, 1]
@@ -49,8 +51,65 @@ def parameters(entry, tensors, name):
     return scale * (u + np.float32(1)) / np.float32(256), low * i / np.float32(128)
 
 
+def trellis_tables(bits):
+    """A, B and C as the page has them."""
+    page = (pathlib.Path(__file__).resolve().parents[2] / "docs/FORMAT.md").read_text(encoding="utf-8")
+    lines = page[page.index("b = 4:" if bits == 4 else "b = 2, 3:"):].split("\n")[:3]
+    return [np.array(re.findall(r"-?\d+", line.split("=")[-1]), np.int64) for line in lines]
+
+
+def trellis_values(codes, cols, bits, states):
+    """[rows, words] → the integers [rows, cols] that scales multiply."""
+    tables, out = trellis_tables(bits), []
+    for begin in range(0, len(codes), 256):
+        strip = codes[begin:begin + 256]
+        ring = len(strip) * bits
+        flat = np.unpackbits(np.ascontiguousarray(strip).view(np.uint8), bitorder="little").ravel()
+        columns = flat[:cols * ring].reshape(cols, ring).astype(np.int64)
+        at = np.arange(0, ring, bits)[:, None] + np.arange(int(states).bit_length() - 1)
+        state = (columns[:, at % ring] << np.arange(at.shape[1])).sum(-1)
+        out.append(sum(table[state >> 4 * i & 15] for i, table in enumerate(tables)).T)
+    return np.concatenate(out)
+
+
+def rotation_signs(seed, first, count):
+    """±1 by the bits of the words from `first` on."""
+    bits, most = [], 2**64 - 1
+    for k in range(first, first + -(-count // 64)):
+        z = seed + (k + 1) * 0x9E3779B97F4A7C15 & most
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & most
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & most
+        z ^= z >> 31
+        bits += [z >> i & 1 for i in range(64)]
+    return 1.0 - 2.0 * np.array(bits[:count])
+
+
+def rotation(seed, n):
+    """R in float64."""
+    p = 1 << n.bit_length() - 1
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < p:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    hadamard = hadamard / math.sqrt(p)
+    out = np.diag(rotation_signs(seed, 0, n))
+    out[:p] = hadamard @ out[:p]
+    if p < n:
+        out[n - p:] *= rotation_signs(seed, -(-n // 64), p)[:, None]
+        out[n - p:] = hadamard @ out[n - p:]
+    return out
+
+
 def dequantize(entry, tensors, name):
     """The values of a quantized tensor in F32, in its original shape."""
+    if entry["code"] == "trellis":
+        shape = entry["shape"]
+        cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+        scale, _ = parameters(entry, tensors, name)
+        w = trellis_values(tensors[name + ".aq_codes"][1], cols, entry["bits"], entry["states"])
+        w = np.repeat(scale, entry["group_size"], 1)[:, :cols] * w.astype(np.float32)
+        if entry.get("rotation"):
+            w = (w.astype(np.float64) @ rotation(entry["rotation"], cols)).astype(np.float32)
+        return w.reshape(shape)
     if entry["code"] not in ("affine", "symmetric", "residual"):
         raise ValueError(f"{name}: unknown code {entry['code']}")
     shape, bits = entry["shape"], entry["bits"]

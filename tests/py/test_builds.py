@@ -35,7 +35,7 @@ ROUND_TRIP = """
 static int round_trip(void) {
     static float weights[4 * 96], back[4 * 96];
     static unsigned char codes[4 * 96], params[4 * 3 * 8];
-    aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 32, AQ_FIT_LEAST_SQUARES, 0 };
+    aq_quant_spec spec = { AQ_CODE_AFFINE, AQ_PARAM_F32, 8, 32, AQ_FIT_LEAST_SQUARES, 0, 0 };
     aq_quant_layout layout;
     aq_quality quality;
     aq_error err;

@@ -1125,10 +1125,10 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
                                          aq_error *err);
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
 
-/* Writes the same weights in another format: native and compressed-tensors to each other, tables of
- * layers in Arrow to both, and every model to such a table (a file); to and from GGUF what its Q8_0,
- * Q4_0 and Q4_1 hold. Codes stay as they are; where the parameters would have to be rounded,
- * AQ_ERR_UNSUPPORTED names the layer and says why. */
+/* Writes the same weights in another format: native, compressed-tensors, GGUF (a file) and tables of
+ * layers in Arrow (a file) to each other, and every model to such a table; docs/FORMATS.md says what fits
+ * where. Codes stay as they are; where a parameter would have to be rounded, or time groups would be
+ * lost, AQ_ERR_UNSUPPORTED names the layer and says why. */
 ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input_path,
                                           const char *output_path, aq_output_format format,
                                           bool overwrite, aq_progress_fn progress, void *user,
@@ -1206,8 +1206,9 @@ typedef struct aq_arrow_layer {
     const char *method;   /* "ptq", …, "kept" */
     const char *dtype;    /* of the original: "BF16", … */
     double cosine_similarity, sqnr_db; /* NaN: null */
-    const aq_arrow_time_group *time_groups;
+    const aq_arrow_time_group *time_groups; /* of 8-bit activations */
     size_t time_group_count; /* 0: null */
+    const aq_arrow_time_group *time_groups_4bit; /* as many, or NULL: null */
 } aq_arrow_layer;
 
 /* Who owns what the layers point to: `release(user)` is called once, from whatever thread gives back
@@ -1250,7 +1251,8 @@ ARROWQUANT_API aq_status aq_arrow_import_weights(const struct ArrowSchema *schem
                                                  aq_arrow_weights *out, aq_error *err);
 
 /* The tensors of an opened model as a stream of one record batch a tensor, sorted by name: codes and
- * kept tensors where they lie in the mapped files, parameters widened to F32. On success the stream
+ * kept tensors where they lie in the mapped files (codes of GGUF's blocks are made anew), parameters
+ * widened to F32, with time groups. On success the stream
  * owns the model and closes it when all is released. */
 ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *model,
                                                struct ArrowArrayStream *stream, aq_error *err);
@@ -14230,6 +14232,9 @@ AQ_LIB void aq_blocks_from_native(aq_code code, const void *codes, const void *p
                                   size_t blocks, void *out);
 AQ_LIB void aq_blocks_to_native(aq_code code, const void *in, size_t blocks, void *codes,
                                 void *params);
+/* Superblocks of Q4_K as the affine code of 4 bits in groups of 32 with F32 parameters: the products
+ * of scales are exact there, so the numbers are the same. */
+AQ_LIB void aq_k_to_native(const void *in, size_t blocks, void *codes, void *params);
 AQ_LIB const char *aq_param_type_name(aq_param_type type); /* "F16", "F32", "Q8" */
 AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err);
 
@@ -16359,6 +16364,37 @@ AQ_SIMD_EXACT static void aq_k_decode_q2(const uint8_t *in, float *out) {
 
 AQ_LIB void aq_k_decode(aq_code code, const uint8_t *in, float *out) {
     (code == AQ_CODE_Q4_K ? aq_k_decode_q4 : aq_k_decode_q2)(in, out);
+}
+
+static void aq_k_put_f32(uint8_t *out, float value) {
+    uint32_t bits = aq_simd_bits(value), i;
+    for (i = 0; i < 4; i++) {
+        out[i] = (uint8_t)(bits >> (8 * i));
+    }
+}
+
+AQ_SIMD_EXACT AQ_LIB void aq_k_to_native(const void *in, size_t blocks, void *codes,
+                                         void *params) {
+    AQ_SIMD_EXACT_BODY
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)codes, *param = (uint8_t *)params;
+    uint8_t scale[8], min[8];
+    size_t sub, i;
+    for (; blocks; blocks--) {
+        float d = aq_k_get_f16(from), dmin = aq_k_get_f16(from + 2);
+        aq_k_unpack6(from + 4, scale, min);
+        from += 16;
+        for (sub = 0; sub < 8; sub++, param += 8) {
+            aq_k_put_f32(param, d * (float)scale[sub]);
+            aq_k_put_f32(param + 4, -(dmin * (float)min[sub]));
+        }
+        for (sub = 0; sub < 8; sub += 2, from += 32, to += 32) { /* low nibbles, then high ones */
+            for (i = 0; i < 16; i++) {
+                to[i] = (uint8_t)((from[2 * i] & 15) | (from[2 * i + 1] & 15) << 4);
+                to[i + 16] = (uint8_t)(from[2 * i] >> 4 | (from[2 * i + 1] & 0xF0));
+            }
+        }
+    }
 }
 
 AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code) {
@@ -24599,6 +24635,9 @@ AQ_LIB void aq_gguf_begin(aq_builder *out, uint64_t tensors, uint64_t values);
 AQ_LIB void aq_gguf_put_string(aq_builder *out, const char *key, const char *value);
 AQ_LIB void aq_gguf_put_u32(aq_builder *out, const char *key, uint32_t value);
 AQ_LIB void aq_gguf_put_tensor(aq_builder *out, const aq_gguf_output *tensor);
+/* general.file_type: the type that most weights are stored in, as llama.cpp numbers its file types.
+ * `weights` by aq_code; `plain` as F32, F16, BF16. */
+AQ_LIB uint32_t aq_gguf_file_type(const uint64_t *weights, const uint64_t *plain);
 /* Zeros up to where the data starts. */
 AQ_LIB void aq_gguf_end(aq_builder *out);
 
@@ -25102,6 +25141,21 @@ AQ_LIB void aq_gguf_put_tensor(aq_builder *out, const aq_gguf_output *tensor) {
     for (uint32_t i = tensor->rank; i-- > 0;) aq_gguf_put(out, tensor->shape[i], 8);
     aq_gguf_put(out, tensor->type, 4);
     aq_gguf_put(out, tensor->offset, 8);
+}
+
+AQ_LIB uint32_t aq_gguf_file_type(const uint64_t *weights, const uint64_t *plain) {
+    static const uint32_t numbers[] = { 7, 2, 3, 14, 10 }; /* Q8_0, Q4_0, Q4_1, Q4_K, Q2_K */
+    uint32_t best = 1;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < 5; i++) {
+        if (weights[AQ_CODE_Q8_0 + i] > most) {
+            most = weights[AQ_CODE_Q8_0 + i];
+            best = numbers[i];
+        }
+    }
+    if (most) return best;
+    if (plain[2] > plain[0] && plain[2] > plain[1]) return 32;
+    return plain[0] > plain[1] ? 0 : 1;
 }
 
 AQ_LIB void aq_gguf_end(aq_builder *out) {
@@ -27456,6 +27510,10 @@ typedef struct aq_ct_config {
 AQ_LIB aq_status aq_ct_read_config(const aq_json_node *config, const char *path, aq_ct_config *out,
                                    aq_error *err);
 
+/* The dtype that a loader will give the scales of a tensor: the model's by its config.json (NULL: none),
+ * else the tensor's. */
+AQ_LIB aq_dtype aq_ct_scale_dtype(const aq_json_node *config, aq_dtype tensor);
+
 /* The tensors of one layer, NULL where absent. */
 typedef struct aq_ct_layer {
     const aq_st_tensor *packed, *scale, *shape, *zero_point;
@@ -27613,6 +27671,19 @@ AQ_LIB aq_status aq_ct_check_layer(const aq_ct_config *config, const aq_ct_layer
         !aq_ct_is(layer->zero_point, AQ_DTYPE_I32, aq_ct_words(rows, spec->bits), groups))
         return aq_ct_bad(err, path, name, "weight_zero_point does not fit weight_shape");
     return aq_quantized_size(spec, rows, cols, layout, err);
+}
+
+AQ_LIB aq_dtype aq_ct_scale_dtype(const aq_json_node *config, aq_dtype tensor) {
+    static const char *const keys[] = { "dtype", "torch_dtype" };
+    for (unsigned i = 0; config && i < 2; i++) {
+        const char *name = aq_json_string(aq_json_get(config, keys[i]));
+        if (!name) continue;
+        if (strcmp(name, "bfloat16") == 0) return AQ_DTYPE_BF16;
+        if (strcmp(name, "float16") == 0) return AQ_DTYPE_F16;
+        if (strcmp(name, "float32") == 0) return AQ_DTYPE_F32;
+    }
+    if (tensor == AQ_DTYPE_F64) return AQ_DTYPE_F32;
+    return aq_dtype_size(tensor) == 1 ? AQ_DTYPE_BF16 : tensor;
 }
 
 #endif /* ARROWQUANT_NO_STDIO */
@@ -27980,6 +28051,7 @@ typedef enum aq_arrow_column {
     AQ_COLUMN_COSINE,
     AQ_COLUMN_SQNR,
     AQ_COLUMN_TIME_GROUPS,
+    AQ_COLUMN_TIME_GROUPS_4,
     AQ_COLUMNS
 } aq_arrow_column;
 
@@ -28008,6 +28080,12 @@ AQ_LIB aq_status aq_arrow_bytes(const aq_arrow_view *view, int64_t row, const vo
 /* The elements of a LIST row of FIXED values without nulls, of one of the formats in `formats`. */
 AQ_LIB aq_status aq_arrow_list(const aq_arrow_view *view, int64_t row, const char *formats,
                                const void **data, uint64_t *count, char *format, aq_error *err);
+
+/* A row that is a LIST of structs, neither with nulls: where its values of each of the `fields` named
+ * fields begin, whose formats `formats` has by turns. */
+AQ_LIB aq_status aq_arrow_structs(const aq_arrow_view *view, int64_t row, const char *const *names,
+                                  const char *formats, const void **data, uint64_t *count,
+                                  aq_error *err);
 
 /* ---- IPC */
 
@@ -28337,7 +28415,7 @@ static const aq_arrow_column_spec aq_arrow_column_specs[AQ_COLUMNS] = {
     { "group_size", "I", NULL, false },   { "mins", "+l", "f", true },
     { "method", "u", NULL, false },       { "dtype", "u", NULL, false },
     { "cosine", "g", NULL, true },        { "sqnr_db", "g", NULL, true },
-    { "time_groups", "+l", "+s", true },
+    { "time_groups", "+l", "+s", true },  { "time_groups_4bit", "+l", "+s", true },
 };
 
 static const aq_arrow_column_spec aq_arrow_time_specs[4] = {
@@ -28375,6 +28453,15 @@ AQ_LIB bool aq_arrow_layer_schema(aq_arrow_shared *shared, const char *const *me
 }
 
 /* ---- rows */
+
+/* The time groups that a column shows of a layer. */
+static const aq_arrow_time_group *aq_arrow_times(const aq_arrow_layer *layer,
+                                                 aq_arrow_column column, size_t *count) {
+    const aq_arrow_time_group *times =
+        column == AQ_COLUMN_TIME_GROUPS ? layer->time_groups : layer->time_groups_4bit;
+    *count = times ? layer->time_group_count : 0;
+    return times;
+}
 
 /* A row's part of a column: NULL is a null. */
 typedef struct aq_arrow_part {
@@ -28424,8 +28511,10 @@ static bool aq_arrow_validity(const aq_arrow_rows *rows, aq_arrow_column column,
     for (size_t i = 0; i < rows->count; i++) {
         const aq_arrow_layer *layer = &rows->layers[i];
         double figure = column == AQ_COLUMN_COSINE ? layer->cosine_similarity : layer->sqnr_db;
+        size_t times = 0;
+        if (column >= AQ_COLUMN_TIME_GROUPS) (void)aq_arrow_times(layer, column, &times);
         bool null = column == AQ_COLUMN_COSINE || column == AQ_COLUMN_SQNR ? figure != figure
-                    : column == AQ_COLUMN_TIME_GROUPS ? !layer->time_group_count
+                    : column >= AQ_COLUMN_TIME_GROUPS ? !times
                                                       : !aq_arrow_part_of(layer, column).data;
         if (!null) continue;
         if (!bits) {
@@ -28530,17 +28619,21 @@ static aq_status aq_arrow_number_column(const aq_arrow_rows *rows, aq_arrow_colu
 }
 
 /* list<struct<t_start, t_end, scale, zero_point>>: always gathered, it is small. */
-static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, struct ArrowArray *array) {
+static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, aq_arrow_column column,
+                                      struct ArrowArray *array) {
     aq_arena *arena = &rows->shared->arena;
     int32_t *offsets = (int32_t *)aq_arena_alloc(arena, (rows->count + 1) * sizeof(int32_t));
     void *fields[4];
-    size_t total = 0, at = 0;
-    for (size_t i = 0; i < rows->count; i++) total += rows->layers[i].time_group_count;
+    size_t total = 0, at = 0, count = 0;
+    for (size_t i = 0; i < rows->count; i++) {
+        (void)aq_arrow_times(&rows->layers[i], column, &count);
+        total += count;
+    }
     if (total > INT32_MAX)
         return aq_fail(rows->err, AQ_ERR_UNSUPPORTED, "%zu time groups do not fit one batch; "
                        "export the layers one by one", total);
     bool made = offsets && aq_arrow_make_array(rows->shared, array, (int64_t)rows->count, 2, 1) &&
-                aq_arrow_validity(rows, AQ_COLUMN_TIME_GROUPS, array) &&
+                aq_arrow_validity(rows, column, array) &&
                 aq_arrow_make_array(rows->shared, array->children[0], (int64_t)total, 1, 4);
     for (size_t f = 0; made && f < 4; f++) {
         struct ArrowArray *field = array->children[0]->children[f];
@@ -28551,12 +28644,12 @@ static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, struct ArrowArr
     if (!made) return aq_fail_memory(rows->err, (total + rows->count) * 16);
     array->buffers[1] = offsets;
     for (size_t i = 0; i < rows->count; i++) {
-        const aq_arrow_layer *layer = &rows->layers[i];
-        for (size_t g = 0; g < layer->time_group_count; g++, at++) {
-            ((int32_t *)fields[0])[at] = layer->time_groups[g].t_start;
-            ((int32_t *)fields[1])[at] = layer->time_groups[g].t_end;
-            ((float *)fields[2])[at] = layer->time_groups[g].scale;
-            ((float *)fields[3])[at] = layer->time_groups[g].zero_point;
+        const aq_arrow_time_group *times = aq_arrow_times(&rows->layers[i], column, &count);
+        for (size_t g = 0; g < count; g++, at++) {
+            ((int32_t *)fields[0])[at] = times[g].t_start;
+            ((int32_t *)fields[1])[at] = times[g].t_end;
+            ((float *)fields[2])[at] = times[g].scale;
+            ((float *)fields[3])[at] = times[g].zero_point;
         }
         offsets[i + 1] = (int32_t)at;
     }
@@ -28595,7 +28688,8 @@ AQ_LIB aq_status aq_arrow_layer_array(aq_arrow_shared *shared, const aq_arrow_la
     for (unsigned c = 0; status == AQ_OK && c < AQ_COLUMNS; c++) {
         struct ArrowArray *column = array->children[c];
         const char *format = aq_arrow_column_specs[c].format;
-        if (c == AQ_COLUMN_TIME_GROUPS) status = aq_arrow_time_column(&rows, column);
+        if (c >= AQ_COLUMN_TIME_GROUPS)
+            status = aq_arrow_time_column(&rows, (aq_arrow_column)c, column);
         else if (*format == '+') status = aq_arrow_list_column(&rows, (aq_arrow_column)c, column);
         else if (*format == 'u' || *format == 'z')
             status = aq_arrow_bytes_column(&rows, (aq_arrow_column)c, column);
@@ -28808,6 +28902,62 @@ AQ_LIB aq_status aq_arrow_list(const aq_arrow_view *view, int64_t row, const cha
         *data = (const unsigned char *)items->buffers[1] +
                 (size_t)(items->offset + begin) * type->width;
     return aq_arrow_no_nulls(view, row, begin, end, err);
+}
+
+/* One field of the structs begin … end of `items`. */
+static aq_status aq_arrow_field(const aq_arrow_view *view, int64_t row, const char *name,
+                                char format, int64_t begin, int64_t end, const void **data,
+                                aq_error *err) {
+    const struct ArrowArray *items = view->array->children[0];
+    const struct ArrowSchema *item = view->schema->children[0];
+    const char wanted[2] = { format, 0 };
+    int64_t run, i = 0;
+    while (i < item->n_children && strcmp(aq_arrow_name_of(item->children[i]), name) != 0) i++;
+    if (i == item->n_children || i >= items->n_children || item->children[i]->dictionary ||
+        strcmp(item->children[i]->format, wanted) != 0)
+        return aq_fail(err, AQ_ERR_ARROW, "column %s: expected structs with a field %s of the format "
+                       "\"%s\"; cast it", aq_arrow_name_of(view->schema), name, wanted);
+    const struct ArrowArray *field = items->children[i];
+    begin += items->offset;
+    end += items->offset;
+    if (end > field->length)
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                              "column %s, row %lld: its list ends at element %lld, field %s has %lld",
+                              aq_arrow_name_of(view->schema), (long long)row, (long long)end, name,
+                              (long long)field->length);
+    for (int64_t at = begin; field->null_count && at < end; at++)
+        if (aq_arrow_null_at(field, field->offset + at))
+            return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                                  "column %s, row %lld: a null in field %s; fill the nulls first",
+                                  aq_arrow_name_of(view->schema), (long long)row, name);
+    *data = "";
+    if (end > begin)
+        *data = (const unsigned char *)field->buffers[1] +
+                (size_t)(field->offset + begin) * aq_arrow_type_of(wanted, &run)->width;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_arrow_structs(const aq_arrow_view *view, int64_t row, const char *const *names,
+                                  const char *formats, const void **data, uint64_t *count,
+                                  aq_error *err) {
+    int64_t begin = 0, end = 0;
+    const char *found = view->schema->format;
+    if (!view->type || view->type->kind != AQ_ARROW_LIST || view->array->n_children != 1 ||
+        view->schema->n_children != 1 || view->schema->children[0]->dictionary ||
+        strcmp(view->schema->children[0]->format, "+s") != 0)
+        return aq_arrow_bad(err, aq_arrow_name_of(view->schema), "a list of structs", found);
+    aq_status status = aq_arrow_extent(view, row, &begin, &end, err);
+    if (status != AQ_OK) return status;
+    if (end > view->array->children[0]->length)
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                              "column %s, row %lld: its list ends at element %lld, there are %lld",
+                              aq_arrow_name_of(view->schema), (long long)row, (long long)end,
+                              (long long)view->array->children[0]->length);
+    *count = (uint64_t)(end - begin);
+    status = aq_arrow_no_nulls(view, row, begin, end, err);
+    for (size_t f = 0; status == AQ_OK && formats[f]; f++)
+        status = aq_arrow_field(view, row, names[f], formats[f], begin, end, &data[f], err);
+    return status;
 }
 
 /* ---- weights */
@@ -30673,6 +30823,12 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
+/* model/open.c: gives a tensor static integers for its input, copied: `count` groups as in the native
+ * format. AQ_ERR_CORRUPT names `file` and `offset`. */
+AQ_LIB aq_status aq_open_groups(struct aq_model_state *state, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                const char *file, uint64_t offset, aq_tensor *tensor,
+                                aq_error *err);
 /* model/open_gguf.c: fills a tensor from one of a GGUF shard, but for its name. */
 AQ_LIB void aq_open_gguf_tensor(const aq_model_shard *shard, const aq_gguf_tensor *from,
                                 aq_tensor *out);
@@ -32062,11 +32218,14 @@ static aq_status aq_group_tensor(aq_plan *plan, aq_plan_tensor *tensor,
     return status == AQ_OK ? aq_plan_store(plan, tensor, err) : status; /* a little larger now */
 }
 
+static bool aq_format_has_groups(const aq_config *config) {
+    return config->output_format == AQ_OUTPUT_NATIVE || config->output_format == AQ_OUTPUT_ARROW;
+}
+
 AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err) {
     const aq_config *config = &plan->config;
     aq_time_options options;
-    if (!config->enable_time_aware || !plan->state->calibration ||
-        config->output_format != AQ_OUTPUT_NATIVE)
+    if (!config->enable_time_aware || !plan->state->calibration || !aq_format_has_groups(config))
         return AQ_OK;
     memset(&options, 0, sizeof(options));
     aq_status status = aq_total_timesteps(plan, &options.total_timesteps, err);
@@ -32136,9 +32295,9 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
             status = aq_note_violations(plan, tensor, &markov, err);
     }
     if (status != AQ_OK || !state->calibration || !config->enable_time_aware) return status;
-    if (config->output_format != AQ_OUTPUT_NATIVE)
+    if (!aq_format_has_groups(config))
         return aq_note(&state->arena, &state->notes, err, "time groups: the format has no place for "
-                       "activation scales; only the native one stores them");
+                       "activation scales; native and arrow store them");
     if (layers && plain && config->activation_range != AQ_RANGE_MIN_MAX)
         status = aq_note(&state->arena, &state->notes, err, "time groups: the statistics hold no "
                          "sketch of the values; scales cover their minimum and maximum");
@@ -32594,19 +32753,9 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
 
 #ifndef ARROWQUANT_NO_STDIO
 
-/* The dtype that a loader will give the scales: the model's by its config, else the tensor's. */
 static aq_dtype aq_ct_dtype(const aq_plan *plan, const aq_plan_tensor *tensor) {
-    static const char *const keys[] = { "dtype", "torch_dtype" };
-    const aq_json_node *config = plan->state->shard_component[tensor->shard]->config_json;
-    for (unsigned i = 0; config && i < 2; i++) {
-        const char *name = aq_json_string(aq_json_get(config, keys[i]));
-        if (!name) continue;
-        if (strcmp(name, "bfloat16") == 0) return AQ_DTYPE_BF16;
-        if (strcmp(name, "float16") == 0) return AQ_DTYPE_F16;
-        if (strcmp(name, "float32") == 0) return AQ_DTYPE_F32;
-    }
-    if (tensor->dtype == AQ_DTYPE_F64) return AQ_DTYPE_F32;
-    return aq_dtype_size(tensor->dtype) == 1 ? AQ_DTYPE_BF16 : tensor->dtype;
+    return aq_ct_scale_dtype(plan->state->shard_component[tensor->shard]->config_json,
+                             tensor->dtype);
 }
 
 static aq_status aq_ct_check(aq_plan *plan, aq_error *err) {
@@ -33363,12 +33512,8 @@ static aq_status aq_gguf_order(aq_plan *plan, size_t output, size_t *order, aq_e
     return AQ_OK;
 }
 
-/* The type most weights are stored in, as llama.cpp numbers its file types. */
-static uint32_t aq_gguf_file_type(const aq_plan *plan, const aq_plan_output *output) {
-    static const uint32_t numbers[] = { 7, 2, 3, 14, 10 }; /* Q8_0, Q4_0, Q4_1, Q4_K, Q2_K */
-    uint64_t weights[AQ_CODE_COUNT] = { 0 }, plain[3] = { 0 };
-    uint32_t best = 1;
-    uint64_t most = 0;
+static uint32_t aq_gguf_output_type(const aq_plan *plan, const aq_plan_output *output) {
+    uint64_t weights[AQ_CODE_COUNT + 1] = { 0 }, plain[3] = { 0 };
     for (size_t i = 0; i < output->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[output->first_tensor + i];
         uint64_t count = tensor->rows * tensor->cols;
@@ -33378,15 +33523,7 @@ static uint32_t aq_gguf_file_type(const aq_plan *plan, const aq_plan_output *out
         else if (tensor->output_dtype == AQ_DTYPE_F16) plain[1] += count;
         else if (tensor->output_dtype == AQ_DTYPE_BF16) plain[2] += count;
     }
-    for (uint32_t i = 0; i < 5; i++) {
-        if (weights[AQ_CODE_Q8_0 + i] > most) {
-            most = weights[AQ_CODE_Q8_0 + i];
-            best = numbers[i];
-        }
-    }
-    if (most) return best;
-    if (plain[2] > plain[0] && plain[2] > plain[1]) return 32;
-    return plain[0] > plain[1] ? 0 : 1;
+    return aq_gguf_file_type(weights, plain);
 }
 
 static void aq_gguf_describe(const aq_plan *plan, const size_t *order, size_t count,
@@ -33422,7 +33559,7 @@ static aq_status aq_gguf_header(aq_plan *plan, size_t number, aq_builder *out, a
     aq_gguf_put_string(out, "general.architecture", own->architecture);
     aq_gguf_put_string(out, "general.quantized_by", "ArrowQuant " AQ_VERSION);
     aq_gguf_put_u32(out, "general.quantization_version", 2);
-    aq_gguf_put_u32(out, "general.file_type", aq_gguf_file_type(plan, output));
+    aq_gguf_put_u32(out, "general.file_type", aq_gguf_output_type(plan, output));
     for (size_t i = 0, count; i < output->tensor_count; i += count) {
         aq_gguf_output tensor;
         for (count = 1; i + count < output->tensor_count &&
@@ -33496,13 +33633,23 @@ static aq_status aq_table_check(aq_plan *plan, aq_error *err) {
 
 static aq_status aq_table_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                aq_quant_spec *spec, const char **detail, aq_error *err) {
-    return aq_container_native()->spec(plan, tensor, bits, spec, detail, err);
+    aq_status status = aq_container_native()->spec(plan, tensor, bits, spec, detail, err);
+    /* the table has columns for codes of equal steps */
+    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC)
+        *spec = aq_plan_spec(&plan->config, bits);
+    return status;
 }
 
 static aq_status aq_table_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                 const aq_quant_spec *spec, const aq_quant_layout *layout,
                                 aq_part *parts, size_t *count, aq_error *err) {
     return aq_container_native()->parts(plan, tensor, spec, layout, parts, count, err);
+}
+
+static aq_status aq_table_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
+                                size_t index, const unsigned char *rows, unsigned char *out,
+                                aq_error *err) {
+    return aq_container_native()->close(run, tensor, part, index, rows, out, err);
 }
 
 static aq_status aq_table_data_start(aq_plan *plan, size_t output, uint64_t *start, aq_error *err) {
@@ -33596,7 +33743,7 @@ static aq_status aq_table_beside(aq_run *run, const aq_component *component, aq_
 
 static const aq_container aq_arrow_container = {
     AQ_OUTPUT_ARROW, ".arrow", true, 1, aq_table_check, NULL, NULL, aq_table_spec, NULL, NULL, aq_table_parts,
-    NULL, NULL, aq_native_order, aq_table_data_start, aq_table_finish, aq_table_beside
+    NULL, aq_table_close, aq_native_order, aq_table_data_start, aq_table_finish, aq_table_beside
 };
 
 AQ_LIB const aq_container *aq_container_arrow(void) {
@@ -37559,6 +37706,57 @@ static aq_status aq_table_parameters(aq_arrow_table *table, int64_t row, aq_tens
     return AQ_OK;
 }
 
+/* Groups of one width, in the order of the native format: 8 bits, then 4. */
+static aq_status aq_table_width(aq_arrow_table *table, int64_t row, unsigned width,
+                                const char *layer, int32_t *starts, float *scales, int32_t *zeros,
+                                uint64_t *count) {
+    static const char *const names[4] = { "t_start", "t_end", "scale", "zero_point" };
+    const aq_arrow_view *view = &table->columns[AQ_COLUMN_TIME_GROUPS + width];
+    const void *fields[4] = { NULL, NULL, NULL, NULL };
+    uint64_t groups = 0;
+    aq_status status = aq_arrow_structs(view, row, names, "iiff", fields, &groups, table->err);
+    if (status != AQ_OK) return status;
+    if (!groups || groups > AQ_TIME_GROUPS_MAX || (width && groups != *count))
+        return aq_table_bad(table, layer, "it has no, too many or unequally many time groups");
+    for (size_t g = 0; g < (size_t)groups; g++) {
+        const size_t at = 4 * g, slot = width * (size_t)groups + g;
+        int32_t times[2];
+        float zero;
+        memcpy(&times[0], (const unsigned char *)fields[0] + at, 4);
+        memcpy(&times[1], (const unsigned char *)fields[1] + at, 4);
+        memcpy(&scales[slot], (const unsigned char *)fields[2] + at, 4);
+        memcpy(&zero, (const unsigned char *)fields[3] + at, 4);
+        if (!(zero >= 0.0f && zero <= 255.0f) || zero != (float)(int32_t)zero ||
+            (width && (times[0] != starts[g] || times[1] != starts[g + 1])) ||
+            (!width && g && times[0] != starts[g]))
+            return aq_table_bad(table, layer, "its time groups do not follow one another, or a "
+                                "zero point is no code");
+        starts[g] = times[0];
+        starts[g + 1] = times[1];
+        zeros[slot] = (int32_t)zero;
+    }
+    *count = groups;
+    return AQ_OK;
+}
+
+/* Static integers for the input, when both columns have them. */
+static aq_status aq_table_times(aq_arrow_table *table, int64_t row, aq_tensor *out) {
+    int32_t starts[AQ_TIME_GROUPS_MAX + 1], zeros[2 * AQ_TIME_GROUPS_MAX];
+    float scales[2 * AQ_TIME_GROUPS_MAX];
+    uint64_t count = 0;
+    aq_status status = AQ_OK;
+    for (unsigned w = 0; w < 2; w++)
+        if (!table->found[AQ_COLUMN_TIME_GROUPS + w] ||
+            aq_arrow_is_null(&table->columns[AQ_COLUMN_TIME_GROUPS + w], row))
+            return AQ_OK;
+    for (unsigned w = 0; status == AQ_OK && w < 2; w++)
+        status = aq_table_width(table, row, w, out->name, starts, scales, zeros, &count);
+    if (status != AQ_OK) return status;
+    out->bytes += 4 * (5 * count + 1);
+    return aq_open_groups(table->model->state, starts, scales, zeros, (uint32_t)count, table->path,
+                          0, out, table->err);
+}
+
 static aq_status aq_table_quantized(aq_arrow_table *table, int64_t row, const void *data,
                                     aq_tensor *out) {
     out->quantized = true;
@@ -37575,7 +37773,7 @@ static aq_status aq_table_quantized(aq_arrow_table *table, int64_t row, const vo
         status = aq_table_text(table, AQ_COLUMN_METHOD, row, "", &out->method);
     out->bytes += out->layout.rows * out->layout.groups * sizeof(float) *
                   (out->spec.code == AQ_CODE_SYMMETRIC ? 2 : out->code_name[0] == 'a' ? 3 : 2);
-    return status;
+    return status == AQ_OK ? aq_table_times(table, row, out) : status;
 }
 
 static aq_status aq_table_row(aq_arrow_table *table, int64_t row, aq_tensor *out) {
@@ -37615,7 +37813,7 @@ static aq_status aq_table_columns(aq_arrow_table *table, const struct ArrowSchem
         { "layer_name", NULL }, { "quantized_data", NULL }, { "scales", NULL },
         { "zero_points", NULL }, { "shape", NULL }, { "bit_width", "C" }, { "group_size", "I" },
         { "mins", NULL }, { "method", NULL }, { "dtype", NULL }, { "cosine", "g" },
-        { "sqnr_db", "g" }, { "time_groups", NULL },
+        { "sqnr_db", "g" }, { "time_groups", NULL }, { "time_groups_4bit", NULL },
     };
     for (unsigned i = 0; i < AQ_COLUMNS; i++) {
         aq_arrow_view *view = &table->columns[i];
@@ -38051,6 +38249,25 @@ static void aq_open_dims(aq_tensor *tensor) {
     tensor->cols = cols;
 }
 
+AQ_LIB aq_status aq_open_groups(struct aq_model_state *state, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                const char *file, uint64_t offset, aq_tensor *tensor,
+                                aq_error *err) {
+    bool failed;
+    aq_opened_groups *opened = (aq_opened_groups *)aq_arena_alloc(&state->arena, sizeof(*opened));
+    if (!opened) return aq_fail_memory(err, sizeof(*opened));
+    if (!aq_time_groups_load(state->context, starts, scales, zeros, count, &opened->groups,
+                             &failed))
+        return failed ? aq_fail_memory(err, sizeof(*opened))
+                      : aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, offset, "%s: tensor %s: its "
+                                       "time groups do not ascend, or a scale or zero point is out of "
+                                       "range; quantize the model again", file, tensor->name);
+    opened->next = state->groups;
+    state->groups = opened;
+    tensor->time_groups = &opened->groups;
+    return AQ_OK;
+}
+
 /* Static integers for the layer's input: copied, because the file's bytes need no alignment. */
 static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *shard,
                                      const aq_native_tensor *native, aq_tensor *tensor,
@@ -38059,12 +38276,9 @@ static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *s
     const aq_st_tensor *found[3];
     int32_t starts[AQ_TIME_GROUPS_MAX + 1], zeros[2 * AQ_TIME_GROUPS_MAX];
     float scales[2 * AQ_TIME_GROUPS_MAX];
-    bool failed;
     aq_status status =
         aq_native_activations(native, shard->file, shard->by_name, found, list->err);
     if (status != AQ_OK || !found[0]) return status;
-    aq_opened_groups *opened = (aq_opened_groups *)aq_arena_alloc(&state->arena, sizeof(*opened));
-    if (!opened) return aq_fail_memory(list->err, sizeof(*opened));
     for (unsigned p = 0; p < 3; p++) {
         void *to = p == 0 ? (void *)starts : p == 1 ? (void *)scales : (void *)zeros;
         memcpy(to, aq_shard_data(shard, found[p]), (size_t)found[p]->bytes);
@@ -38072,17 +38286,8 @@ static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *s
         tensor->bytes += found[p]->bytes;
         claimed[found[p] - shard->file->tensors] = true;
     }
-    if (!aq_time_groups_load(state->context, starts, scales, zeros,
-                             (uint32_t)found[0]->shape[0] - 1, &opened->groups, &failed))
-        return failed ? aq_fail_memory(list->err, sizeof(starts))
-                      : aq_fail_tensor(list->err, AQ_ERR_CORRUPT, native->name, found[0]->offset,
-                                       "%s: tensor %s: its time groups do not ascend, or a scale or "
-                                       "zero point is out of range; quantize the model again",
-                                       shard->file->path, native->name);
-    opened->next = state->groups;
-    state->groups = opened;
-    tensor->time_groups = &opened->groups;
-    return AQ_OK;
+    return aq_open_groups(state, starts, scales, zeros, (uint32_t)found[0]->shape[0] - 1,
+                          shard->file->path, found[0]->offset, tensor, list->err);
 }
 
 static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *claimed) {
@@ -39437,6 +39642,69 @@ ARROWQUANT_API aq_status aq_dequantize_model(aq_context *context, const char *qu
 
 /* ---- end src/model/dequantize_model.c ---- */
 
+/* ---- begin src/model/convert.h ---- */
+
+/* From one format to another without a change of any weight. */
+
+#ifndef ARROWQUANT_NO_STDIO
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_CONVERT_PARTS 7u
+
+/* One stored tensor of the result. */
+typedef struct aq_converted_part {
+    const char *name;
+    aq_dtype dtype;
+    uint32_t rank;
+    const uint64_t *shape;
+    const void *data; /* in the opened model, or in the arena */
+    uint64_t bytes;
+} aq_converted_part;
+
+/* All parameters of a layer as F32: those of every format are exact in it. */
+typedef struct aq_layer_numbers {
+    uint64_t groups; /* of the whole tensor */
+    float *scales, *mins, *zeros;
+} aq_layer_numbers;
+
+/* ---- model/convert_layer.c */
+
+/* The parts of a quantized layer in the format, or AQ_ERR_UNSUPPORTED saying why its numbers do not
+ * allow it. `native` (for the native format) is filled as well. Made bytes live in the arena. `name` is
+ * the tensor's without its component; `dtype` the model's, for the scales of compressed-tensors. */
+AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
+                                  aq_output_format format, aq_dtype dtype,
+                                  aq_converted_part *parts, size_t *count,
+                                  aq_native_tensor *native, aq_error *err);
+AQ_LIB aq_status aq_convert_numbers(aq_arena *arena, const aq_tensor *tensor,
+                                    aq_layer_numbers *out, aq_error *err);
+/* Numbers as `dtype`, little endian, `step` of them apart; false when one is not exactly that. */
+AQ_LIB bool aq_convert_put(const float *values, uint64_t count, aq_dtype dtype, size_t step,
+                           unsigned char *out);
+
+/* ---- model/convert_gguf.c */
+
+/* Whether equal steps from a minimum or a zero point say what this code says. */
+AQ_LIB bool aq_convert_has_steps(aq_code code);
+/* The spec of such numbers outside of GGUF's blocks. */
+AQ_LIB aq_quant_spec aq_convert_spec(const aq_tensor *tensor);
+/* A layer as one of a code with equal steps (made in the arena where it is none yet), or
+ * AQ_ERR_UNSUPPORTED. */
+AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const char *name,
+                                   aq_tensor *out, aq_error *err);
+/* A model as one GGUF file, where its numbers allow it. */
+AQ_LIB aq_status aq_convert_to_gguf(const aq_model *model, const char *input_path,
+                                    const char *output_path, bool overwrite, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/convert.h ---- */
+
 /* ---- begin src/model/arrow_model.c ---- */
 
 /* An opened model as an Arrow stream: a record batch for each tensor, codes where they lie. */
@@ -39481,6 +39749,26 @@ static aq_status aq_arrow_parameters(aq_arena *arena, const aq_tensor *tensor,
     return AQ_OK;
 }
 
+static aq_status aq_arrow_groups(aq_arena *arena, const aq_time_groups *groups,
+                                 aq_arrow_layer *layer, aq_error *err) {
+    aq_arrow_time_group *times = (aq_arrow_time_group *)aq_arena_alloc(
+        arena, 2 * (size_t)groups->count * sizeof(aq_arrow_time_group));
+    if (!times) return aq_fail_memory(err, 2 * (size_t)groups->count * sizeof(*times));
+    layer->time_groups = times;
+    layer->time_groups_4bit = times + groups->count;
+    layer->time_group_count = groups->count;
+    for (unsigned w = 0; w < 2; w++) {
+        for (uint32_t g = 0; g < groups->count; g++, times++) {
+            times->t_start = groups->starts[g];
+            times->t_end = g + 1 < groups->count ? groups->starts[g + 1]
+                                                 : (int32_t)groups->total_timesteps;
+            times->scale = groups->scale[w][g];
+            times->zero_point = (float)groups->zero_point[w][g];
+        }
+    }
+    return AQ_OK;
+}
+
 static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_arrow_layer *layer,
                                    aq_error *err) {
     int64_t *shape =
@@ -39507,16 +39795,19 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_
         layer->method = "kept";
         return AQ_OK;
     }
-    if (tensor->spec.code > AQ_CODE_ZERO_POINT)
-        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0, "tensor %s: the table has no "
-                              "column for the blocks of a GGUF type; dequantize the model first",
-                              tensor->name);
+    aq_tensor form;
+    aq_status status = aq_convert_blocks(arena, tensor, tensor->name, &form, err);
+    if (status != AQ_OK) return status;
+    tensor = &form;
     layer->bit_width = (uint8_t)tensor->spec.bits;
     layer->group_size = tensor->spec.group_size;
     layer->data = tensor->codes;
     layer->data_bytes = tensor->layout.code_bytes;
     layer->method = tensor->method;
-    return aq_arrow_parameters(arena, tensor, layer, err);
+    status = aq_arrow_parameters(arena, tensor, layer, err);
+    if (status == AQ_OK && tensor->time_groups)
+        status = aq_arrow_groups(arena, tensor->time_groups, layer, err);
+    return status;
 }
 
 static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray *out,
@@ -39610,48 +39901,6 @@ ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *mo
 
 /* ---- end src/model/arrow_model.c ---- */
 
-/* ---- begin src/model/convert.h ---- */
-
-/* From one format to another without a change of any weight. */
-
-#ifndef ARROWQUANT_NO_STDIO
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-#define AQ_CONVERT_PARTS 4u
-
-/* One stored tensor of the result. */
-typedef struct aq_converted_part {
-    const char *name;
-    aq_dtype dtype;
-    uint32_t rank;
-    const uint64_t *shape;
-    const void *data; /* in the opened model, or in the arena */
-    uint64_t bytes;
-} aq_converted_part;
-
-/* model/convert_layer.c: the parts of a quantized layer in the format, or AQ_ERR_UNSUPPORTED saying why
- * its numbers do not allow it. `native` (for the native format) is filled as well. Made bytes live in
- * the arena. `name` is the tensor's without its component. */
-AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
-                                  aq_output_format format, aq_converted_part *parts, size_t *count,
-                                  aq_native_tensor *native, aq_error *err);
-
-/* model/convert_gguf.c: a layer of GGUF blocks as the native layer of the same numbers (arena), or
- * AQ_ERR_UNSUPPORTED; and a model as one GGUF file, where its numbers allow it. */
-AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const char *name,
-                                   aq_tensor *out, aq_error *err);
-AQ_LIB aq_status aq_convert_to_gguf(const aq_model *model, const char *input_path,
-                                    const char *output_path, bool overwrite, aq_error *err);
-
-#ifdef __cplusplus
-}
-#endif
-#endif /* ARROWQUANT_NO_STDIO */
-
-/* ---- end src/model/convert.h ---- */
-
 /* ---- begin src/model/convert_gguf.c ---- */
 
 /* Blocks of GGUF and native codes that hold the same numbers, from one to the other. */
@@ -39660,15 +39909,32 @@ AQ_LIB aq_status aq_convert_to_gguf(const aq_model *model, const char *input_pat
 
 /* ---- blocks become native codes */
 
+AQ_LIB bool aq_convert_has_steps(aq_code code) {
+    return code == AQ_CODE_AFFINE || code == AQ_CODE_SYMMETRIC || code == AQ_CODE_ZERO_POINT ||
+           code == AQ_CODE_Q8_0 || code == AQ_CODE_Q4_0 || code == AQ_CODE_Q4_1 ||
+           code == AQ_CODE_Q4_K;
+}
+
+AQ_LIB aq_quant_spec aq_convert_spec(const aq_tensor *tensor) {
+    aq_quant_spec spec = tensor->spec;
+    if (!aq_code_is_block(spec.code)) return spec;
+    bool symmetric = spec.code == AQ_CODE_Q8_0 || spec.code == AQ_CODE_Q4_0;
+    spec.params = spec.code == AQ_CODE_Q4_K ? AQ_PARAM_F32 : AQ_PARAM_F16;
+    spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    spec.group_size = 32;
+    return spec;
+}
+
 AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const char *name,
                                    aq_tensor *out, aq_error *err) {
     aq_code code = from->spec.code;
-    if (code != AQ_CODE_Q8_0 && code != AQ_CODE_Q4_0 && code != AQ_CODE_Q4_1)
-        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0,
-                              "layer %s: %s has blocks that no other format holds; quantize the "
-                              "original for that format instead", name, from->code_name);
     *out = *from;
-    out->spec.code = code == AQ_CODE_Q4_1 ? AQ_CODE_AFFINE : AQ_CODE_SYMMETRIC;
+    if (!aq_convert_has_steps(code))
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, name, 0,
+                              "layer %s: its code %s has levels that no other format holds; quantize "
+                              "the original for that format instead", name, from->code_name);
+    if (!aq_code_is_block(code)) return AQ_OK;
+    out->spec = aq_convert_spec(from);
     out->code_name = aq_code_name(out->spec.code);
     out->extra = NULL;
     aq_status status = aq_quantized_size(&out->spec, from->rows, from->cols, &out->layout, err);
@@ -39677,8 +39943,9 @@ AQ_LIB aq_status aq_convert_blocks(aq_arena *arena, const aq_tensor *from, const
     void *params = aq_arena_alloc(arena, (size_t)out->layout.param_bytes + 1);
     if (!codes || !params) return aq_fail_memory(err, (size_t)out->layout.code_bytes);
     /* rows are whole blocks, and native ones have no padding then */
-    aq_blocks_to_native(code, from->codes, (size_t)(out->layout.rows * out->layout.groups), codes,
-                        params);
+    size_t blocks = (size_t)(from->layout.rows * from->layout.groups);
+    if (code == AQ_CODE_Q4_K) aq_k_to_native(from->codes, blocks, codes, params);
+    else aq_blocks_to_native(code, from->codes, blocks, codes, params);
     out->codes = codes;
     out->params = params;
     return AQ_OK;
@@ -39692,43 +39959,99 @@ static aq_status aq_to_gguf_refuse(const char *name, const char *why, aq_error *
                           why);
 }
 
-/* The block code that holds this layer's numbers, or AQ_CODE_COUNT and why there is none. */
-static aq_code aq_to_gguf_code(const aq_tensor *tensor, const char **why) {
-    const aq_quant_spec *spec = &tensor->spec;
-    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
-    *why = "GGUF's types of its bits have groups of 32";
-    if (spec->group_size != 32) return AQ_CODE_COUNT;
-    *why = "GGUF's types have parameters in F16";
-    if (spec->params != AQ_PARAM_F16) return AQ_CODE_COUNT;
-    *why = "its rows are no multiple of 32";
-    if (tensor->shape[tensor->rank - 1] % 32) return AQ_CODE_COUNT;
-    *why = "only symmetric codes of 8 and 4 bits and affine ones of 4 bits have a type in GGUF";
-    if (symmetric && spec->bits == 8) return AQ_CODE_Q8_0;
-    if (spec->bits == 4 && (symmetric || spec->code == AQ_CODE_AFFINE))
-        return symmetric ? AQ_CODE_Q4_0 : AQ_CODE_Q4_1;
-    return AQ_CODE_COUNT;
+/* Zero points in the middle, which a symmetric code has without saying. */
+static bool aq_to_gguf_middle(const aq_quant_spec *spec, const aq_layer_numbers *numbers) {
+    float middle = (float)(1u << (spec->bits - 1));
+    for (uint64_t i = 0; spec->code != AQ_CODE_SYMMETRIC && i < numbers->groups; i++)
+        if (numbers->zeros[i] != middle || numbers->mins[i] != -middle * numbers->scales[i])
+            return false;
+    return true;
 }
 
-/* A tensor of the new file: its type, and its bytes where they are not those of the model. */
+/* The block code that may hold this layer's numbers, or AQ_CODE_COUNT and why there is none. */
+static aq_code aq_to_gguf_code(const aq_tensor *tensor, const aq_layer_numbers *numbers,
+                               const char **why) {
+    *why = "its rows are no multiple of 32";
+    if (tensor->shape[tensor->rank - 1] % 32) return AQ_CODE_COUNT;
+    *why = "GGUF's type of 2 bits has scales of 4 bits";
+    if (tensor->spec.bits == 2) return AQ_CODE_COUNT;
+    bool middle = aq_to_gguf_middle(&tensor->spec, numbers);
+    *why = "GGUF's type of 8 bits has no zero points";
+    if (tensor->spec.bits == 8) return middle ? AQ_CODE_Q8_0 : AQ_CODE_COUNT;
+    return middle ? AQ_CODE_Q4_0 : AQ_CODE_Q4_1;
+}
+
+/* The F16 parameters of each block: a group of 64 and more is several blocks that have the same ones.
+ * False when one is no F16 number. `out` has two bytes for each number of a block. */
+static bool aq_to_gguf_heads(const aq_tensor *tensor, const aq_layer_numbers *numbers,
+                             aq_code code, unsigned char *out) {
+    size_t step = code == AQ_CODE_Q4_1 ? 2 : 1, at = 0;
+    uint64_t per_row = tensor->cols / 32, groups = tensor->layout.groups;
+    for (uint64_t row = 0; row < tensor->layout.rows; row++) {
+        for (uint64_t block = 0; block < per_row; block++, at += step) {
+            uint64_t group = row * groups + block * 32 / tensor->spec.group_size;
+            if (!aq_convert_put(&numbers->scales[group], 1, AQ_DTYPE_F16, 1, out + 2 * at) ||
+                (step == 2 &&
+                 !aq_convert_put(&numbers->mins[group], 1, AQ_DTYPE_F16, 1, out + 2 * at + 2)))
+                return false;
+        }
+    }
+    return true;
+}
+
+/* A quantized layer's blocks and their code. `arena` is for this layer. */
+static aq_status aq_to_gguf_layer(aq_arena *arena, const aq_tensor *tensor, aq_code *code,
+                                  const void **blocks, aq_error *err) {
+    aq_layer_numbers numbers;
+    const char *why = NULL;
+    uint64_t count = tensor->rows * tensor->cols / 32;
+    *code = tensor->spec.code;
+    *blocks = tensor->codes;
+    if (tensor->time_groups)
+        return aq_to_gguf_refuse(tensor->name, "GGUF has no place for its time groups", err);
+    if (aq_code_is_block(*code)) return AQ_OK;
+    if (!aq_convert_has_steps(*code))
+        return aq_to_gguf_refuse(tensor->name, "GGUF has no type for its code", err);
+    aq_status status = aq_convert_numbers(arena, tensor, &numbers, err);
+    if (status != AQ_OK) return status;
+    *code = aq_to_gguf_code(tensor, &numbers, &why);
+    if (*code == AQ_CODE_COUNT) return aq_to_gguf_refuse(tensor->name, why, err);
+    unsigned char *heads = (unsigned char *)aq_arena_alloc(arena, (size_t)count * 4);
+    unsigned char *out =
+        (unsigned char *)aq_arena_alloc(arena, (size_t)count * aq_block_bytes(*code));
+    if (!heads || !out) return aq_fail_memory(err, (size_t)count * aq_block_bytes(*code));
+    if (!aq_to_gguf_heads(tensor, &numbers, *code, heads))
+        return aq_to_gguf_refuse(tensor->name, "a scale or minimum is no F16 number, as GGUF's types "
+                                 "have them", err);
+    aq_blocks_from_native(*code, tensor->codes, heads, (size_t)count, out);
+    *blocks = out;
+    return AQ_OK;
+}
+
+/* A tensor of the new file: its type and size. */
 typedef struct aq_to_gguf_item {
     const aq_gguf_type *type;
     uint64_t bytes;
 } aq_to_gguf_item;
 
-static aq_status aq_to_gguf_plan(const aq_tensor *tensor, const char *name, aq_to_gguf_item *out,
-                                 aq_error *err) {
-    const char *why = NULL;
+static aq_status aq_to_gguf_plan(const aq_context *context, const aq_tensor *tensor,
+                                 const char *name, aq_to_gguf_item *out, aq_error *err) {
     uint64_t count = tensor->rows * tensor->cols;
     if (strlen(name) > AQ_GGUF_NAME_MOST || tensor->rank > AQ_GGUF_RANK || !count)
         return aq_to_gguf_refuse(name, "its name, its rank or its emptiness is beyond GGUF", err);
     if (tensor->quantized) {
-        aq_code code = aq_to_gguf_code(tensor, &why);
-        if (code == AQ_CODE_COUNT) return aq_to_gguf_refuse(name, why, err);
+        aq_code code;
+        const void *blocks;
+        aq_arena arena;
+        aq_arena_init(&arena, context);
+        aq_status status = aq_to_gguf_layer(&arena, tensor, &code, &blocks, err);
+        aq_arena_free(&arena);
+        if (status != AQ_OK) return status;
         out->type = aq_gguf_type_of_code(code);
     } else { /* readers of image programs do not take BF16; F32 holds it exactly */
         out->type = aq_gguf_type_of(tensor->dtype == AQ_DTYPE_BF16 ? AQ_DTYPE_F32 : tensor->dtype);
-        if (!out->type) return aq_to_gguf_refuse(name, "GGUF does not have its dtype", err);
     }
+    if (!out->type) return aq_to_gguf_refuse(name, "no type that is written holds it", err);
     out->bytes = count / out->type->weights * out->type->bytes;
     return AQ_OK;
 }
@@ -39737,22 +40060,39 @@ static aq_status aq_to_gguf_write(const aq_context *context, const aq_file *file
                                   const aq_tensor *tensor, const aq_to_gguf_item *item,
                                   aq_error *err) {
     uint64_t padded = (item->bytes + AQ_GGUF_ALIGNMENT - 1) & ~(uint64_t)(AQ_GGUF_ALIGNMENT - 1);
-    unsigned char *data = (unsigned char *)aq_alloc(context, (size_t)padded);
+    const void *from = tensor->data;
+    aq_status status = AQ_OK;
+    aq_arena arena;
+    aq_code code;
+    aq_arena_init(&arena, context);
+    unsigned char *data = (unsigned char *)aq_arena_alloc(&arena, (size_t)padded);
     if (!data) return aq_fail_memory(err, (size_t)padded);
     memset(data + item->bytes, 0, (size_t)(padded - item->bytes));
-    if (tensor->quantized) {
-        aq_blocks_from_native(item->type->code, tensor->codes, tensor->params,
-                              (size_t)(tensor->layout.rows * tensor->layout.groups), data);
-    } else if (tensor->dtype == AQ_DTYPE_BF16) {
+    if (tensor->quantized) status = aq_to_gguf_layer(&arena, tensor, &code, &from, err);
+    if (!tensor->quantized && tensor->dtype == AQ_DTYPE_BF16) {
         aq_stored_f32(context, tensor->dtype, tensor->data, (float *)(void *)data,
                       (size_t)(item->bytes / sizeof(float)));
         aq_little_endian(data, (size_t)(item->bytes / sizeof(float)), sizeof(float));
-    } else {
-        memcpy(data, tensor->data, (size_t)item->bytes);
+    } else if (status == AQ_OK) {
+        memcpy(data, from, (size_t)item->bytes);
     }
-    aq_status status = aq_file_write(file, offset, data, (size_t)padded, err);
-    aq_free(context, data, (size_t)padded);
+    if (status == AQ_OK) status = aq_file_write(file, offset, data, (size_t)padded, err);
+    aq_arena_free(&arena);
     return status;
+}
+
+/* The type that holds most weights, by llama.cpp's number. */
+static uint32_t aq_to_gguf_file_type(const aq_model *model, const aq_to_gguf_item *items) {
+    uint64_t weights[AQ_CODE_COUNT + 1] = { 0 }, plain[3] = { 0 };
+    for (size_t i = 0; i < model->tensor_count; i++) {
+        const aq_gguf_type *type = items[i].type;
+        uint64_t count = model->tensors[i].rows * model->tensors[i].cols;
+        if (type->dtype == AQ_DTYPE_F32) plain[0] += count;
+        else if (type->dtype == AQ_DTYPE_F16) plain[1] += count;
+        else if (type->dtype == AQ_DTYPE_BF16) plain[2] += count;
+        else weights[type->code] += count;
+    }
+    return aq_gguf_file_type(weights, plain);
 }
 
 static bool aq_to_gguf_has(const void *user, const char *name) {
@@ -39788,16 +40128,19 @@ static aq_status aq_to_gguf_file(const aq_model *model, const char *path, const 
     aq_file file = AQ_FILE_CLOSED;
     uint64_t offset = 0;
     aq_status status = items ? AQ_OK : aq_fail_memory(err, model->tensor_count);
+    for (size_t i = 0; status == AQ_OK && i < model->tensor_count; i++)
+        status = aq_to_gguf_plan(context, &model->tensors[i], model->tensors[i].name, &items[i],
+                                 err);
+    if (status != AQ_OK) return status;
     aq_builder_init(&header, context);
-    aq_gguf_begin(&header, model->tensor_count, 3);
+    aq_gguf_begin(&header, model->tensor_count, 4);
     aq_gguf_put_string(&header, "general.architecture", architecture);
     aq_gguf_put_string(&header, "general.quantized_by", "ArrowQuant " AQ_VERSION);
     aq_gguf_put_u32(&header, "general.quantization_version", 2);
-    for (size_t i = 0; status == AQ_OK && i < model->tensor_count; i++) {
+    aq_gguf_put_u32(&header, "general.file_type", aq_to_gguf_file_type(model, items));
+    for (size_t i = 0; i < model->tensor_count; i++) {
         const aq_tensor *tensor = &model->tensors[i];
         aq_gguf_output output;
-        status = aq_to_gguf_plan(tensor, tensor->name, &items[i], err);
-        if (status != AQ_OK) break;
         memset(&output, 0, sizeof(output));
         output.name = tensor->name;
         output.type = items[i].type->id;
@@ -39866,8 +40209,8 @@ typedef struct aq_recode {
     aq_arena *arena;
     const aq_tensor *tensor;
     const char *name;
-    uint64_t groups;             /* of the whole tensor */
-    float *scales, *mins, *zeros;
+    aq_dtype dtype; /* the model's */
+    aq_layer_numbers numbers;
     aq_converted_part *parts;
     size_t count;
     aq_error *err;
@@ -39904,25 +40247,20 @@ static aq_status aq_recode_part(aq_recode *recode, const char *suffix, aq_dtype 
     return *made ? AQ_OK : aq_fail_memory(recode->err, (size_t)part->bytes);
 }
 
-/* All parameters as F32; those of every format are exact in it. */
-static aq_status aq_recode_load(aq_recode *recode) {
-    const aq_tensor *tensor = recode->tensor;
-    size_t bytes;
-    recode->groups = tensor->layout.rows * tensor->layout.groups;
-    bytes = (size_t)recode->groups * sizeof(float);
-    recode->scales = (float *)aq_arena_alloc(recode->arena, bytes);
-    recode->mins = (float *)aq_arena_alloc(recode->arena, bytes);
-    recode->zeros = (float *)aq_arena_alloc(recode->arena, bytes);
-    if (!recode->scales || !recode->mins || !recode->zeros)
-        return aq_fail_memory(recode->err, bytes);
+AQ_LIB aq_status aq_convert_numbers(aq_arena *arena, const aq_tensor *tensor,
+                                    aq_layer_numbers *out, aq_error *err) {
+    out->groups = tensor->layout.rows * tensor->layout.groups;
+    size_t bytes = (size_t)out->groups * sizeof(float);
+    out->scales = (float *)aq_arena_alloc(arena, bytes);
+    out->mins = (float *)aq_arena_alloc(arena, bytes);
+    out->zeros = (float *)aq_arena_alloc(arena, bytes);
+    if (!out->scales || !out->mins || !out->zeros) return aq_fail_memory(err, bytes);
     return aq_quant_parameters(NULL, &tensor->spec, tensor->params, tensor->extra, tensor->rows,
-                               tensor->cols, recode->scales, recode->mins, recode->zeros,
-                               recode->err);
+                               tensor->cols, out->scales, out->mins, out->zeros, err);
 }
 
-/* Numbers as `dtype`, little endian, `step` of them apart; false when one is not exactly that. */
-static bool aq_recode_put(const float *values, uint64_t count, aq_dtype dtype, size_t step,
-                          unsigned char *out) {
+AQ_LIB bool aq_convert_put(const float *values, uint64_t count, aq_dtype dtype, size_t step,
+                           unsigned char *out) {
     size_t size = aq_dtype_size(dtype);
     for (uint64_t i = 0; i < count; i++) {
         uint32_t stored = 0;
@@ -39941,10 +40279,10 @@ static bool aq_recode_put(const float *values, uint64_t count, aq_dtype dtype, s
 /* An affine group is one of theirs when its minimum is a whole number of steps below zero. */
 static bool aq_recode_whole_zeros(const aq_recode *recode) {
     float top = (float)((1u << recode->tensor->spec.bits) - 1u);
-    for (uint64_t i = 0; i < recode->groups; i++) {
-        float zero = recode->zeros[i];
+    for (uint64_t i = 0; i < recode->numbers.groups; i++) {
+        float zero = recode->numbers.zeros[i];
         if (!(zero >= 0.0f && zero <= top) || zero != (float)(int32_t)zero) return false;
-        if ((double)recode->scales[i] * (double)zero != 0.0 - (double)recode->mins[i]) return false;
+        if ((double)recode->numbers.scales[i] * (double)zero != 0.0 - (double)recode->numbers.mins[i]) return false;
     }
     return true;
 }
@@ -39952,10 +40290,10 @@ static bool aq_recode_whole_zeros(const aq_recode *recode) {
 static aq_status aq_recode_zero_points(aq_recode *recode) {
     const aq_quant_layout *layout = &recode->tensor->layout;
     uint32_t bits = recode->tensor->spec.bits;
-    unsigned char *zeros = (unsigned char *)aq_arena_alloc(recode->arena, (size_t)recode->groups);
+    unsigned char *zeros = (unsigned char *)aq_arena_alloc(recode->arena, (size_t)recode->numbers.groups);
     void *made = NULL;
-    if (!zeros) return aq_fail_memory(recode->err, (size_t)recode->groups);
-    for (uint64_t i = 0; i < recode->groups; i++) zeros[i] = (unsigned char)recode->zeros[i];
+    if (!zeros) return aq_fail_memory(recode->err, (size_t)recode->numbers.groups);
+    for (uint64_t i = 0; i < recode->numbers.groups; i++) zeros[i] = (unsigned char)recode->numbers.zeros[i];
     aq_status status =
         aq_recode_part(recode, AQ_CT_ZERO_POINT, AQ_DTYPE_I32, 2,
                        (layout->rows + 32 / bits - 1) / (32 / bits), layout->groups, 0, NULL, &made);
@@ -39968,11 +40306,12 @@ static aq_status aq_recode_compressed(aq_recode *recode) {
     const aq_tensor *tensor = recode->tensor;
     const aq_quant_layout *layout = &tensor->layout;
     bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
-    aq_dtype dtype = tensor->dtype == AQ_DTYPE_F16 || tensor->dtype == AQ_DTYPE_F32 ? tensor->dtype
-                                                                                   : AQ_DTYPE_BF16;
+    aq_dtype dtype = recode->dtype;
     void *shape = NULL, *scales = NULL;
     if (tensor->rank != 2 || !aq_ends_with(recode->name, ".weight"))
         return aq_recode_refuse(recode, "compressed-tensors has weights of linear layers only");
+    if (tensor->time_groups)
+        return aq_recode_refuse(recode, "compressed-tensors has no place for its time groups");
     if (tensor->cols % tensor->spec.group_size)
         return aq_recode_refuse(recode, "its columns are no multiple of the group size");
     if (!symmetric && !aq_recode_whole_zeros(recode))
@@ -39990,7 +40329,7 @@ static aq_status aq_recode_compressed(aq_recode *recode) {
         status = aq_recode_part(recode, AQ_CT_SCALE, dtype, 2, layout->rows, layout->groups, 0, NULL,
                                 &scales);
     if (status != AQ_OK) return status;
-    if (aq_recode_put(recode->scales, recode->groups, dtype, 1, (unsigned char *)scales))
+    if (aq_convert_put(recode->numbers.scales, recode->numbers.groups, dtype, 1, (unsigned char *)scales))
         return AQ_OK;
     return aq_recode_refuse(recode, "a scale is no number of the model's dtype, as "
                             "compressed-tensors wants it");
@@ -40000,9 +40339,9 @@ static aq_status aq_recode_compressed(aq_recode *recode) {
 
 /* scale·q + min gives scale·(q − zero) when both products are exact: 16 significant bits at most. */
 static bool aq_recode_short_scales(const aq_recode *recode) {
-    for (uint64_t i = 0; i < recode->groups; i++) {
+    for (uint64_t i = 0; i < recode->numbers.groups; i++) {
         uint32_t bits;
-        memcpy(&bits, &recode->scales[i], sizeof(bits));
+        memcpy(&bits, &recode->numbers.scales[i], sizeof(bits));
         if (bits & 0xFFu) return false;
     }
     return true;
@@ -40011,12 +40350,40 @@ static bool aq_recode_short_scales(const aq_recode *recode) {
 /* Whether the readers of F16 parameters take them all: normal numbers, exactly. */
 static bool aq_recode_f16(const aq_recode *recode, bool symmetric, unsigned char *out) {
     size_t step = symmetric ? 1 : 2;
-    for (uint64_t i = 0; i < recode->groups; i++)
-        if (recode->scales[i] > -6.103515625e-05f && recode->scales[i] < 6.103515625e-05f)
+    for (uint64_t i = 0; i < recode->numbers.groups; i++)
+        if (recode->numbers.scales[i] > -6.103515625e-05f && recode->numbers.scales[i] < 6.103515625e-05f)
             return false;
-    return aq_recode_put(recode->scales, recode->groups, AQ_DTYPE_F16, step, out) &&
+    return aq_convert_put(recode->numbers.scales, recode->numbers.groups, AQ_DTYPE_F16, step, out) &&
            (symmetric ||
-            aq_recode_put(recode->mins, recode->groups, AQ_DTYPE_F16, step, out + 2));
+            aq_convert_put(recode->numbers.mins, recode->numbers.groups, AQ_DTYPE_F16, step, out + 2));
+}
+
+/* Static integers of the input, as the native format stores them. */
+static aq_status aq_recode_groups(aq_recode *recode) {
+    const aq_time_groups *groups = recode->tensor->time_groups;
+    void *starts = NULL, *scales = NULL, *zeros = NULL;
+    size_t n = groups ? groups->count : 0;
+    if (!groups) return AQ_OK;
+    aq_status status = aq_recode_part(recode, AQ_ACT_STARTS_SUFFIX, AQ_DTYPE_I32, 1, n + 1, 0, 0,
+                                      NULL, &starts);
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_ACT_SCALES_SUFFIX, AQ_DTYPE_F32, 2, 2, n, 0, NULL,
+                                &scales);
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_ACT_ZEROS_SUFFIX, AQ_DTYPE_I32, 2, 2, n, 0, NULL,
+                                &zeros);
+    if (status != AQ_OK) return status;
+    int32_t total = (int32_t)groups->total_timesteps;
+    memcpy(starts, groups->starts, n * 4);
+    memcpy((unsigned char *)starts + 4 * n, &total, 4);
+    for (size_t w = 0; w < 2; w++) {
+        memcpy((unsigned char *)scales + 4 * n * w, groups->scale[w], 4 * n);
+        memcpy((unsigned char *)zeros + 4 * n * w, groups->zero_point[w], 4 * n);
+    }
+    aq_little_endian(starts, n + 1, 4);
+    aq_little_endian(scales, 2 * n, 4);
+    aq_little_endian(zeros, 2 * n, 4);
+    return AQ_OK;
 }
 
 static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
@@ -40046,37 +40413,37 @@ static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
     if (status == AQ_OK)
         status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, layout->rows,
                                 layout->groups, per_group, NULL, &made);
-    if (status != AQ_OK || aq_recode_f16(recode, symmetric, (unsigned char *)made)) return status;
+    if (status != AQ_OK || aq_recode_f16(recode, symmetric, (unsigned char *)made))
+        return status == AQ_OK ? aq_recode_groups(recode) : status;
     recode->count--; /* in F32 they always are what they are */
     native->spec.params = AQ_PARAM_F32;
     status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F32, 3, layout->rows, layout->groups,
                             per_group, NULL, &made);
     if (status != AQ_OK) return status;
-    (void)aq_recode_put(recode->scales, recode->groups, AQ_DTYPE_F32, (size_t)per_group,
+    (void)aq_convert_put(recode->numbers.scales, recode->numbers.groups, AQ_DTYPE_F32, (size_t)per_group,
                         (unsigned char *)made);
     if (!symmetric)
-        (void)aq_recode_put(recode->mins, recode->groups, AQ_DTYPE_F32, 2,
+        (void)aq_convert_put(recode->numbers.mins, recode->numbers.groups, AQ_DTYPE_F32, 2,
                             (unsigned char *)made + 4);
-    return AQ_OK;
+    return aq_recode_groups(recode);
 }
 
 AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
-                                  aq_output_format format, aq_converted_part *parts, size_t *count,
+                                  aq_output_format format, aq_dtype dtype,
+                                  aq_converted_part *parts, size_t *count,
                                   aq_native_tensor *native, aq_error *err) {
     aq_recode recode;
     aq_tensor native_form;
     memset(&recode, 0, sizeof(recode));
-    if (tensor->spec.code > AQ_CODE_ZERO_POINT) {
-        aq_status made = aq_convert_blocks(arena, tensor, name, &native_form, err);
-        if (made != AQ_OK) return made;
-        tensor = &native_form;
-    }
+    aq_status status = aq_convert_blocks(arena, tensor, name, &native_form, err);
+    if (status != AQ_OK) return status;
     recode.arena = arena;
-    recode.tensor = tensor;
+    recode.tensor = &native_form;
     recode.name = name;
+    recode.dtype = dtype;
     recode.parts = parts;
     recode.err = err;
-    aq_status status = aq_recode_load(&recode);
+    status = aq_convert_numbers(arena, &native_form, &recode.numbers, err);
     if (status == AQ_OK)
         status = format == AQ_OUTPUT_COMPRESSED_TENSORS ? aq_recode_compressed(&recode)
                                                         : aq_recode_native(&recode, native);
@@ -40129,6 +40496,7 @@ static aq_status aq_convert_path(aq_convert_run *run, bool output, const char *r
 static aq_status aq_convert_collect(aq_convert_run *run, size_t number, aq_convert_shard *shard,
                                     aq_error *err) {
     const aq_model *model = run->model;
+    const aq_json_node *config = model->state->shards[number].component->config_json;
     size_t most = model->tensor_count * AQ_CONVERT_PARTS + 1;
     aq_status status = AQ_OK;
     shard->parts = (aq_converted_part *)aq_arena_alloc(&shard->arena, most * sizeof(*shard->parts));
@@ -40143,7 +40511,8 @@ static aq_status aq_convert_collect(aq_convert_run *run, size_t number, aq_conve
         size_t count = 1;
         if (model->state->tensor_shard[i] != number) continue;
         if (tensor->quantized) {
-            status = aq_convert_layer(&shard->arena, tensor, name, run->format, part, &count,
+            status = aq_convert_layer(&shard->arena, tensor, name, run->format,
+                                      aq_ct_scale_dtype(config, tensor->dtype), part, &count,
                                       &shard->native[shard->native_count++], err);
         } else {
             part->name = name;
@@ -40313,10 +40682,10 @@ static void aq_convert_groups(aq_builder *json, const aq_convert_run *run,
         uint32_t bits = 2u << kind % 3, size = sizes[kind / 3 % 4];
         bool symmetric = kind >= 12, first = true;
         for (size_t i = 0; i < model->tensor_count; i++) {
-            const aq_tensor *tensor = &model->tensors[i];
-            if (!tensor->quantized || !aq_convert_belongs(run, i, component) ||
-                tensor->spec.bits != bits || tensor->spec.group_size != size ||
-                (tensor->spec.code == AQ_CODE_SYMMETRIC) != symmetric)
+            aq_quant_spec spec = aq_convert_spec(&model->tensors[i]);
+            if (!model->tensors[i].quantized || !aq_convert_belongs(run, i, component) ||
+                spec.bits != bits || spec.group_size != size ||
+                (spec.code == AQ_CODE_SYMMETRIC) != symmetric)
                 continue;
             if (first)
                 aq_append_format(json, "%s\"group_%u\": {\"targets\": [", number ? ", " : "", number);
@@ -40435,11 +40804,11 @@ static aq_status aq_convert_check(const aq_model *model, aq_output_format format
                                   const char *input_path, aq_error *err) {
     size_t components = model->state->folder.component_count;
     for (size_t i = 0; format == AQ_OUTPUT_ARROW && i < model->tensor_count; i++)
-        if (model->tensors[i].quantized && model->tensors[i].spec.code > AQ_CODE_ZERO_POINT)
-            return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s has "
-                                  "the blocks of a GGUF type, which the table of layers does not hold; "
-                                  "convert it to the native format first", input_path,
-                                  model->tensors[i].name);
+        if (model->tensors[i].quantized && !aq_convert_has_steps(model->tensors[i].spec.code))
+            return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s: the "
+                                  "table of layers has no columns for its code %s; quantize the "
+                                  "original for it instead", input_path, model->tensors[i].name,
+                                  model->tensors[i].code_name);
     if (!model->quantized && format != AQ_OUTPUT_ARROW)
         return aq_fail(err, AQ_ERR_METADATA, "%s: has no quantized layers; quantize it with --format",
                        input_path);

@@ -1032,10 +1032,10 @@ ARROWQUANT_API aq_status aq_model_verify(aq_context *context, const aq_model *mo
                                          aq_error *err);
 ARROWQUANT_API void aq_model_close(aq_model *model); /* NULL allowed */
 
-/* Writes the same weights in another format: native and compressed-tensors to each other, tables of
- * layers in Arrow to both, and every model to such a table (a file); to and from GGUF what its Q8_0,
- * Q4_0 and Q4_1 hold. Codes stay as they are; where the parameters would have to be rounded,
- * AQ_ERR_UNSUPPORTED names the layer and says why. */
+/* Writes the same weights in another format: native, compressed-tensors, GGUF (a file) and tables of
+ * layers in Arrow (a file) to each other, and every model to such a table; docs/FORMATS.md says what fits
+ * where. Codes stay as they are; where a parameter would have to be rounded, or time groups would be
+ * lost, AQ_ERR_UNSUPPORTED names the layer and says why. */
 ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input_path,
                                           const char *output_path, aq_output_format format,
                                           bool overwrite, aq_progress_fn progress, void *user,
@@ -1113,8 +1113,9 @@ typedef struct aq_arrow_layer {
     const char *method;   /* "ptq", …, "kept" */
     const char *dtype;    /* of the original: "BF16", … */
     double cosine_similarity, sqnr_db; /* NaN: null */
-    const aq_arrow_time_group *time_groups;
+    const aq_arrow_time_group *time_groups; /* of 8-bit activations */
     size_t time_group_count; /* 0: null */
+    const aq_arrow_time_group *time_groups_4bit; /* as many, or NULL: null */
 } aq_arrow_layer;
 
 /* Who owns what the layers point to: `release(user)` is called once, from whatever thread gives back
@@ -1157,7 +1158,8 @@ ARROWQUANT_API aq_status aq_arrow_import_weights(const struct ArrowSchema *schem
                                                  aq_arrow_weights *out, aq_error *err);
 
 /* The tensors of an opened model as a stream of one record batch a tensor, sorted by name: codes and
- * kept tensors where they lie in the mapped files, parameters widened to F32. On success the stream
+ * kept tensors where they lie in the mapped files (codes of GGUF's blocks are made anew), parameters
+ * widened to F32, with time groups. On success the stream
  * owns the model and closes it when all is released. */
 ARROWQUANT_API aq_status aq_arrow_export_model(aq_context *context, aq_model *model,
                                                struct ArrowArrayStream *stream, aq_error *err);

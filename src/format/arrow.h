@@ -86,6 +86,7 @@ typedef enum aq_arrow_column {
     AQ_COLUMN_COSINE,
     AQ_COLUMN_SQNR,
     AQ_COLUMN_TIME_GROUPS,
+    AQ_COLUMN_TIME_GROUPS_4,
     AQ_COLUMNS
 } aq_arrow_column;
 
@@ -114,6 +115,12 @@ AQ_LIB aq_status aq_arrow_bytes(const aq_arrow_view *view, int64_t row, const vo
 /* The elements of a LIST row of FIXED values without nulls, of one of the formats in `formats`. */
 AQ_LIB aq_status aq_arrow_list(const aq_arrow_view *view, int64_t row, const char *formats,
                                const void **data, uint64_t *count, char *format, aq_error *err);
+
+/* A row that is a LIST of structs, neither with nulls: where its values of each of the `fields` named
+ * fields begin, whose formats `formats` has by turns. */
+AQ_LIB aq_status aq_arrow_structs(const aq_arrow_view *view, int64_t row, const char *const *names,
+                                  const char *formats, const void **data, uint64_t *count,
+                                  aq_error *err);
 
 /* ---- IPC */
 

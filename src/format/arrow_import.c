@@ -171,6 +171,62 @@ AQ_LIB aq_status aq_arrow_list(const aq_arrow_view *view, int64_t row, const cha
     return aq_arrow_no_nulls(view, row, begin, end, err);
 }
 
+/* One field of the structs begin … end of `items`. */
+static aq_status aq_arrow_field(const aq_arrow_view *view, int64_t row, const char *name,
+                                char format, int64_t begin, int64_t end, const void **data,
+                                aq_error *err) {
+    const struct ArrowArray *items = view->array->children[0];
+    const struct ArrowSchema *item = view->schema->children[0];
+    const char wanted[2] = { format, 0 };
+    int64_t run, i = 0;
+    while (i < item->n_children && strcmp(aq_arrow_name_of(item->children[i]), name) != 0) i++;
+    if (i == item->n_children || i >= items->n_children || item->children[i]->dictionary ||
+        strcmp(item->children[i]->format, wanted) != 0)
+        return aq_fail(err, AQ_ERR_ARROW, "column %s: expected structs with a field %s of the format "
+                       "\"%s\"; cast it", aq_arrow_name_of(view->schema), name, wanted);
+    const struct ArrowArray *field = items->children[i];
+    begin += items->offset;
+    end += items->offset;
+    if (end > field->length)
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                              "column %s, row %lld: its list ends at element %lld, field %s has %lld",
+                              aq_arrow_name_of(view->schema), (long long)row, (long long)end, name,
+                              (long long)field->length);
+    for (int64_t at = begin; field->null_count && at < end; at++)
+        if (aq_arrow_null_at(field, field->offset + at))
+            return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                                  "column %s, row %lld: a null in field %s; fill the nulls first",
+                                  aq_arrow_name_of(view->schema), (long long)row, name);
+    *data = "";
+    if (end > begin)
+        *data = (const unsigned char *)field->buffers[1] +
+                (size_t)(field->offset + begin) * aq_arrow_type_of(wanted, &run)->width;
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_arrow_structs(const aq_arrow_view *view, int64_t row, const char *const *names,
+                                  const char *formats, const void **data, uint64_t *count,
+                                  aq_error *err) {
+    int64_t begin = 0, end = 0;
+    const char *found = view->schema->format;
+    if (!view->type || view->type->kind != AQ_ARROW_LIST || view->array->n_children != 1 ||
+        view->schema->n_children != 1 || view->schema->children[0]->dictionary ||
+        strcmp(view->schema->children[0]->format, "+s") != 0)
+        return aq_arrow_bad(err, aq_arrow_name_of(view->schema), "a list of structs", found);
+    aq_status status = aq_arrow_extent(view, row, &begin, &end, err);
+    if (status != AQ_OK) return status;
+    if (end > view->array->children[0]->length)
+        return aq_fail_tensor(err, AQ_ERR_ARROW, "", (uint64_t)row,
+                              "column %s, row %lld: its list ends at element %lld, there are %lld",
+                              aq_arrow_name_of(view->schema), (long long)row, (long long)end,
+                              (long long)view->array->children[0]->length);
+    *count = (uint64_t)(end - begin);
+    status = aq_arrow_no_nulls(view, row, begin, end, err);
+    for (size_t f = 0; status == AQ_OK && formats[f]; f++)
+        status = aq_arrow_field(view, row, names[f], formats[f], begin, end, &data[f], err);
+    return status;
+}
+
 /* ---- weights */
 
 /* rows and cols as aq_quantize sees them. */

@@ -18,7 +18,7 @@ static const aq_arrow_column_spec aq_arrow_column_specs[AQ_COLUMNS] = {
     { "group_size", "I", NULL, false },   { "mins", "+l", "f", true },
     { "method", "u", NULL, false },       { "dtype", "u", NULL, false },
     { "cosine", "g", NULL, true },        { "sqnr_db", "g", NULL, true },
-    { "time_groups", "+l", "+s", true },
+    { "time_groups", "+l", "+s", true },  { "time_groups_4bit", "+l", "+s", true },
 };
 
 static const aq_arrow_column_spec aq_arrow_time_specs[4] = {
@@ -56,6 +56,15 @@ AQ_LIB bool aq_arrow_layer_schema(aq_arrow_shared *shared, const char *const *me
 }
 
 /* ---- rows */
+
+/* The time groups that a column shows of a layer. */
+static const aq_arrow_time_group *aq_arrow_times(const aq_arrow_layer *layer,
+                                                 aq_arrow_column column, size_t *count) {
+    const aq_arrow_time_group *times =
+        column == AQ_COLUMN_TIME_GROUPS ? layer->time_groups : layer->time_groups_4bit;
+    *count = times ? layer->time_group_count : 0;
+    return times;
+}
 
 /* A row's part of a column: NULL is a null. */
 typedef struct aq_arrow_part {
@@ -105,8 +114,10 @@ static bool aq_arrow_validity(const aq_arrow_rows *rows, aq_arrow_column column,
     for (size_t i = 0; i < rows->count; i++) {
         const aq_arrow_layer *layer = &rows->layers[i];
         double figure = column == AQ_COLUMN_COSINE ? layer->cosine_similarity : layer->sqnr_db;
+        size_t times = 0;
+        if (column >= AQ_COLUMN_TIME_GROUPS) (void)aq_arrow_times(layer, column, &times);
         bool null = column == AQ_COLUMN_COSINE || column == AQ_COLUMN_SQNR ? figure != figure
-                    : column == AQ_COLUMN_TIME_GROUPS ? !layer->time_group_count
+                    : column >= AQ_COLUMN_TIME_GROUPS ? !times
                                                       : !aq_arrow_part_of(layer, column).data;
         if (!null) continue;
         if (!bits) {
@@ -211,17 +222,21 @@ static aq_status aq_arrow_number_column(const aq_arrow_rows *rows, aq_arrow_colu
 }
 
 /* list<struct<t_start, t_end, scale, zero_point>>: always gathered, it is small. */
-static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, struct ArrowArray *array) {
+static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, aq_arrow_column column,
+                                      struct ArrowArray *array) {
     aq_arena *arena = &rows->shared->arena;
     int32_t *offsets = (int32_t *)aq_arena_alloc(arena, (rows->count + 1) * sizeof(int32_t));
     void *fields[4];
-    size_t total = 0, at = 0;
-    for (size_t i = 0; i < rows->count; i++) total += rows->layers[i].time_group_count;
+    size_t total = 0, at = 0, count = 0;
+    for (size_t i = 0; i < rows->count; i++) {
+        (void)aq_arrow_times(&rows->layers[i], column, &count);
+        total += count;
+    }
     if (total > INT32_MAX)
         return aq_fail(rows->err, AQ_ERR_UNSUPPORTED, "%zu time groups do not fit one batch; "
                        "export the layers one by one", total);
     bool made = offsets && aq_arrow_make_array(rows->shared, array, (int64_t)rows->count, 2, 1) &&
-                aq_arrow_validity(rows, AQ_COLUMN_TIME_GROUPS, array) &&
+                aq_arrow_validity(rows, column, array) &&
                 aq_arrow_make_array(rows->shared, array->children[0], (int64_t)total, 1, 4);
     for (size_t f = 0; made && f < 4; f++) {
         struct ArrowArray *field = array->children[0]->children[f];
@@ -232,12 +247,12 @@ static aq_status aq_arrow_time_column(const aq_arrow_rows *rows, struct ArrowArr
     if (!made) return aq_fail_memory(rows->err, (total + rows->count) * 16);
     array->buffers[1] = offsets;
     for (size_t i = 0; i < rows->count; i++) {
-        const aq_arrow_layer *layer = &rows->layers[i];
-        for (size_t g = 0; g < layer->time_group_count; g++, at++) {
-            ((int32_t *)fields[0])[at] = layer->time_groups[g].t_start;
-            ((int32_t *)fields[1])[at] = layer->time_groups[g].t_end;
-            ((float *)fields[2])[at] = layer->time_groups[g].scale;
-            ((float *)fields[3])[at] = layer->time_groups[g].zero_point;
+        const aq_arrow_time_group *times = aq_arrow_times(&rows->layers[i], column, &count);
+        for (size_t g = 0; g < count; g++, at++) {
+            ((int32_t *)fields[0])[at] = times[g].t_start;
+            ((int32_t *)fields[1])[at] = times[g].t_end;
+            ((float *)fields[2])[at] = times[g].scale;
+            ((float *)fields[3])[at] = times[g].zero_point;
         }
         offsets[i + 1] = (int32_t)at;
     }
@@ -276,7 +291,8 @@ AQ_LIB aq_status aq_arrow_layer_array(aq_arrow_shared *shared, const aq_arrow_la
     for (unsigned c = 0; status == AQ_OK && c < AQ_COLUMNS; c++) {
         struct ArrowArray *column = array->children[c];
         const char *format = aq_arrow_column_specs[c].format;
-        if (c == AQ_COLUMN_TIME_GROUPS) status = aq_arrow_time_column(&rows, column);
+        if (c >= AQ_COLUMN_TIME_GROUPS)
+            status = aq_arrow_time_column(&rows, (aq_arrow_column)c, column);
         else if (*format == '+') status = aq_arrow_list_column(&rows, (aq_arrow_column)c, column);
         else if (*format == 'u' || *format == 'z')
             status = aq_arrow_bytes_column(&rows, (aq_arrow_column)c, column);

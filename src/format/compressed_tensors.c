@@ -140,4 +140,17 @@ AQ_LIB aq_status aq_ct_check_layer(const aq_ct_config *config, const aq_ct_layer
     return aq_quantized_size(spec, rows, cols, layout, err);
 }
 
+AQ_LIB aq_dtype aq_ct_scale_dtype(const aq_json_node *config, aq_dtype tensor) {
+    static const char *const keys[] = { "dtype", "torch_dtype" };
+    for (unsigned i = 0; config && i < 2; i++) {
+        const char *name = aq_json_string(aq_json_get(config, keys[i]));
+        if (!name) continue;
+        if (strcmp(name, "bfloat16") == 0) return AQ_DTYPE_BF16;
+        if (strcmp(name, "float16") == 0) return AQ_DTYPE_F16;
+        if (strcmp(name, "float32") == 0) return AQ_DTYPE_F32;
+    }
+    if (tensor == AQ_DTYPE_F64) return AQ_DTYPE_F32;
+    return aq_dtype_size(tensor) == 1 ? AQ_DTYPE_BF16 : tensor;
+}
+
 #endif /* ARROWQUANT_NO_STDIO */

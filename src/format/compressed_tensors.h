@@ -35,6 +35,10 @@ typedef struct aq_ct_config {
 AQ_LIB aq_status aq_ct_read_config(const aq_json_node *config, const char *path, aq_ct_config *out,
                                    aq_error *err);
 
+/* The dtype that a loader will give the scales of a tensor: the model's by its config.json (NULL: none),
+ * else the tensor's. */
+AQ_LIB aq_dtype aq_ct_scale_dtype(const aq_json_node *config, aq_dtype tensor);
+
 /* The tensors of one layer, NULL where absent. */
 typedef struct aq_ct_layer {
     const aq_st_tensor *packed, *scale, *shape, *zero_point;

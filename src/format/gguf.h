@@ -88,6 +88,9 @@ AQ_LIB void aq_gguf_begin(aq_builder *out, uint64_t tensors, uint64_t values);
 AQ_LIB void aq_gguf_put_string(aq_builder *out, const char *key, const char *value);
 AQ_LIB void aq_gguf_put_u32(aq_builder *out, const char *key, uint32_t value);
 AQ_LIB void aq_gguf_put_tensor(aq_builder *out, const aq_gguf_output *tensor);
+/* general.file_type: the type that most weights are stored in, as llama.cpp numbers its file types.
+ * `weights` by aq_code; `plain` as F32, F16, BF16. */
+AQ_LIB uint32_t aq_gguf_file_type(const uint64_t *weights, const uint64_t *plain);
 /* Zeros up to where the data starts. */
 AQ_LIB void aq_gguf_end(aq_builder *out);
 

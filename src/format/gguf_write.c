@@ -44,6 +44,21 @@ AQ_LIB void aq_gguf_put_tensor(aq_builder *out, const aq_gguf_output *tensor) {
     aq_gguf_put(out, tensor->offset, 8);
 }
 
+AQ_LIB uint32_t aq_gguf_file_type(const uint64_t *weights, const uint64_t *plain) {
+    static const uint32_t numbers[] = { 7, 2, 3, 14, 10 }; /* Q8_0, Q4_0, Q4_1, Q4_K, Q2_K */
+    uint32_t best = 1;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < 5; i++) {
+        if (weights[AQ_CODE_Q8_0 + i] > most) {
+            most = weights[AQ_CODE_Q8_0 + i];
+            best = numbers[i];
+        }
+    }
+    if (most) return best;
+    if (plain[2] > plain[0] && plain[2] > plain[1]) return 32;
+    return plain[0] > plain[1] ? 0 : 1;
+}
+
 AQ_LIB void aq_gguf_end(aq_builder *out) {
     static const char zeros[AQ_GGUF_ALIGNMENT] = { 0 };
     size_t over = out->size % AQ_GGUF_ALIGNMENT;

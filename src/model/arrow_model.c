@@ -2,10 +2,9 @@
 #include "../base/thread.h"
 #include "../format/arrow.h"
 #include "../quant/quant.h"
-#include "open.h"
+#include "convert.h"
 
 #include <errno.h>
-#include <math.h>
 
 #ifndef ARROWQUANT_NO_STDIO
 
@@ -47,6 +46,26 @@ static aq_status aq_arrow_parameters(aq_arena *arena, const aq_tensor *tensor,
     return AQ_OK;
 }
 
+static aq_status aq_arrow_groups(aq_arena *arena, const aq_time_groups *groups,
+                                 aq_arrow_layer *layer, aq_error *err) {
+    aq_arrow_time_group *times = (aq_arrow_time_group *)aq_arena_alloc(
+        arena, 2 * (size_t)groups->count * sizeof(aq_arrow_time_group));
+    if (!times) return aq_fail_memory(err, 2 * (size_t)groups->count * sizeof(*times));
+    layer->time_groups = times;
+    layer->time_groups_4bit = times + groups->count;
+    layer->time_group_count = groups->count;
+    for (unsigned w = 0; w < 2; w++) {
+        for (uint32_t g = 0; g < groups->count; g++, times++) {
+            times->t_start = groups->starts[g];
+            times->t_end = g + 1 < groups->count ? groups->starts[g + 1]
+                                                 : (int32_t)groups->total_timesteps;
+            times->scale = groups->scale[w][g];
+            times->zero_point = (float)groups->zero_point[w][g];
+        }
+    }
+    return AQ_OK;
+}
+
 static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_arrow_layer *layer,
                                    aq_error *err) {
     int64_t *shape =
@@ -73,16 +92,19 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_
         layer->method = "kept";
         return AQ_OK;
     }
-    if (tensor->spec.code > AQ_CODE_ZERO_POINT)
-        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0, "tensor %s: the table has no "
-                              "column for the blocks of a GGUF type; dequantize the model first",
-                              tensor->name);
+    aq_tensor form;
+    aq_status status = aq_convert_blocks(arena, tensor, tensor->name, &form, err);
+    if (status != AQ_OK) return status;
+    tensor = &form;
     layer->bit_width = (uint8_t)tensor->spec.bits;
     layer->group_size = tensor->spec.group_size;
     layer->data = tensor->codes;
     layer->data_bytes = tensor->layout.code_bytes;
     layer->method = tensor->method;
-    return aq_arrow_parameters(arena, tensor, layer, err);
+    status = aq_arrow_parameters(arena, tensor, layer, err);
+    if (status == AQ_OK && tensor->time_groups)
+        status = aq_arrow_groups(arena, tensor->time_groups, layer, err);
+    return status;
 }
 
 static aq_status aq_arrow_source_next(aq_arrow_source *source, struct ArrowArray *out,

@@ -18,13 +18,23 @@ static aq_status aq_table_check(aq_plan *plan, aq_error *err) {
 
 static aq_status aq_table_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                aq_quant_spec *spec, const char **detail, aq_error *err) {
-    return aq_container_native()->spec(plan, tensor, bits, spec, detail, err);
+    aq_status status = aq_container_native()->spec(plan, tensor, bits, spec, detail, err);
+    /* the table has columns for codes of equal steps */
+    if (spec->code != AQ_CODE_AFFINE && spec->code != AQ_CODE_SYMMETRIC)
+        *spec = aq_plan_spec(&plan->config, bits);
+    return status;
 }
 
 static aq_status aq_table_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                 const aq_quant_spec *spec, const aq_quant_layout *layout,
                                 aq_part *parts, size_t *count, aq_error *err) {
     return aq_container_native()->parts(plan, tensor, spec, layout, parts, count, err);
+}
+
+static aq_status aq_table_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
+                                size_t index, const unsigned char *rows, unsigned char *out,
+                                aq_error *err) {
+    return aq_container_native()->close(run, tensor, part, index, rows, out, err);
 }
 
 static aq_status aq_table_data_start(aq_plan *plan, size_t output, uint64_t *start, aq_error *err) {
@@ -118,7 +128,7 @@ static aq_status aq_table_beside(aq_run *run, const aq_component *component, aq_
 
 static const aq_container aq_arrow_container = {
     AQ_OUTPUT_ARROW, ".arrow", true, 1, aq_table_check, NULL, NULL, aq_table_spec, NULL, NULL, aq_table_parts,
-    NULL, NULL, aq_native_order, aq_table_data_start, aq_table_finish, aq_table_beside
+    NULL, aq_table_close, aq_native_order, aq_table_data_start, aq_table_finish, aq_table_beside
 };
 
 AQ_LIB const aq_container *aq_container_arrow(void) {

@@ -9,19 +9,9 @@
 
 #ifndef ARROWQUANT_NO_STDIO
 
-/* The dtype that a loader will give the scales: the model's by its config, else the tensor's. */
 static aq_dtype aq_ct_dtype(const aq_plan *plan, const aq_plan_tensor *tensor) {
-    static const char *const keys[] = { "dtype", "torch_dtype" };
-    const aq_json_node *config = plan->state->shard_component[tensor->shard]->config_json;
-    for (unsigned i = 0; config && i < 2; i++) {
-        const char *name = aq_json_string(aq_json_get(config, keys[i]));
-        if (!name) continue;
-        if (strcmp(name, "bfloat16") == 0) return AQ_DTYPE_BF16;
-        if (strcmp(name, "float16") == 0) return AQ_DTYPE_F16;
-        if (strcmp(name, "float32") == 0) return AQ_DTYPE_F32;
-    }
-    if (tensor->dtype == AQ_DTYPE_F64) return AQ_DTYPE_F32;
-    return aq_dtype_size(tensor->dtype) == 1 ? AQ_DTYPE_BF16 : tensor->dtype;
+    return aq_ct_scale_dtype(plan->state->shard_component[tensor->shard]->config_json,
+                             tensor->dtype);
 }
 
 static aq_status aq_ct_check(aq_plan *plan, aq_error *err) {

@@ -460,12 +460,8 @@ static aq_status aq_gguf_order(aq_plan *plan, size_t output, size_t *order, aq_e
     return AQ_OK;
 }
 
-/* The type most weights are stored in, as llama.cpp numbers its file types. */
-static uint32_t aq_gguf_file_type(const aq_plan *plan, const aq_plan_output *output) {
-    static const uint32_t numbers[] = { 7, 2, 3, 14, 10 }; /* Q8_0, Q4_0, Q4_1, Q4_K, Q2_K */
-    uint64_t weights[AQ_CODE_COUNT] = { 0 }, plain[3] = { 0 };
-    uint32_t best = 1;
-    uint64_t most = 0;
+static uint32_t aq_gguf_output_type(const aq_plan *plan, const aq_plan_output *output) {
+    uint64_t weights[AQ_CODE_COUNT + 1] = { 0 }, plain[3] = { 0 };
     for (size_t i = 0; i < output->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[output->first_tensor + i];
         uint64_t count = tensor->rows * tensor->cols;
@@ -475,15 +471,7 @@ static uint32_t aq_gguf_file_type(const aq_plan *plan, const aq_plan_output *out
         else if (tensor->output_dtype == AQ_DTYPE_F16) plain[1] += count;
         else if (tensor->output_dtype == AQ_DTYPE_BF16) plain[2] += count;
     }
-    for (uint32_t i = 0; i < 5; i++) {
-        if (weights[AQ_CODE_Q8_0 + i] > most) {
-            most = weights[AQ_CODE_Q8_0 + i];
-            best = numbers[i];
-        }
-    }
-    if (most) return best;
-    if (plain[2] > plain[0] && plain[2] > plain[1]) return 32;
-    return plain[0] > plain[1] ? 0 : 1;
+    return aq_gguf_file_type(weights, plain);
 }
 
 static void aq_gguf_describe(const aq_plan *plan, const size_t *order, size_t count,
@@ -519,7 +507,7 @@ static aq_status aq_gguf_header(aq_plan *plan, size_t number, aq_builder *out, a
     aq_gguf_put_string(out, "general.architecture", own->architecture);
     aq_gguf_put_string(out, "general.quantized_by", "ArrowQuant " AQ_VERSION);
     aq_gguf_put_u32(out, "general.quantization_version", 2);
-    aq_gguf_put_u32(out, "general.file_type", aq_gguf_file_type(plan, output));
+    aq_gguf_put_u32(out, "general.file_type", aq_gguf_output_type(plan, output));
     for (size_t i = 0, count; i < output->tensor_count; i += count) {
         aq_gguf_output tensor;
         for (count = 1; i + count < output->tensor_count &&

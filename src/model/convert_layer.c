@@ -11,8 +11,8 @@ typedef struct aq_recode {
     aq_arena *arena;
     const aq_tensor *tensor;
     const char *name;
-    uint64_t groups;             /* of the whole tensor */
-    float *scales, *mins, *zeros;
+    aq_dtype dtype; /* the model's */
+    aq_layer_numbers numbers;
     aq_converted_part *parts;
     size_t count;
     aq_error *err;
@@ -49,25 +49,20 @@ static aq_status aq_recode_part(aq_recode *recode, const char *suffix, aq_dtype 
     return *made ? AQ_OK : aq_fail_memory(recode->err, (size_t)part->bytes);
 }
 
-/* All parameters as F32; those of every format are exact in it. */
-static aq_status aq_recode_load(aq_recode *recode) {
-    const aq_tensor *tensor = recode->tensor;
-    size_t bytes;
-    recode->groups = tensor->layout.rows * tensor->layout.groups;
-    bytes = (size_t)recode->groups * sizeof(float);
-    recode->scales = (float *)aq_arena_alloc(recode->arena, bytes);
-    recode->mins = (float *)aq_arena_alloc(recode->arena, bytes);
-    recode->zeros = (float *)aq_arena_alloc(recode->arena, bytes);
-    if (!recode->scales || !recode->mins || !recode->zeros)
-        return aq_fail_memory(recode->err, bytes);
+AQ_LIB aq_status aq_convert_numbers(aq_arena *arena, const aq_tensor *tensor,
+                                    aq_layer_numbers *out, aq_error *err) {
+    out->groups = tensor->layout.rows * tensor->layout.groups;
+    size_t bytes = (size_t)out->groups * sizeof(float);
+    out->scales = (float *)aq_arena_alloc(arena, bytes);
+    out->mins = (float *)aq_arena_alloc(arena, bytes);
+    out->zeros = (float *)aq_arena_alloc(arena, bytes);
+    if (!out->scales || !out->mins || !out->zeros) return aq_fail_memory(err, bytes);
     return aq_quant_parameters(NULL, &tensor->spec, tensor->params, tensor->extra, tensor->rows,
-                               tensor->cols, recode->scales, recode->mins, recode->zeros,
-                               recode->err);
+                               tensor->cols, out->scales, out->mins, out->zeros, err);
 }
 
-/* Numbers as `dtype`, little endian, `step` of them apart; false when one is not exactly that. */
-static bool aq_recode_put(const float *values, uint64_t count, aq_dtype dtype, size_t step,
-                          unsigned char *out) {
+AQ_LIB bool aq_convert_put(const float *values, uint64_t count, aq_dtype dtype, size_t step,
+                           unsigned char *out) {
     size_t size = aq_dtype_size(dtype);
     for (uint64_t i = 0; i < count; i++) {
         uint32_t stored = 0;
@@ -86,10 +81,10 @@ static bool aq_recode_put(const float *values, uint64_t count, aq_dtype dtype, s
 /* An affine group is one of theirs when its minimum is a whole number of steps below zero. */
 static bool aq_recode_whole_zeros(const aq_recode *recode) {
     float top = (float)((1u << recode->tensor->spec.bits) - 1u);
-    for (uint64_t i = 0; i < recode->groups; i++) {
-        float zero = recode->zeros[i];
+    for (uint64_t i = 0; i < recode->numbers.groups; i++) {
+        float zero = recode->numbers.zeros[i];
         if (!(zero >= 0.0f && zero <= top) || zero != (float)(int32_t)zero) return false;
-        if ((double)recode->scales[i] * (double)zero != 0.0 - (double)recode->mins[i]) return false;
+        if ((double)recode->numbers.scales[i] * (double)zero != 0.0 - (double)recode->numbers.mins[i]) return false;
     }
     return true;
 }
@@ -97,10 +92,10 @@ static bool aq_recode_whole_zeros(const aq_recode *recode) {
 static aq_status aq_recode_zero_points(aq_recode *recode) {
     const aq_quant_layout *layout = &recode->tensor->layout;
     uint32_t bits = recode->tensor->spec.bits;
-    unsigned char *zeros = (unsigned char *)aq_arena_alloc(recode->arena, (size_t)recode->groups);
+    unsigned char *zeros = (unsigned char *)aq_arena_alloc(recode->arena, (size_t)recode->numbers.groups);
     void *made = NULL;
-    if (!zeros) return aq_fail_memory(recode->err, (size_t)recode->groups);
-    for (uint64_t i = 0; i < recode->groups; i++) zeros[i] = (unsigned char)recode->zeros[i];
+    if (!zeros) return aq_fail_memory(recode->err, (size_t)recode->numbers.groups);
+    for (uint64_t i = 0; i < recode->numbers.groups; i++) zeros[i] = (unsigned char)recode->numbers.zeros[i];
     aq_status status =
         aq_recode_part(recode, AQ_CT_ZERO_POINT, AQ_DTYPE_I32, 2,
                        (layout->rows + 32 / bits - 1) / (32 / bits), layout->groups, 0, NULL, &made);
@@ -113,11 +108,12 @@ static aq_status aq_recode_compressed(aq_recode *recode) {
     const aq_tensor *tensor = recode->tensor;
     const aq_quant_layout *layout = &tensor->layout;
     bool symmetric = tensor->spec.code == AQ_CODE_SYMMETRIC;
-    aq_dtype dtype = tensor->dtype == AQ_DTYPE_F16 || tensor->dtype == AQ_DTYPE_F32 ? tensor->dtype
-                                                                                   : AQ_DTYPE_BF16;
+    aq_dtype dtype = recode->dtype;
     void *shape = NULL, *scales = NULL;
     if (tensor->rank != 2 || !aq_ends_with(recode->name, ".weight"))
         return aq_recode_refuse(recode, "compressed-tensors has weights of linear layers only");
+    if (tensor->time_groups)
+        return aq_recode_refuse(recode, "compressed-tensors has no place for its time groups");
     if (tensor->cols % tensor->spec.group_size)
         return aq_recode_refuse(recode, "its columns are no multiple of the group size");
     if (!symmetric && !aq_recode_whole_zeros(recode))
@@ -135,7 +131,7 @@ static aq_status aq_recode_compressed(aq_recode *recode) {
         status = aq_recode_part(recode, AQ_CT_SCALE, dtype, 2, layout->rows, layout->groups, 0, NULL,
                                 &scales);
     if (status != AQ_OK) return status;
-    if (aq_recode_put(recode->scales, recode->groups, dtype, 1, (unsigned char *)scales))
+    if (aq_convert_put(recode->numbers.scales, recode->numbers.groups, dtype, 1, (unsigned char *)scales))
         return AQ_OK;
     return aq_recode_refuse(recode, "a scale is no number of the model's dtype, as "
                             "compressed-tensors wants it");
@@ -145,9 +141,9 @@ static aq_status aq_recode_compressed(aq_recode *recode) {
 
 /* scale·q + min gives scale·(q − zero) when both products are exact: 16 significant bits at most. */
 static bool aq_recode_short_scales(const aq_recode *recode) {
-    for (uint64_t i = 0; i < recode->groups; i++) {
+    for (uint64_t i = 0; i < recode->numbers.groups; i++) {
         uint32_t bits;
-        memcpy(&bits, &recode->scales[i], sizeof(bits));
+        memcpy(&bits, &recode->numbers.scales[i], sizeof(bits));
         if (bits & 0xFFu) return false;
     }
     return true;
@@ -156,12 +152,40 @@ static bool aq_recode_short_scales(const aq_recode *recode) {
 /* Whether the readers of F16 parameters take them all: normal numbers, exactly. */
 static bool aq_recode_f16(const aq_recode *recode, bool symmetric, unsigned char *out) {
     size_t step = symmetric ? 1 : 2;
-    for (uint64_t i = 0; i < recode->groups; i++)
-        if (recode->scales[i] > -6.103515625e-05f && recode->scales[i] < 6.103515625e-05f)
+    for (uint64_t i = 0; i < recode->numbers.groups; i++)
+        if (recode->numbers.scales[i] > -6.103515625e-05f && recode->numbers.scales[i] < 6.103515625e-05f)
             return false;
-    return aq_recode_put(recode->scales, recode->groups, AQ_DTYPE_F16, step, out) &&
+    return aq_convert_put(recode->numbers.scales, recode->numbers.groups, AQ_DTYPE_F16, step, out) &&
            (symmetric ||
-            aq_recode_put(recode->mins, recode->groups, AQ_DTYPE_F16, step, out + 2));
+            aq_convert_put(recode->numbers.mins, recode->numbers.groups, AQ_DTYPE_F16, step, out + 2));
+}
+
+/* Static integers of the input, as the native format stores them. */
+static aq_status aq_recode_groups(aq_recode *recode) {
+    const aq_time_groups *groups = recode->tensor->time_groups;
+    void *starts = NULL, *scales = NULL, *zeros = NULL;
+    size_t n = groups ? groups->count : 0;
+    if (!groups) return AQ_OK;
+    aq_status status = aq_recode_part(recode, AQ_ACT_STARTS_SUFFIX, AQ_DTYPE_I32, 1, n + 1, 0, 0,
+                                      NULL, &starts);
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_ACT_SCALES_SUFFIX, AQ_DTYPE_F32, 2, 2, n, 0, NULL,
+                                &scales);
+    if (status == AQ_OK)
+        status = aq_recode_part(recode, AQ_ACT_ZEROS_SUFFIX, AQ_DTYPE_I32, 2, 2, n, 0, NULL,
+                                &zeros);
+    if (status != AQ_OK) return status;
+    int32_t total = (int32_t)groups->total_timesteps;
+    memcpy(starts, groups->starts, n * 4);
+    memcpy((unsigned char *)starts + 4 * n, &total, 4);
+    for (size_t w = 0; w < 2; w++) {
+        memcpy((unsigned char *)scales + 4 * n * w, groups->scale[w], 4 * n);
+        memcpy((unsigned char *)zeros + 4 * n * w, groups->zero_point[w], 4 * n);
+    }
+    aq_little_endian(starts, n + 1, 4);
+    aq_little_endian(scales, 2 * n, 4);
+    aq_little_endian(zeros, 2 * n, 4);
+    return AQ_OK;
 }
 
 static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
@@ -191,37 +215,37 @@ static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
     if (status == AQ_OK)
         status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, layout->rows,
                                 layout->groups, per_group, NULL, &made);
-    if (status != AQ_OK || aq_recode_f16(recode, symmetric, (unsigned char *)made)) return status;
+    if (status != AQ_OK || aq_recode_f16(recode, symmetric, (unsigned char *)made))
+        return status == AQ_OK ? aq_recode_groups(recode) : status;
     recode->count--; /* in F32 they always are what they are */
     native->spec.params = AQ_PARAM_F32;
     status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F32, 3, layout->rows, layout->groups,
                             per_group, NULL, &made);
     if (status != AQ_OK) return status;
-    (void)aq_recode_put(recode->scales, recode->groups, AQ_DTYPE_F32, (size_t)per_group,
+    (void)aq_convert_put(recode->numbers.scales, recode->numbers.groups, AQ_DTYPE_F32, (size_t)per_group,
                         (unsigned char *)made);
     if (!symmetric)
-        (void)aq_recode_put(recode->mins, recode->groups, AQ_DTYPE_F32, 2,
+        (void)aq_convert_put(recode->numbers.mins, recode->numbers.groups, AQ_DTYPE_F32, 2,
                             (unsigned char *)made + 4);
-    return AQ_OK;
+    return aq_recode_groups(recode);
 }
 
 AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
-                                  aq_output_format format, aq_converted_part *parts, size_t *count,
+                                  aq_output_format format, aq_dtype dtype,
+                                  aq_converted_part *parts, size_t *count,
                                   aq_native_tensor *native, aq_error *err) {
     aq_recode recode;
     aq_tensor native_form;
     memset(&recode, 0, sizeof(recode));
-    if (tensor->spec.code > AQ_CODE_ZERO_POINT) {
-        aq_status made = aq_convert_blocks(arena, tensor, name, &native_form, err);
-        if (made != AQ_OK) return made;
-        tensor = &native_form;
-    }
+    aq_status status = aq_convert_blocks(arena, tensor, name, &native_form, err);
+    if (status != AQ_OK) return status;
     recode.arena = arena;
-    recode.tensor = tensor;
+    recode.tensor = &native_form;
     recode.name = name;
+    recode.dtype = dtype;
     recode.parts = parts;
     recode.err = err;
-    aq_status status = aq_recode_load(&recode);
+    status = aq_convert_numbers(arena, &native_form, &recode.numbers, err);
     if (status == AQ_OK)
         status = format == AQ_OUTPUT_COMPRESSED_TENSORS ? aq_recode_compressed(&recode)
                                                         : aq_recode_native(&recode, native);

@@ -44,6 +44,7 @@ static aq_status aq_convert_path(aq_convert_run *run, bool output, const char *r
 static aq_status aq_convert_collect(aq_convert_run *run, size_t number, aq_convert_shard *shard,
                                     aq_error *err) {
     const aq_model *model = run->model;
+    const aq_json_node *config = model->state->shards[number].component->config_json;
     size_t most = model->tensor_count * AQ_CONVERT_PARTS + 1;
     aq_status status = AQ_OK;
     shard->parts = (aq_converted_part *)aq_arena_alloc(&shard->arena, most * sizeof(*shard->parts));
@@ -58,7 +59,8 @@ static aq_status aq_convert_collect(aq_convert_run *run, size_t number, aq_conve
         size_t count = 1;
         if (model->state->tensor_shard[i] != number) continue;
         if (tensor->quantized) {
-            status = aq_convert_layer(&shard->arena, tensor, name, run->format, part, &count,
+            status = aq_convert_layer(&shard->arena, tensor, name, run->format,
+                                      aq_ct_scale_dtype(config, tensor->dtype), part, &count,
                                       &shard->native[shard->native_count++], err);
         } else {
             part->name = name;
@@ -228,10 +230,10 @@ static void aq_convert_groups(aq_builder *json, const aq_convert_run *run,
         uint32_t bits = 2u << kind % 3, size = sizes[kind / 3 % 4];
         bool symmetric = kind >= 12, first = true;
         for (size_t i = 0; i < model->tensor_count; i++) {
-            const aq_tensor *tensor = &model->tensors[i];
-            if (!tensor->quantized || !aq_convert_belongs(run, i, component) ||
-                tensor->spec.bits != bits || tensor->spec.group_size != size ||
-                (tensor->spec.code == AQ_CODE_SYMMETRIC) != symmetric)
+            aq_quant_spec spec = aq_convert_spec(&model->tensors[i]);
+            if (!model->tensors[i].quantized || !aq_convert_belongs(run, i, component) ||
+                spec.bits != bits || spec.group_size != size ||
+                (spec.code == AQ_CODE_SYMMETRIC) != symmetric)
                 continue;
             if (first)
                 aq_append_format(json, "%s\"group_%u\": {\"targets\": [", number ? ", " : "", number);
@@ -350,11 +352,11 @@ static aq_status aq_convert_check(const aq_model *model, aq_output_format format
                                   const char *input_path, aq_error *err) {
     size_t components = model->state->folder.component_count;
     for (size_t i = 0; format == AQ_OUTPUT_ARROW && i < model->tensor_count; i++)
-        if (model->tensors[i].quantized && model->tensors[i].spec.code > AQ_CODE_ZERO_POINT)
-            return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s has "
-                                  "the blocks of a GGUF type, which the table of layers does not hold; "
-                                  "convert it to the native format first", input_path,
-                                  model->tensors[i].name);
+        if (model->tensors[i].quantized && !aq_convert_has_steps(model->tensors[i].spec.code))
+            return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, model->tensors[i].name, 0, "%s: layer %s: the "
+                                  "table of layers has no columns for its code %s; quantize the "
+                                  "original for it instead", input_path, model->tensors[i].name,
+                                  model->tensors[i].code_name);
     if (!model->quantized && format != AQ_OUTPUT_ARROW)
         return aq_fail(err, AQ_ERR_METADATA, "%s: has no quantized layers; quantize it with --format",
                        input_path);

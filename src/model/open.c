@@ -230,6 +230,25 @@ static void aq_open_dims(aq_tensor *tensor) {
     tensor->cols = cols;
 }
 
+AQ_LIB aq_status aq_open_groups(struct aq_model_state *state, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                const char *file, uint64_t offset, aq_tensor *tensor,
+                                aq_error *err) {
+    bool failed;
+    aq_opened_groups *opened = (aq_opened_groups *)aq_arena_alloc(&state->arena, sizeof(*opened));
+    if (!opened) return aq_fail_memory(err, sizeof(*opened));
+    if (!aq_time_groups_load(state->context, starts, scales, zeros, count, &opened->groups,
+                             &failed))
+        return failed ? aq_fail_memory(err, sizeof(*opened))
+                      : aq_fail_tensor(err, AQ_ERR_CORRUPT, tensor->name, offset, "%s: tensor %s: its "
+                                       "time groups do not ascend, or a scale or zero point is out of "
+                                       "range; quantize the model again", file, tensor->name);
+    opened->next = state->groups;
+    state->groups = opened;
+    tensor->time_groups = &opened->groups;
+    return AQ_OK;
+}
+
 /* Static integers for the layer's input: copied, because the file's bytes need no alignment. */
 static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *shard,
                                      const aq_native_tensor *native, aq_tensor *tensor,
@@ -238,12 +257,9 @@ static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *s
     const aq_st_tensor *found[3];
     int32_t starts[AQ_TIME_GROUPS_MAX + 1], zeros[2 * AQ_TIME_GROUPS_MAX];
     float scales[2 * AQ_TIME_GROUPS_MAX];
-    bool failed;
     aq_status status =
         aq_native_activations(native, shard->file, shard->by_name, found, list->err);
     if (status != AQ_OK || !found[0]) return status;
-    aq_opened_groups *opened = (aq_opened_groups *)aq_arena_alloc(&state->arena, sizeof(*opened));
-    if (!opened) return aq_fail_memory(list->err, sizeof(*opened));
     for (unsigned p = 0; p < 3; p++) {
         void *to = p == 0 ? (void *)starts : p == 1 ? (void *)scales : (void *)zeros;
         memcpy(to, aq_shard_data(shard, found[p]), (size_t)found[p]->bytes);
@@ -251,17 +267,8 @@ static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *s
         tensor->bytes += found[p]->bytes;
         claimed[found[p] - shard->file->tensors] = true;
     }
-    if (!aq_time_groups_load(state->context, starts, scales, zeros,
-                             (uint32_t)found[0]->shape[0] - 1, &opened->groups, &failed))
-        return failed ? aq_fail_memory(list->err, sizeof(starts))
-                      : aq_fail_tensor(list->err, AQ_ERR_CORRUPT, native->name, found[0]->offset,
-                                       "%s: tensor %s: its time groups do not ascend, or a scale or "
-                                       "zero point is out of range; quantize the model again",
-                                       shard->file->path, native->name);
-    opened->next = state->groups;
-    state->groups = opened;
-    tensor->time_groups = &opened->groups;
-    return AQ_OK;
+    return aq_open_groups(state, starts, scales, zeros, (uint32_t)found[0]->shape[0] - 1,
+                          shard->file->path, found[0]->offset, tensor, list->err);
 }
 
 static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *claimed) {

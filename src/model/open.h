@@ -51,6 +51,12 @@ struct aq_model_state {
  * model's files, or none. */
 AQ_LIB aq_status aq_model_open_with(aq_context *context, const char *path, const aq_config *config,
                                     aq_model **out, aq_error *err);
+/* model/open.c: gives a tensor static integers for its input, copied: `count` groups as in the native
+ * format. AQ_ERR_CORRUPT names `file` and `offset`. */
+AQ_LIB aq_status aq_open_groups(struct aq_model_state *state, const int32_t *starts,
+                                const float *scales, const int32_t *zeros, uint32_t count,
+                                const char *file, uint64_t offset, aq_tensor *tensor,
+                                aq_error *err);
 /* model/open_gguf.c: fills a tensor from one of a GGUF shard, but for its name. */
 AQ_LIB void aq_open_gguf_tensor(const aq_model_shard *shard, const aq_gguf_tensor *from,
                                 aq_tensor *out);

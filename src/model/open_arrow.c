@@ -156,6 +156,57 @@ static aq_status aq_table_parameters(aq_arrow_table *table, int64_t row, aq_tens
     return AQ_OK;
 }
 
+/* Groups of one width, in the order of the native format: 8 bits, then 4. */
+static aq_status aq_table_width(aq_arrow_table *table, int64_t row, unsigned width,
+                                const char *layer, int32_t *starts, float *scales, int32_t *zeros,
+                                uint64_t *count) {
+    static const char *const names[4] = { "t_start", "t_end", "scale", "zero_point" };
+    const aq_arrow_view *view = &table->columns[AQ_COLUMN_TIME_GROUPS + width];
+    const void *fields[4] = { NULL, NULL, NULL, NULL };
+    uint64_t groups = 0;
+    aq_status status = aq_arrow_structs(view, row, names, "iiff", fields, &groups, table->err);
+    if (status != AQ_OK) return status;
+    if (!groups || groups > AQ_TIME_GROUPS_MAX || (width && groups != *count))
+        return aq_table_bad(table, layer, "it has no, too many or unequally many time groups");
+    for (size_t g = 0; g < (size_t)groups; g++) {
+        const size_t at = 4 * g, slot = width * (size_t)groups + g;
+        int32_t times[2];
+        float zero;
+        memcpy(&times[0], (const unsigned char *)fields[0] + at, 4);
+        memcpy(&times[1], (const unsigned char *)fields[1] + at, 4);
+        memcpy(&scales[slot], (const unsigned char *)fields[2] + at, 4);
+        memcpy(&zero, (const unsigned char *)fields[3] + at, 4);
+        if (!(zero >= 0.0f && zero <= 255.0f) || zero != (float)(int32_t)zero ||
+            (width && (times[0] != starts[g] || times[1] != starts[g + 1])) ||
+            (!width && g && times[0] != starts[g]))
+            return aq_table_bad(table, layer, "its time groups do not follow one another, or a "
+                                "zero point is no code");
+        starts[g] = times[0];
+        starts[g + 1] = times[1];
+        zeros[slot] = (int32_t)zero;
+    }
+    *count = groups;
+    return AQ_OK;
+}
+
+/* Static integers for the input, when both columns have them. */
+static aq_status aq_table_times(aq_arrow_table *table, int64_t row, aq_tensor *out) {
+    int32_t starts[AQ_TIME_GROUPS_MAX + 1], zeros[2 * AQ_TIME_GROUPS_MAX];
+    float scales[2 * AQ_TIME_GROUPS_MAX];
+    uint64_t count = 0;
+    aq_status status = AQ_OK;
+    for (unsigned w = 0; w < 2; w++)
+        if (!table->found[AQ_COLUMN_TIME_GROUPS + w] ||
+            aq_arrow_is_null(&table->columns[AQ_COLUMN_TIME_GROUPS + w], row))
+            return AQ_OK;
+    for (unsigned w = 0; status == AQ_OK && w < 2; w++)
+        status = aq_table_width(table, row, w, out->name, starts, scales, zeros, &count);
+    if (status != AQ_OK) return status;
+    out->bytes += 4 * (5 * count + 1);
+    return aq_open_groups(table->model->state, starts, scales, zeros, (uint32_t)count, table->path,
+                          0, out, table->err);
+}
+
 static aq_status aq_table_quantized(aq_arrow_table *table, int64_t row, const void *data,
                                     aq_tensor *out) {
     out->quantized = true;
@@ -172,7 +223,7 @@ static aq_status aq_table_quantized(aq_arrow_table *table, int64_t row, const vo
         status = aq_table_text(table, AQ_COLUMN_METHOD, row, "", &out->method);
     out->bytes += out->layout.rows * out->layout.groups * sizeof(float) *
                   (out->spec.code == AQ_CODE_SYMMETRIC ? 2 : out->code_name[0] == 'a' ? 3 : 2);
-    return status;
+    return status == AQ_OK ? aq_table_times(table, row, out) : status;
 }
 
 static aq_status aq_table_row(aq_arrow_table *table, int64_t row, aq_tensor *out) {
@@ -212,7 +263,7 @@ static aq_status aq_table_columns(aq_arrow_table *table, const struct ArrowSchem
         { "layer_name", NULL }, { "quantized_data", NULL }, { "scales", NULL },
         { "zero_points", NULL }, { "shape", NULL }, { "bit_width", "C" }, { "group_size", "I" },
         { "mins", NULL }, { "method", NULL }, { "dtype", NULL }, { "cosine", "g" },
-        { "sqnr_db", "g" }, { "time_groups", NULL },
+        { "sqnr_db", "g" }, { "time_groups", NULL }, { "time_groups_4bit", NULL },
     };
     for (unsigned i = 0; i < AQ_COLUMNS; i++) {
         aq_arrow_view *view = &table->columns[i];

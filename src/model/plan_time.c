@@ -73,11 +73,14 @@ static aq_status aq_group_tensor(aq_plan *plan, aq_plan_tensor *tensor,
     return status == AQ_OK ? aq_plan_store(plan, tensor, err) : status; /* a little larger now */
 }
 
+static bool aq_format_has_groups(const aq_config *config) {
+    return config->output_format == AQ_OUTPUT_NATIVE || config->output_format == AQ_OUTPUT_ARROW;
+}
+
 AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err) {
     const aq_config *config = &plan->config;
     aq_time_options options;
-    if (!config->enable_time_aware || !plan->state->calibration ||
-        config->output_format != AQ_OUTPUT_NATIVE)
+    if (!config->enable_time_aware || !plan->state->calibration || !aq_format_has_groups(config))
         return AQ_OK;
     memset(&options, 0, sizeof(options));
     aq_status status = aq_total_timesteps(plan, &options.total_timesteps, err);
@@ -147,9 +150,9 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
             status = aq_note_violations(plan, tensor, &markov, err);
     }
     if (status != AQ_OK || !state->calibration || !config->enable_time_aware) return status;
-    if (config->output_format != AQ_OUTPUT_NATIVE)
+    if (!aq_format_has_groups(config))
         return aq_note(&state->arena, &state->notes, err, "time groups: the format has no place for "
-                       "activation scales; only the native one stores them");
+                       "activation scales; native and arrow store them");
     if (layers && plain && config->activation_range != AQ_RANGE_MIN_MAX)
         status = aq_note(&state->arena, &state->notes, err, "time groups: the statistics hold no "
                          "sketch of the values; scales cover their minimum and maximum");

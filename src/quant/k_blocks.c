@@ -107,6 +107,37 @@ AQ_LIB void aq_k_decode(aq_code code, const uint8_t *in, float *out) {
     (code == AQ_CODE_Q4_K ? aq_k_decode_q4 : aq_k_decode_q2)(in, out);
 }
 
+static void aq_k_put_f32(uint8_t *out, float value) {
+    uint32_t bits = aq_simd_bits(value), i;
+    for (i = 0; i < 4; i++) {
+        out[i] = (uint8_t)(bits >> (8 * i));
+    }
+}
+
+AQ_SIMD_EXACT AQ_LIB void aq_k_to_native(const void *in, size_t blocks, void *codes,
+                                         void *params) {
+    AQ_SIMD_EXACT_BODY
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *to = (uint8_t *)codes, *param = (uint8_t *)params;
+    uint8_t scale[8], min[8];
+    size_t sub, i;
+    for (; blocks; blocks--) {
+        float d = aq_k_get_f16(from), dmin = aq_k_get_f16(from + 2);
+        aq_k_unpack6(from + 4, scale, min);
+        from += 16;
+        for (sub = 0; sub < 8; sub++, param += 8) {
+            aq_k_put_f32(param, d * (float)scale[sub]);
+            aq_k_put_f32(param + 4, -(dmin * (float)min[sub]));
+        }
+        for (sub = 0; sub < 8; sub += 2, from += 32, to += 32) { /* low nibbles, then high ones */
+            for (i = 0; i < 16; i++) {
+                to[i] = (uint8_t)((from[2 * i] & 15) | (from[2 * i + 1] & 15) << 4);
+                to[i + 16] = (uint8_t)(from[2 * i] >> 4 | (from[2 * i + 1] & 0xF0));
+            }
+        }
+    }
+}
+
 AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code) {
     /* Tuned on Gaussian, Laplacian and trained weights; the first start is plain min/max. */
     static const aq_k_kind kinds[2] = {

@@ -73,6 +73,9 @@ AQ_LIB void aq_blocks_from_native(aq_code code, const void *codes, const void *p
                                   size_t blocks, void *out);
 AQ_LIB void aq_blocks_to_native(aq_code code, const void *in, size_t blocks, void *codes,
                                 void *params);
+/* Superblocks of Q4_K as the affine code of 4 bits in groups of 32 with F32 parameters: the products
+ * of scales are exact there, so the numbers are the same. */
+AQ_LIB void aq_k_to_native(const void *in, size_t blocks, void *codes, void *params);
 AQ_LIB const char *aq_param_type_name(aq_param_type type); /* "F16", "F32", "Q8" */
 AQ_LIB aq_status aq_spec_check(const aq_quant_spec *spec, aq_error *err);
 

@@ -29,7 +29,7 @@ class Layer(ctypes.Structure):
                 ("groups", ctypes.c_uint64), ("method", ctypes.c_char_p),
                 ("dtype", ctypes.c_char_p), ("cosine_similarity", ctypes.c_double),
                 ("sqnr_db", ctypes.c_double), ("time_groups", P),
-                ("time_group_count", ctypes.c_size_t)]
+                ("time_group_count", ctypes.c_size_t), ("time_groups_4bit", P)]
 
 
 def struct():
@@ -74,7 +74,7 @@ def export_layers():
         layers[i] = Layer(f"layer.{i}".encode(), shapes[i].ctypes.data, 2, 4, 32,
                           codes[code:].ctypes.data, 16 * groups, scales[group:].ctypes.data,
                           scales[group:].ctypes.data, None, groups, b"ptq", b"F32", 0.5,
-                          float("nan"), None, 0)
+                          float("nan"), None, 0, None)
     schema, array = struct(), struct()
     check(lib.probe_layers(context, layers, 2, schema, array, error))
     batch = pa.RecordBatch._import_from_c(at(array), at(schema))

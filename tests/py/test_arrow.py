@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import aq_reader
+import dit
 from conftest import BUILD, REPO, WARNINGS, LIBS, call, held, need, stale
 from tool_models import bad, good, good_json, llm_tensors, sharded_folder
 
@@ -136,6 +137,119 @@ def test_symmetric_zero_points_are_exact(library, aq, digits, tmp_path):
     assert rows and all(set(row["zero_points"]) == {2.0} and row["mins"] is None for row in rows)
 
 
+@pytest.fixture(scope="module")
+def timed(aq, digits, tmp_path_factory):
+    """{count: a run with so many groups of timesteps}"""
+    folder = tmp_path_factory.mktemp("timed")
+    for count in (1, 7, 50):
+        good(aq, "quantize", digits, folder / str(count), "--calibration",
+             dit.REFERENCE / "activations.safetensors", "--time-groups", count)
+    return folder
+
+
+def stored_groups(folder):
+    """{layer: [8 bits, 4 bits]}: (t_start, t_end, scale, zero point) as the native files have them"""
+    stored = dit.load(next((folder / "transformer").glob("*.safetensors")))
+    names = [name[:-len(".aq_act_starts")] for name in stored if name.endswith(".aq_act_starts")]
+    return {name: [list(zip(stored[name + ".aq_act_starts"][:-1], stored[name + ".aq_act_starts"][1:],
+                            stored[name + ".aq_act_scales"][w], stored[name + ".aq_act_zeros"][w]))
+                   for w in range(2)] for name in names}
+
+
+def shown_groups(table):
+    return {row["layer_name"]:
+            [[(g["t_start"], g["t_end"], g["scale"], g["zero_point"]) for g in row[column]]
+             for column in ("time_groups", "time_groups_4bit")]
+            for row in table.to_pylist() if row["time_groups"] is not None}
+
+
+@pytest.mark.parametrize("count", [1, 7, 50])
+def test_time_groups_of_a_model(count, library, aq, digits, timed, tmp_path):
+    """The table has every layer's groups, exported, converted or written by a run, and no other rows;
+    pyarrow's copy of the table is a model with the same groups, and so is what goes back."""
+    expected = stored_groups(timed / str(count))
+    assert len(expected) == 28 and all(len(part) == count for pair in expected.values() for part in pair)
+    table = library.model(timed / str(count)).read_all()
+    table.validate(full=True)
+    struct = pa.struct([("t_start", pa.int32()), ("t_end", pa.int32()), ("scale", pa.float32()),
+                        ("zero_point", pa.float32())])
+    assert table.schema.field("time_groups").type == pa.list_(struct)
+    assert table.schema.field("time_groups_4bit").type == pa.list_(struct)
+    assert shown_groups(table) == expected
+    assert table["time_groups"].null_count == table["time_groups_4bit"].null_count == len(table) - 28
+    good(aq, "convert", timed / str(count), tmp_path / "c.arrow", "--format", "arrow")
+    assert library.read(tmp_path / "c.arrow").equals(table)
+    good(aq, "quantize", digits, tmp_path / "q", "--calibration",
+         dit.REFERENCE / "activations.safetensors", "--time-groups", count, "--format", "arrow")
+    run = library.read(next((tmp_path / "q/transformer").glob("*.arrow")))
+    assert shown_groups(run) == expected
+    wide = table.cast(pa.schema([field.with_type(pa.large_list(struct))
+                                 if field.name.startswith("time") else field
+                                 for field in table.schema]))
+    for part in (table, wide, table.combine_chunks(), table.slice(3)):
+        with pa.ipc.new_file(str(tmp_path / "t.arrow"), part.schema) as writer:
+            writer.write_table(part)
+        again = library.model(tmp_path / "t.arrow").read_all()
+        assert shown_groups(again) == {name: groups for name, groups in expected.items()
+                                       if name in part["layer_name"].to_pylist()}
+    good(aq, "convert", tmp_path / "c.arrow", tmp_path / "back.safetensors", "--format", "native")
+    back = dit.load(tmp_path / "back.safetensors")
+    shown = {x["name"]: x for x in good_json(aq, "inspect", tmp_path / "back.safetensors",
+                                             "--verify")["tensors"]}
+    for name, (eight, four) in expected.items():
+        assert list(back[name + ".aq_act_scales"].ravel()) == [g[2] for g in eight + four]
+        assert list(back[name + ".aq_act_zeros"].ravel()) == [g[3] for g in eight + four]
+        assert list(back[name + ".aq_act_starts"]) == [*(g[0] for g in eight), 1000]
+        assert shown[name]["time_groups"]["scales_8"] == pytest.approx([g[2] for g in eight])
+
+
+def test_time_groups_that_are_wrong(library, aq, timed, tmp_path):
+    """Tables of others: each fault is named; a column that is not there is no fault."""
+    table = library.model(timed / "7").read_all()
+    rows = table.to_pylist()
+    first = next(row for row in rows if row["time_groups"])
+
+    def write(schema=table.schema, **more):
+        with pa.ipc.new_file(str(tmp_path / "t.arrow"), schema) as writer:
+            writer.write_table(pa.Table.from_pylist([{**first, **more}], schema))
+        return tmp_path / "t.arrow"
+
+    def groups(width="time_groups", at=3, **more):
+        return [{**g, **more} if i == at else g for i, g in enumerate(first[width])]
+    for more, word in [
+            ({"time_groups": groups(t_start=2)}, "do not follow one another"),
+            ({"time_groups": groups(t_end=2)}, "do not follow one another"),
+            ({"time_groups": groups(at=0, t_start=5)}, "do not"),
+            ({"time_groups": groups(zero_point=0.5)}, "no code"),
+            ({"time_groups": groups(zero_point=256.0)}, "no code"),
+            ({"time_groups": groups(zero_point=float("nan"))}, "no code"),
+            ({"time_groups": groups(scale=0.0)}, "out of range"),
+            ({"time_groups": groups(scale=float("inf"))}, "out of range"),
+            ({"time_groups": groups(t_start=None)}, "null"),
+            ({"time_groups": [None, *first["time_groups"][1:]]}, "null"),
+            ({"time_groups": first["time_groups"][:6]}, "unequally many"),
+            ({"time_groups": [], "time_groups_4bit": []}, "it has no"),
+            ({"time_groups": first["time_groups"] * 15, "time_groups_4bit": first["time_groups"] * 15},
+             "too many"),
+            ({"time_groups_4bit": groups("time_groups_4bit", zero_point=16.0)}, "out of range")]:
+        assert word in bad(aq, "inspect", write(**more)), more
+    renamed = pa.list_(pa.struct([("begin", pa.int32()), ("t_end", pa.int32()), ("scale", pa.float32()),
+                                  ("zero_point", pa.float32())]))
+    wide = pa.list_(pa.struct([("t_start", pa.int64()), ("t_end", pa.int32()), ("scale", pa.float32()),
+                               ("zero_point", pa.float32())]))
+    at = table.schema.get_field_index("time_groups")
+    for kind in (renamed, wide, pa.list_(pa.int32())):
+        schema = table.schema.set(at, pa.field("time_groups", kind))
+        value = [1] if kind.value_type == pa.int32() else [{kind.value_type[i].name: 0
+                                                            for i in range(4)}]
+        assert "column time_groups: expected" in bad(aq, "inspect", write(schema, time_groups=value))
+    for more in ({"time_groups": None}, {"time_groups_4bit": None}):
+        shown, = good_json(aq, "inspect", write(**more))["tensors"]
+        assert "time_groups" not in shown
+    shown, = good_json(aq, "inspect", write())["tensors"]
+    assert "time_groups" in shown
+
+
 @pytest.mark.parametrize("kind", [0, 1])
 def test_others_read_our_file(kind, library, quantized, tmp_path):
     path = tmp_path / "t.arrow"
@@ -158,7 +272,7 @@ def test_polars_reads_our_file(library, quantized, tmp_path):
     assert frame["layer_name"].to_list() == expected["layer_name"].to_pylist()
     assert frame["quantized_data"].to_list() == expected["quantized_data"].to_pylist()
     assert frame["scales"].to_list() == expected["scales"].to_pylist()
-    assert frame["time_groups"].null_count() == len(frame)
+    assert frame["time_groups"].null_count() == frame["time_groups_4bit"].null_count() == len(frame)
 
 
 def test_duckdb_reads_our_file(library, quantized, tmp_path):

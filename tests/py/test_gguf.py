@@ -347,17 +347,20 @@ def test_types_of_others_are_listed_and_not_decoded(aq, tmp_path):
 
 # ---------------------------------------------------------------- aq convert
 
+@pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("kind, words", [("Q8_0", ("--bits", "8", "--symmetric")),
                                          ("Q4_0", ("--bits", "4", "--symmetric")),
                                          ("Q4_1", ("--bits", "4"))])
-def test_convert_keeps_every_number(aq, tmp_path, kind, words):
+def test_convert_keeps_every_number(aq, tmp_path, kind, words, group):
+    """Groups of more than 32 become blocks that have the same parameters, the short last one too."""
     rng = np.random.default_rng(8)
     weights = {"block.a.weight": rng.standard_normal((48, 96)).astype(np.float32) * 0.05,
                "block.a.bias": rng.standard_normal(48).astype(np.float32)}
     write(tmp_path / "m.safetensors", weights)
     native, file, back = (tmp_path / name for name in ("n.safetensors", "g.gguf", "b.safetensors"))
-    run(aq, "quantize", tmp_path / "m.safetensors", native, "--group-size", "32", "--quiet", *words)
+    run(aq, "quantize", tmp_path / "m.safetensors", native, "--group-size", group, "--quiet", *words)
     run(aq, "convert", native, file, "--format", "gguf")
+    assert fields(file)["general.file_type"] == CHOICES[kind]
     run(aq, "convert", file, back, "--format", "native")
     run(aq, "dequantize", native, tmp_path / "d.safetensors", "--quiet")
     decoded, ours = plain(tmp_path / "d.safetensors"), tensors(file)
@@ -370,14 +373,14 @@ def test_convert_keeps_every_number(aq, tmp_path, kind, words):
 
 
 def test_convert_refuses_what_would_be_rounded(aq, digits, tmp_path):
-    run(aq, "quantize", digits, tmp_path / "n", "--quiet")
+    run(aq, "quantize", digits, tmp_path / "n", "--quiet", "--bits", "8")
     told = run(aq, "convert", tmp_path / "n", tmp_path / "g.gguf", "--format", "gguf", status=1)
-    assert "GGUF's types of its bits have groups of 32" in told
+    assert "GGUF's type of 8 bits has no zero points" in told
     told = run(aq, "convert", tmp_path / "n", tmp_path / "g", "--format", "gguf", status=1)
     assert "ends in .gguf" in told
-    run(aq, "quantize", digits, tmp_path / "k.gguf", "--format", "gguf", "--quiet")
+    run(aq, "quantize", digits, tmp_path / "k.gguf", "--format", "gguf", "--bits", "2", "--quiet")
     told = run(aq, "convert", tmp_path / "k.gguf", tmp_path / "n2", "--format", "native", status=1)
-    assert "Q4_K has blocks that no other format holds" in told
+    assert "its code Q2_K has levels that no other format holds" in told
     flux = {f"transformer_blocks.0.attn.{part}_proj.weight": np.ones((32, 64), np.float32)
             for part in ("add_q", "add_k", "add_v")}
     flux["single_transformer_blocks.0.proj_mlp.weight"] = np.ones((32, 64), np.float32)

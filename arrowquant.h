@@ -346,6 +346,8 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
  * must be with AQ_FIT_FAST.
  * `quality` may be NULL. The result is the same, bit for bit, on every ISA and for every thread
  * count. Large tensors use context->num_threads threads.
+ * A trellis allocates: work space of up to 2 MB a thread, and 4·rows·cols bytes with a rotation, which
+ * takes no column_weights.
  * Q8: scale = S·(u + 1)/256 and min = M·i/128 with u (uint8) and i (int8) the two bytes of a group
  * and S, M the row's F16 pair; symmetric: scale = S·i/128. All these products are exact in F32.
  * Errors: AQ_ERR_QUANTIZATION for NaN or infinity (err->offset is the index), and for parameters
@@ -391,7 +393,8 @@ ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_s
 
 /* The inverse, into `out` [rows, cols] of dtype F32, F16 or BF16 (computed in F32, rounded once).
  * To dequantize some rows, pass pointers to their first row; of a trellis whole strips alone can be
- * read, so from a multiple of 256 to another one or to the last row. Allocates nothing. */
+ * read, so from a multiple of 256 to another one or to the last row. Allocates nothing, but a row a
+ * thread when a rotated trellis goes to F16 or BF16. */
 ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec *spec,
                                        const void *codes, const void *params, const void *extra,
                                        uint64_t rows, uint64_t cols, aq_dtype dtype, void *out,
@@ -17839,6 +17842,10 @@ static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *
                                     aq_error *err) {
     size_t bytes = 0;
     if (aq_spec_rotation(&run->job.spec)) {
+        if (run->job.column_weights) {
+            return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantize: a rotation mixes the columns, so "
+                           "column_weights must be NULL");
+        }
         aq_status status = aq_rotated_weights(context, &run->job.spec, run->weights,
                                               run->job.dtype, run->layout.rows, run->layout.cols,
                                               &run->rotated, err);
@@ -36208,6 +36215,7 @@ static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *te
     job->block_rows = aq_spec_block_rows(&tensor->spec, tensor->cols);
     job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
     job->chunk_rows = job->block_rows * run->chunk_blocks;
+    if (tensor->spec.code == AQ_CODE_TRELLIS) job->chunk_rows = job->block_rows; /* large, and slow */
     if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
     job->chunk_count = (size_t)((tensor->rows - 1) / job->chunk_rows + 1);
     if (tensor->scale != AQ_NO_TENSOR)

@@ -21,8 +21,10 @@ import dit  # noqa: E402
 FILE = "transformer/diffusion_pytorch_model.safetensors"
 BOTH = ["--calibration", dit.REFERENCE / "activations.safetensors",
         "--calibration", dit.REFERENCE / "hessians.safetensors"]
+TRELLIS = ["--method", "trellis", "--trellis-states", "4096", "--group-size", "256"]
 METHODS = [("least squares", []), ("R2Q", ["--method", "r2q"]),
-           ("importance", ["--method", "ptq", *BOTH]), ("GPTQ", ["--method", "gptq", *BOTH])]
+           ("importance", ["--method", "ptq", *BOTH]), ("GPTQ", ["--method", "gptq", *BOTH]),
+           ("trellis, data-free", [*TRELLIS]), ("trellis", [*TRELLIS, *BOTH])]
 RULE = [f"--layer-bits={pattern}" for pattern in (
     "*emb*=8", "proj_out_*=8", "*transformer_blocks.0.*=4", "*transformer_blocks.3.*=4", "*=2")]
 
@@ -69,13 +71,14 @@ def means(folder, weights, seen, fresh):
         for method, words in METHODS:
             if method == "R2Q" and bits != 2:
                 continue
-            out = quantize(folder / f"{bits}-{method.replace(' ', '-')}", "--bits", bits, "--group-size",
+            out = quantize(folder / f"{bits}-{method.replace(' ', '-').replace(',', '')}", "--bits", bits, "--group-size",
                            group, *words)
             layers[bits, method] = errors(out, weights, seen)
             pair = [np.mean(list(layers[bits, method].values())),
                     np.mean(list(errors(out, weights, fresh).values()))]
             first = first or pair
-            print(f"| {bits}, g {group} | {method} | {stored_bits(out):.2f} | {pair[0]:.2e} "
+            size = 256 if "trellis" in method else group
+            print(f"| {bits}, g {size} | {method} | {stored_bits(out):.2f} | {pair[0]:.2e} "
                   f"| {100 * (1 - pair[0] / first[0]):.1f} % | {pair[1]:.2e} "
                   f"| {100 * (1 - pair[1] / first[1]):.1f} % |", flush=True)
     return layers

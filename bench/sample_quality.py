@@ -32,6 +32,8 @@ LINEAR = ["--quantize-sensitive", "--min-accuracy", "0", "--keep", "*embedding_t
 METHODS = {"data-free": ["--method", "ptq"],
            "calibrated": ["--method", "ptq", "--calibration", STATISTICS],
            "GPTQ": ["--method", "gptq", "--calibration", STATISTICS, "--calibration", MOMENTS]}
+TRELLIS = ["--group-size", "256", "--method", "trellis", "--trellis-states", "4096", "--layer-bits", "proj_out_2=8",
+           "--calibration", STATISTICS, "--calibration", MOMENTS]
 ACTIVATIONS = {"A16": ["float"], "A8 dynamic": ["dynamic"],
                "A8 static, 1 group": ["static", "--time-groups", "1"],
                "A8 static, 10 uniform": ["static", "--cut", "uniform"],
@@ -58,6 +60,9 @@ def rows():
                 yield f"{name} {method} {kind}", [*LINEAR, *bits, *flags], activation
     yield ("W2 g64, first and last layers kept GPTQ A16",
            ["--bits", "2", "--group-size", "64", "--min-accuracy", "0", *METHODS["GPTQ"]], ["float"])
+    for bits in ("2", "4"):
+        yield (f"W{bits} g256 trellis A16", [*LINEAR, "--bits", bits, *TRELLIS], ["float"])
+    yield "budget of 2.5 bits, trellis A16", [*LINEAR, "--target-bits", "2.5", *TRELLIS], ["float"]
     yield "F32", None, ["float"]
 
 
@@ -143,6 +148,10 @@ def main():
                     call(top / "aq", "quantize", dit.DIGITS, made[key], "--quiet", *flags)
                 model = made[key]
             size = sum(f.stat().st_size for f in (model / "transformer").glob("*.safetensors")) / 1e6
+            if "trellis" in name:
+                plain = top / f"{model.name}-plain"
+                call(top / "aq", "dequantize", model, plain, "--quiet", "--dtype", "F32")
+                model = plain
             x, seconds = draw(top, model, activation, "--noise", VECTORS, "ddim.noise")
             drawn[name] = x
             psnr = 10 * np.log10(4 / np.mean((x - reference) ** 2))

@@ -2,7 +2,7 @@
 """`aq quantize` at scale: `make bench-scale`, or  build/venv/bin/python bench/scale.py [--billions N] [--folder DIR]
 
 Makes a BF16 model of 7 billion parameters in 9 shards (14 GB), quantizes it at every bit width with
-`enable_streaming` off and on, compares the two outputs byte for byte, and removes everything again.
+`enable_streaming` off and on (`--trellis`: at 2 bits by `method: trellis`, 256 states, fast, alone), compares the two outputs byte for byte, and removes everything again.
 Then the same with a seventh of the size, one giant tensor, and ten thousand tiny ones; `--only WORD`
 runs one of these. Prints a Markdown table: time, Mweights/s, CPU seconds (what else runs on the machine changes these
 little), the process's own peak memory (VmHWM), and the time as a ratio to `cp` of the input followed by
@@ -128,7 +128,7 @@ def same(a, b):
     return all(filecmp.cmp(a / f, b / f, shallow=False) for f in files)
 
 
-def measure(label, folder, shards, weights, runs):
+def measure(label, folder, shards, weights, runs, more=()):
     """One model: made, copied for comparison, quantized, removed. Returns its rows: (label, bits,
     streaming, seconds and CPU seconds a weight, peak, whether the outputs are the same)."""
     count = make(folder / "model", shards, weights)
@@ -139,7 +139,7 @@ def measure(label, folder, shards, weights, runs):
         for streaming in ("false", "true"):
             out = folder / f"out-{streaming}"
             seconds, cpu, peak = quantize(folder / "model", out, "--bits", bits, "--set",
-                                     f"enable_streaming={streaming}", "--min-accuracy", 0)
+                                     f"enable_streaming={streaming}", "--min-accuracy", 0, *more)
             rows.append((streaming, seconds, cpu, peak))
         equal = same(folder / "out-false", folder / "out-true")
         for streaming, seconds, cpu, peak in rows:
@@ -172,6 +172,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--billions", type=float, default=7.0)
     parser.add_argument("--only", metavar="WORD", default="", help="only models whose label contains it")
+    parser.add_argument("--trellis", action="store_true", help="2 bits by a trellis, nothing else")
     parser.add_argument("--folder", help="where there is room; default: build/")
     options = parser.parse_args()
     parent = pathlib.Path(options.folder) if options.folder else TOP / "build"
@@ -192,10 +193,14 @@ def main():
                   ("a seventh", llm(options.billions / 7, 9), (4,)),
                   ("one tensor", [[("layers.0.w.weight", (rows, 16384))]], (4,)),
                   ("10,000 tensors", tiny, (4,))]
+        more = ()
+        if options.trellis:
+            models = [("whole", models[0][1], (2,))]
+            more = ("--method", "trellis", "--trellis-states", 256, "--fast")
         found = []
         for label, shards, bits in models:
             if options.only in label:
-                found += measure(label, folder, shards, weights, bits)
+                found += measure(label, folder, shards, weights, bits, more)
         if not found:
             sys.exit(f"no model is called {options.only}")
         good = summary(found)

@@ -578,6 +578,7 @@ static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *te
     job->block_rows = aq_spec_block_rows(&tensor->spec, tensor->cols);
     job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
     job->chunk_rows = job->block_rows * run->chunk_blocks;
+    if (tensor->spec.code == AQ_CODE_TRELLIS) job->chunk_rows = job->block_rows; /* large, and slow */
     if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
     job->chunk_count = (size_t)((tensor->rows - 1) / job->chunk_rows + 1);
     if (tensor->scale != AQ_NO_TENSOR)

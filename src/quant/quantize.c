@@ -419,6 +419,10 @@ static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *
                                     aq_error *err) {
     size_t bytes = 0;
     if (aq_spec_rotation(&run->job.spec)) {
+        if (run->job.column_weights) {
+            return aq_fail(err, AQ_ERR_ARGUMENT, "aq_quantize: a rotation mixes the columns, so "
+                           "column_weights must be NULL");
+        }
         aq_status status = aq_rotated_weights(context, &run->job.spec, run->weights,
                                               run->job.dtype, run->layout.rows, run->layout.cols,
                                               &run->rotated, err);

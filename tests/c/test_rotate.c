@@ -1,4 +1,4 @@
-/* Rotations: the transform of every ISA against the scalar one, rows against a matrix in double built
+/* Rotations and what is built on them: the transform of every ISA against the scalar one, rows against a matrix in double built
  * from the definition in quant/rotate.h, the pair and R·H·Rᵀ to rounding, any width. */
 #include "test.h"
 
@@ -191,7 +191,147 @@ TEST(second_moments_turn_along) {
     }
 }
 
+/* ---------------------------------------------------------------- through the public calls */
+
+#define ROWS 300u
+#define COLS 96u
+
+typedef struct turned {
+    aq_quant_spec spec;
+    aq_quant_layout layout;
+    unsigned char codes[ROWS * 24], params[ROWS * 2];
+} turned;
+
+static void turned_open(turned *t, uint32_t seed) {
+    memset(t, 0, sizeof *t);
+    t->spec.code = AQ_CODE_TRELLIS;
+    t->spec.bits = 2;
+    t->spec.group_size = 128;
+    t->spec.states = 256;
+    t->spec.rotation = seed;
+    CHECK_STATUS(aq_quantized_size(&t->spec, ROWS, COLS, &t->layout, NULL), AQ_OK);
+    CHECK(t->layout.code_bytes == sizeof t->codes && t->layout.param_bytes == sizeof t->params);
+}
+
+static float *turned_weights(uint64_t seed) {
+    float *w = (float *)malloc(ROWS * COLS * sizeof *w);
+    size_t i;
+    if (!w) abort();
+    for (i = 0; i < ROWS * COLS; i++) w[i] = (float)(0.1 * test_normal(&seed));
+    return w;
+}
+
+/* As rows that the caller has rotated himself, and back. */
+TEST(quantizing_rotates) {
+    const struct aq_kernels *kernels = aq_simd_kernels(NULL);
+    float *w = turned_weights(21), *own = turned_weights(21), *back, *plain, ones[COLS];
+    uint16_t *halves = (uint16_t *)malloc(ROWS * COLS * 2), *expected;
+    aq_quality quality, other;
+    turned a, b;
+    aq_error err;
+    size_t i;
+    back = (float *)malloc(ROWS * COLS * sizeof *back);
+    plain = (float *)malloc(ROWS * COLS * sizeof *plain);
+    expected = (uint16_t *)malloc(ROWS * COLS * 2);
+    if (!halves || !back || !plain || !expected) abort();
+    turned_open(&a, 5);
+    turned_open(&b, 0);
+    aq_rotate_rows(kernels, 5, own, ROWS, COLS);
+    CHECK_STATUS(aq_quantize(NULL, &a.spec, w, AQ_DTYPE_F32, ROWS, COLS, NULL, a.codes, a.params, NULL,
+                             &quality, NULL), AQ_OK);
+    CHECK_STATUS(aq_quantize(NULL, &b.spec, own, AQ_DTYPE_F32, ROWS, COLS, NULL, b.codes, b.params,
+                             NULL, &other, NULL), AQ_OK);
+    CHECK(memcmp(a.codes, b.codes, sizeof a.codes) == 0);
+    CHECK(memcmp(a.params, b.params, sizeof a.params) == 0);
+    CHECK(memcmp(&quality.error, &other.error, sizeof quality.error) == 0);
+    CHECK_STATUS(aq_dequantize(NULL, &a.spec, a.codes, a.params, NULL, ROWS, COLS, AQ_DTYPE_F32, back,
+                               NULL), AQ_OK);
+    CHECK_STATUS(aq_dequantize(NULL, &b.spec, b.codes, b.params, NULL, ROWS, COLS, AQ_DTYPE_F32,
+                               plain, NULL), AQ_OK);
+    aq_rotate_back(kernels, 5, plain, ROWS, COLS);
+    CHECK(memcmp(back, plain, ROWS * COLS * sizeof *back) == 0);
+    CHECK_STATUS(aq_dequantize(NULL, &a.spec, a.codes, a.params, NULL, ROWS, COLS, AQ_DTYPE_F16,
+                               halves, NULL), AQ_OK);
+    kernels->f32_to_f16(back, expected, ROWS * COLS);
+    for (i = 0; i < ROWS * COLS; i++) { /* files' bytes against this machine's */
+        unsigned char bytes[2];
+        memcpy(bytes, &expected[i], 2);
+        CHECK(halves[i] == expected[i] || halves[i] == (uint16_t)(bytes[0] | bytes[1] << 8));
+    }
+    for (i = 0; i < COLS; i++) ones[i] = 1.0f;
+    CHECK_STATUS(aq_quantize(NULL, &a.spec, w, AQ_DTYPE_F32, ROWS, COLS, ones, a.codes, a.params, NULL,
+                             NULL, NULL), AQ_ERR_ARGUMENT);
+    w[7 * COLS + 3] = NAN;
+    CHECK_STATUS(aq_quantize(NULL, &a.spec, w, AQ_DTYPE_F32, ROWS, COLS, NULL, a.codes, a.params, NULL,
+                             NULL, &err), AQ_ERR_QUANTIZATION);
+    CHECK(err.offset == 7 * COLS + 3);
+    free(w);
+    free(own);
+    free(back);
+    free(plain);
+    free(halves);
+    free(expected);
+}
+
+static void second_moments(float *h, uint64_t seed) {
+    float *x = (float *)malloc(2 * COLS * COLS * sizeof *x);
+    size_t i, j, s;
+    if (!x) abort();
+    for (i = 0; i < 2 * COLS * COLS; i++) {
+        x[i] = (float)test_normal(&seed) + (i % COLS ? 0.7f * x[i - 1] : 0.0f);
+    }
+    for (i = 0; i < COLS; i++) {
+        for (j = 0; j < COLS; j++) {
+            double sum = 0.0;
+            for (s = 0; s < 2 * COLS; s++) sum += (double)x[s * COLS + i] * (double)x[s * COLS + j];
+            h[i * COLS + j] = (float)(sum / (2.0 * COLS));
+        }
+    }
+    free(x);
+}
+
+/* GPTQ's feedback with a trellis: less error of the output, the same bytes everywhere, figures that hold. */
+TEST(feedback_with_a_trellis) {
+    float *w = turned_weights(22), *h = (float *)malloc(COLS * COLS * sizeof *h);
+    uint32_t seed;
+    int isa;
+    if (!h) abort();
+    second_moments(h, 23);
+    for (seed = 0; seed < 6; seed += 5) {
+        turned first, fed, free_of_it;
+        aq_gptq_result result, measured, plain;
+        turned_open(&first, seed);
+        turned_open(&free_of_it, seed);
+        CHECK_STATUS(aq_quantize_gptq(NULL, &first.spec, w, AQ_DTYPE_F32, ROWS, COLS, h, first.codes,
+                                      first.params, NULL, &result, NULL), AQ_OK);
+        CHECK_STATUS(aq_measure_output(NULL, &first.spec, w, AQ_DTYPE_F32, ROWS, COLS, h, first.codes,
+                                       first.params, NULL, &measured, NULL), AQ_OK);
+        CHECK_STATUS(aq_quantize(NULL, &free_of_it.spec, w, AQ_DTYPE_F32, ROWS, COLS, NULL,
+                                 free_of_it.codes, free_of_it.params, NULL, NULL, NULL), AQ_OK);
+        CHECK_STATUS(aq_measure_output(NULL, &first.spec, w, AQ_DTYPE_F32, ROWS, COLS, h,
+                                       free_of_it.codes, free_of_it.params, NULL, &plain, NULL), AQ_OK);
+        CHECK(fabs(measured.output_error - result.output_error) <= 1e-3 * result.output_error);
+        CHECK(fabs(measured.quality.error - result.quality.error) <= 1e-9 * result.quality.error);
+        CHECK(result.output_error < 0.7 * plain.output_error);
+        for (isa = AQ_ISA_SCALAR; isa <= AQ_ISA_NEON; isa++) {
+            aq_context *context = NULL;
+            if (aq_context_create((aq_isa)isa, NULL, &context, NULL) != AQ_OK) continue;
+            context->num_threads = isa == AQ_ISA_SCALAR ? 3u : 1u;
+            turned_open(&fed, seed);
+            CHECK_STATUS(aq_quantize_gptq(context, &fed.spec, w, AQ_DTYPE_F32, ROWS, COLS, h,
+                                          fed.codes, fed.params, NULL, NULL, NULL), AQ_OK);
+            CHECK(memcmp(fed.codes, first.codes, sizeof fed.codes) == 0);
+            CHECK(memcmp(fed.params, first.params, sizeof fed.params) == 0);
+            aq_context_destroy(context);
+        }
+    }
+    free(w);
+    free(h);
+}
+
 int main(void) {
+    RUN(quantizing_rotates);
+    RUN(feedback_with_a_trellis);
     RUN(hadamard_is_the_same_everywhere);
     RUN(rows_follow_the_definition);
     RUN(no_seed_no_rotation);

@@ -51,24 +51,26 @@ def parameters(entry, tensors, name):
     return scale * (u + np.float32(1)) / np.float32(256), low * i / np.float32(128)
 
 
-def trellis_tables(bits):
-    """A, B and C as the page has them."""
+def trellis_table(bits, states):
+    """The integer that each state stands for, by the tables of the page."""
     page = (pathlib.Path(__file__).resolve().parents[2] / "docs/FORMAT.md").read_text(encoding="utf-8")
-    lines = page[page.index("b = 4:" if bits == 4 else "b = 2, 3:"):].split("\n")[:3]
-    return [np.array(re.findall(r"-?\d+", line.split("=")[-1]), np.int64) for line in lines]
+    head = re.search(rf"b = {bits}, {states} states, m = (\d+):\n", page)
+    a, b, c = (np.array(re.findall(r"-?\d+", line), np.int64) for line in page[head.end():].split("\n")[:3])
+    s = np.arange(states)
+    i, j, k = s % 16, s // 16 % 16, s // 256
+    return a[i] + b[j] + c[k ^ int(head[1]) & (i ^ j)]
 
 
 def trellis_values(codes, cols, bits, states):
     """[rows, words] → the integers [rows, cols] that scales multiply."""
-    tables, out = trellis_tables(bits), []
+    table, out = trellis_table(bits, states), []
     for begin in range(0, len(codes), 256):
         strip = codes[begin:begin + 256]
         ring = len(strip) * bits
         flat = np.unpackbits(np.ascontiguousarray(strip).view(np.uint8), bitorder="little").ravel()
         columns = flat[:cols * ring].reshape(cols, ring).astype(np.int64)
         at = np.arange(0, ring, bits)[:, None] + np.arange(int(states).bit_length() - 1)
-        state = (columns[:, at % ring] << np.arange(at.shape[1])).sum(-1)
-        out.append(sum(table[state >> 4 * i & 15] for i, table in enumerate(tables)).T)
+        out.append(table[(columns[:, at % ring] << np.arange(at.shape[1])).sum(-1)].T)
     return np.concatenate(out)
 
 

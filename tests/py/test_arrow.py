@@ -143,7 +143,8 @@ def timed(aq, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("timed")
     for count in (1, 7, 50):
         good(aq, "quantize", digits, folder / str(count), "--calibration",
-             dit.REFERENCE / "activations.safetensors", "--time-groups", count)
+             dit.REFERENCE / "activations.safetensors", "--time-groups", count,
+             "--set", "enable_spatial=false")
     return folder
 
 
@@ -180,7 +181,8 @@ def test_time_groups_of_a_model(count, library, aq, digits, timed, tmp_path):
     good(aq, "convert", timed / str(count), tmp_path / "c.arrow", "--format", "arrow")
     assert library.read(tmp_path / "c.arrow").equals(table)
     good(aq, "quantize", digits, tmp_path / "q", "--calibration",
-         dit.REFERENCE / "activations.safetensors", "--time-groups", count, "--format", "arrow")
+         dit.REFERENCE / "activations.safetensors", "--time-groups", count, "--format",
+         "arrow", "--set", "enable_spatial=false")
     run = library.read(next((tmp_path / "q/transformer").glob("*.arrow")))
     assert shown_groups(run) == expected
     wide = table.cast(pa.schema([field.with_type(pa.large_list(struct))

@@ -161,6 +161,9 @@ STARTS = {
     "r2q": ("m", ["--bits", 2, "--method", "r2q"],
             {"native": NO["code"], "arrow": NO["columns"], "gguf": NO["type"],
              "compressed-tensors": NO["code"]}),
+    "trellis": ("m", ["--bits", 4, "--method", "trellis", "--trellis-states", 256],
+                {"native": NO["code"], "arrow": NO["columns"], "gguf": NO["type"],
+                 "compressed-tensors": NO["code"]}),
     "grid": ("grid", SMALL,
              {"native": "affine", "gguf": "Q4_1", "compressed-tensors": "zero_point"}),
     "ct-4": ("m", ["--format", "compressed-tensors", *SMALL],
@@ -277,7 +280,8 @@ def test_compressed_tensors_from_gguf(aq, originals, tmp_path):
 def test_time_groups_go_with_the_layer(aq, digits, tmp_path):
     """Native and Arrow hold them; the others have no place for them, and say so."""
     good(aq, "quantize", digits, tmp_path / "q", "--calibration",
-         dit.REFERENCE / "activations.safetensors", "--symmetric", "--group-size", "32")
+         dit.REFERENCE / "activations.safetensors", "--symmetric", "--group-size", "32",
+         "--set", "enable_spatial=false")
     good(aq, "convert", tmp_path / "q", tmp_path / "n", "--format", "native")
     first, second = (dit.load(next((tmp_path / name / "transformer").glob("*.safetensors")))
                      for name in ("q", "n"))

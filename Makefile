@@ -11,6 +11,7 @@
 # make test-tools   every C test under TSan and valgrind, the tool under both and ASan; half an hour
 # make coverage     branch coverage of src/ by the C tests and runs of the tool
 # make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
+# make bench-python    calls of the Python module beside C, NumPy, optimum-quanto and torchao (docs/PYTHON.md)
 # make bench-scale   7 billion parameters: time and peak memory (14 GB of disk and more, minutes)
 
 CFLAGS ?= -O2
@@ -19,7 +20,7 @@ PYTHON ?= python3
 
 benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/bench_*.c))
 
-.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-kernels bench-scale aq headers check clean install
+.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-kernels bench-python bench-scale aq headers check clean install
 
 all: aq
 
@@ -45,6 +46,7 @@ bench: $(benches) aq build/venv
 	@for program in $(benches); do echo "== $$program"; $$program || exit 1; done
 	@echo "== bench/activations.py"; build/venv/bin/python bench/activations.py
 	@echo "== bench/quality.py"; build/venv/bin/python bench/quality.py
+	@echo "== bench/python_calls.py"; $(MAKE) -s bench-python
 
 aq: build/aq
 
@@ -73,6 +75,13 @@ install: aq
 bench-kernels: aq build/venv
 	build/venv/bin/pip install --quiet --no-deps -r bench/requirements.txt
 	build/venv/bin/python bench/kernels.py
+
+# Module and peers in folders of their own: the tests' environment stays as it is.
+bench-python: build/venv
+	build/venv/bin/pip install --quiet --no-deps --no-build-isolation --upgrade --target build/bench/module .
+	-build/venv/bin/pip install --quiet --no-deps --upgrade --target build/bench/peers \
+	    -r bench/requirements-python.txt
+	PYTHONPATH=build/bench/module:build/bench/peers build/venv/bin/python bench/python_calls.py
 
 bench-scale: aq build/venv
 	build/venv/bin/python bench/scale.py

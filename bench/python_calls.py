@@ -2,7 +2,7 @@
 """What the Python module costs: conversions, callbacks, threads, memory, beside the C call, a NumPy
 implementation and, where they are installed, optimum-quanto and torchao.
 
-    pip install . && python bench/python_calls.py
+    make bench-python
 
 Everything is measured in one run, by turns, medians. Prints Markdown."""
 import ctypes
@@ -130,6 +130,16 @@ def speed(setup, x, rounds=3):
     return by_turns(rounds, f=lambda: space["f"](x))["f"], ""
 
 
+def alone(call, rounds=5):
+    """Median CPU seconds of the calling thread: what no other thread takes off it."""
+    found = []
+    for _ in range(rounds):
+        begin = time.thread_time()
+        call()
+        found.append(time.thread_time() - begin)
+    return statistics.median(found)
+
+
 def row(*cells):
     print("| " + " | ".join(str(cell) for cell in cells) + " |")
 
@@ -163,7 +173,10 @@ def main():
     two = arrowquant.DiffusionQuantConfig(num_threads=2)
     times = by_turns(9, one=lambda: quantizer.quantize_batch(layers, 4, config=one),
                      two=lambda: quantizer.quantize_batch(layers, 4, config=two))
-    row("100 layers of 2 MiB, two threads over one", f"{times['one'] / times['two']:.2f} ×", "1.85 ×")
+    row("100 layers of 2 MiB, two threads over one", f"{times['one'] / times['two']:.2f} × "
+        f"({times['one'] * 1e3:.0f} and {times['two'] * 1e3:.0f} ms)", "1.85 ×")
+    mine = alone(lambda: quantizer.quantize_batch(layers, 4, config=two))
+    row("of which the calling thread does by itself", f"{mine * 1e3:.1f} ms", "")
 
     def often(fraction, message):
         pass

@@ -26,10 +26,10 @@ def held(name):
         yield
 
 
-def call(command, **options):
+def call(command, seconds=280, **options):
     """Runs a command that must succeed; its standard output."""
     done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, errors="replace", timeout=280, **options)
+                          capture_output=True, text=True, errors="replace", timeout=seconds, **options)
     assert done.returncode == 0, (f"{' '.join(str(word) for word in command)}\n"
                                   f"exit status {done.returncode}\n"
                                   + "\n".join((done.stdout + done.stderr).splitlines()[:60]))
@@ -95,11 +95,22 @@ def pytest_terminal_summary(terminalreporter):
                     terminalreporter.write_line(f"  {value}")
 
 
-def build_package(folder, *flags, compiler="gcc"):
+def built_for(interpreter):
+    """(include folder, suffix, flags) of an extension: that of the stable ABI, or of another
+    interpreter's own."""
+    if interpreter is None:
+        return sysconfig.get_path("include"), ".abi3.so", ["-DPy_LIMITED_API=0x030B0000"]
+    told = call([interpreter, "-c", "import sysconfig as s; print(s.get_path('include'), "
+                 "s.get_config_var('EXT_SUFFIX'), sep='\\n')"]).splitlines()
+    return told[0], told[1], []
+
+
+def build_package(folder, *flags, compiler="gcc", interpreter=None):
     """The Python package in build/`folder`: its files linked, the extension compiled for every
-    CPython from 3.11 on."""
+    CPython from 3.11 on, or for `interpreter` alone."""
+    include, suffix, abi = built_for(interpreter)
     target = BUILD / folder
-    module = target / "arrowquant/_core.abi3.so"
+    module = target / f"arrowquant/_core{suffix}"
     with held(folder):
         for name in ("arrowquant", "arrow_quant_v2"):
             (target / name).mkdir(parents=True, exist_ok=True)
@@ -109,9 +120,8 @@ def build_package(folder, *flags, compiler="gcc"):
                     link.symlink_to(source)
         if stale(module, [REPO / "python/_core.c", REPO / "arrowquant.h", REPO / "examples/aq.c"]):
             call([compiler, "-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall",
-                  "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-DPy_LIMITED_API=0x030B0000",
-                  *flags, "-I", sysconfig.get_path("include"), REPO / "python/_core.c",
-                  "-o", f"{module}.new", *LIBS])
+                  "-Wextra", "-Wshadow", "-Wconversion", "-Werror", *abi, *flags, "-isystem", include,
+                  REPO / "python/_core.c", "-o", f"{module}.new", *LIBS])
             os.replace(f"{module}.new", module)
     return target
 

@@ -72,11 +72,13 @@ print((resident() - before) // 1024)
 '''
 
 
-def test_no_leak(python, tmp_path):
+@pytest.mark.timeout(3600 if LONG else 300)
+def test_no_leak(python, tmp_path, record_property):
     """Resident memory stays flat; each round is some twenty calls, a third of which fail."""
-    calls = 100000 if LONG else 2000
-    grown = int(python(LEAKS, str(calls), str(tmp_path)))
-    assert grown < 1024, f"{grown} KiB in {calls} rounds"
+    rounds = 100000 if LONG else 2000
+    grown = int(python(LEAKS, str(rounds), str(tmp_path), seconds=3000))
+    assert grown < 1024, f"{grown} KiB in {rounds} rounds"
+    record_property("figure", f"Python module: {rounds} rounds of some 25 calls, memory grew by {grown} KiB")
 
 
 def test_reference_counts(module):
@@ -120,13 +122,13 @@ expected = {bits: {name: t.codes.tobytes() for name, t in shared.quantize(weight
             for bits in (2, 4, 8)}
 shared.quantize_diffusion_model(model, folder + "/q")
 opened = arrowquant.load_model(folder + "/q")
-names = list(opened)
+names, door = list(opened), [arrowquant.load_model(folder + "/q")]
 observer = arrowquant.Observer()
 
 def work(number):
     order = random.Random(number)
     for round in range(rounds):
-        kind = order.randrange(9)
+        kind = order.randrange(10)
         if kind == 0:
             bits = order.choice((2, 4, 8))
             made = shared.quantize(weights, bits)
@@ -154,6 +156,14 @@ def work(number):
             shared.quantize({"big": big}, 2, config=config)
         elif kind == 7:
             arrowquant.LayerTable(["a"], [shared.quantize(weights, 4)["2"]], {}).__arrow_c_array__()
+        elif kind == 8:  # one closes what others read
+            try:
+                if order.randrange(4) == 0:
+                    door[0].close()
+                    door[0] = arrowquant.load_model(folder + "/q")
+                door[0].describe(order.choice(names)), door[0][order.choice(names)].dequantize(), door[0].path
+            except ValueError as problem:
+                assert str(problem) == "the model is closed"
         elif number % 10 == 0 and round < 20:
             shared.quantize_diffusion_model(model, f"{folder}/{number}-{round}", config)
     return number
@@ -164,11 +174,14 @@ print("done")
 '''
 
 
-def test_fifty_threads(python, digits, tmp_path):
+@pytest.mark.timeout(3600 if LONG else 300)
+def test_fifty_threads(python, digits, tmp_path, record_property):
     """Mixed calls under the debugging allocator, which checks every block."""
     rounds = 200 if LONG else 15
     assert python(THREADS, str(tmp_path), str(digits), "50", str(rounds),
-                  environment={"PYTHONMALLOC": "debug", "PYTHONFAULTHANDLER": "1"}) == "done\n"
+                  environment={"PYTHONMALLOC": "debug", "PYTHONFAULTHANDLER": "1"},
+                  seconds=3000) == "done\n"
+    record_property("figure", f"Python module: 50 threads, {50 * rounds} mixed calls, debugging allocator")
 
 
 def sanitizer_runtime():
@@ -178,22 +191,26 @@ def sanitizer_runtime():
     return found if os.path.isabs(found) and os.path.exists(found) else None
 
 
-def test_thread_sanitizer(package, digits, tmp_path):
+@pytest.mark.timeout(3600 if LONG else 300)
+def test_thread_sanitizer(package, digits, tmp_path, record_property):
     """The extension built with TSan: no report that has a frame of ours."""
     runtime = sanitizer_runtime()
     if runtime is None:
         pytest.skip("gcc has no TSan runtime here")
     built = build_package("python-tsan", "-fsanitize=thread", "-g", "-O1")
+    threads, rounds = (50, 30) if LONG else (6, 5)
     done = subprocess.run(
         [*(["setarch", "-R"] if shutil.which("setarch") else []), sys.executable, "-c", THREADS,
-         str(tmp_path), str(digits), "50" if LONG else "6", "30" if LONG else "5"],
-        capture_output=True, text=True, timeout=280,
+         str(tmp_path), str(digits), str(threads), str(rounds)],
+        capture_output=True, text=True, timeout=3000 if LONG else 280,
         env={**os.environ, "PYTHONPATH": str(built), "LD_PRELOAD": runtime,
              "TSAN_OPTIONS": "report_signal_unsafe=0:exitcode=0:ignore_noninstrumented_modules=1"})
     if "FATAL: ThreadSanitizer" in done.stderr:
         pytest.skip("TSan cannot run here: " + done.stderr.strip().splitlines()[0])
     assert done.stdout == "done\n", done.stderr[-2000:]
     assert "WARNING: ThreadSanitizer" not in done.stderr, done.stderr[:4000]
+    record_property("figure", f"Python module under TSan: {threads} threads, {threads * rounds} mixed calls, "
+                              "0 reports")
 
 
 VALGRIND = '''

@@ -1,5 +1,6 @@
 """The PyTorch part of the Python module: statistics recorded from a running pipeline against those of
 the fixtures, runs calibrated with them, and weights put back."""
+import functools
 import threading
 
 import numpy as np
@@ -86,6 +87,44 @@ def test_recorded_run(module, recorder, digits, tmp_path):
     result = quantizer.quantize_diffusion_model(digits, tmp_path / "out", config)
     assert result["layers_quantized"] > 20
     check_markov(quantizer.get_markov_metrics())
+
+
+def diffusers_pipeline(monkeypatch, noise):
+    """diffusers' own DiTPipeline of the bundled model, with an image decoder of no meaning, whose
+    samples begin with this noise. Its steps go on with the clamped sample, as those of the reference."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    from diffusers.pipelines.dit import pipeline_dit
+    monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda **options: torch.from_numpy(noise))
+    transformer = diffusers.DiTTransformer2DModel.from_pretrained(dit.DIGITS / "transformer",
+                                                                  torch_dtype=torch.float32)
+    scheduler = diffusers.DDIMScheduler.from_pretrained(dit.DIGITS / "scheduler")
+    scheduler.step = functools.partial(scheduler.step, use_clipped_model_output=True)
+    vae = diffusers.AutoencoderKL(in_channels=1, out_channels=1, latent_channels=1, norm_num_groups=1,
+                                  block_out_channels=(4,))
+    pipe = diffusers.DiTPipeline(transformer=transformer.eval(), vae=vae.eval(), scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_diffusers_pipeline_as_it_is(recorder, tmp_path, monkeypatch):
+    """diffusers' own classes, called as their users call them, show what our pipeline shows."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    noise, classes = dit.reference_noise()
+    noise, classes = noise[:8], classes[:8]
+    theirs = diffusers_pipeline(monkeypatch, noise)
+    with recorder(theirs, tmp_path / "theirs"):
+        theirs(class_labels=classes.tolist(), num_inference_steps=10, guidance_scale=1.0, output_type="np")
+    ours = torch_dit.Pipeline()
+    ours.scheduler = torch_dit.Scheduler(dit.DIGITS / "scheduler", 10)
+    with recorder(ours, tmp_path / "ours"):
+        ours(noise, classes)
+    theirs, ours = load_file(tmp_path / "theirs"), load_file(tmp_path / "ours")
+    assert set(theirs) == set(ours) and len(ours) > 39 * 6
+    for name in ours:
+        if name.endswith("sketch"):  # a value near the edge of a cell may fall to either side
+            continue
+        a, b = (np.asarray(file[name], "f8") for file in (theirs, ours))
+        assert np.abs(a - b).max() <= 4e-3 * np.abs(b).max(), name
 
 
 def test_where_the_timestep_comes_from(recorder, tmp_path):

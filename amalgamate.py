@@ -207,6 +207,7 @@ LIBRARY = [
     "model/fp8.c",
     "model/plan_fp8.c",
     "model/plan_calibration.c",
+    "model/plan_equalize.c",
     "model/plan_time.c",
     "model/container_native.c",
     "model/method.c",

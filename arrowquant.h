@@ -458,7 +458,7 @@ ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear 
                                            const void *x, aq_dtype dtype, uint64_t tokens,
                                            const aq_activation *activation, float *y,
                                            void *scratch, size_t scratch_bytes, aq_error *err);
-/* One row of the weights as F32 [cols]: embedding tables. Needs no scratch. */
+/* One row of the weights as F32 [cols], times input_scales: embedding tables. Needs no scratch. */
 ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *linear, uint64_t row,
                                        float *out, aq_error *err);
 
@@ -939,6 +939,10 @@ typedef struct aq_plan_tensor {
     uint64_t offset, bytes;     /* in the input shard's file */
     const aq_calibration_layer *statistics; /* of its layer's input, or NULL: data-free */
     const struct aq_time_groups *time_groups; /* static integers for that input, or NULL */
+    /* [cols]: the input is multiplied by them, the columns of the weight are divided; then statistics
+     * and time_groups are those of the equalized input. NULL: not equalized. */
+    const float *input_scales;
+    aq_equalization equalization; /* with input_scales: strength and errors that decided */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
     uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
@@ -1026,7 +1030,8 @@ typedef struct aq_result {
 
 /* Opens the model at `model_path` (a Hugging Face folder, a diffusers pipeline folder, a
  * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
- * headers only, but with target_bits or target_model_size_mb: then every layer that is to be quantized
+ * headers only, but to equalize channels (enable_spatial with calibration: up to 256 rows of each
+ * layer) and with target_bits or target_model_size_mb: then every layer that is to be quantized
  * as usual is quantized in memory with 2, 4 and 8 bits, and each gets the bits (or is kept) that make
  * the sum of their relative errors least: errors of their outputs where second moments are known, else
  * of their weights. target_bits bounds the mean of stored bits a weight over these layers, parameters
@@ -1086,7 +1091,11 @@ typedef struct aq_tensor {
     const char *code_name;      /* "affine", "symmetric"; NULL when not quantized */
     const char *method;         /* "ptq", …; NULL when not quantized */
     const void *codes, *params, *extra; /* when quantized */
-    const struct aq_time_groups *time_groups; /* static integers for the layer's input, or NULL */
+    /* [cols]: codes and params are of the weights divided by them, column by column, and the layer's
+     * input is to be multiplied by them; aq_tensor_dequantize gives the original weights. NULL: none */
+    const float *input_scales;
+    const struct aq_time_groups *time_groups; /* static integers for the layer's input (times
+                                                 input_scales, when there are some), or NULL */
     const void *data;           /* when not: `bytes` bytes of `dtype`, little endian */
     uint64_t bytes;             /* stored, all parts together */
     double cosine_similarity, sqnr_db; /* as recorded when it was written; NaN when not quantized */
@@ -20093,6 +20102,9 @@ AQ_LIB double aq_activation_cost(const aq_distribution *of, aq_activation_range 
 AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
                                             double percentile, uint32_t levels);
 
+/* ---- equalization (calib/equalize.c): the inverse of aq_fold_columns, w·s rounded once */
+AQ_LIB void aq_unfold_columns(float *weights, uint64_t rows, uint64_t cols, const float *scales);
+
 /* ---- groups from what a file holds (calib/groups.c): starts and T, scales of 8 and 4 bits, zero
  * points, in this machine's byte order. False unless they are what aq_time_groups_make could give, as
  * far as order and ranges go; then nothing is left to free. NULL memory: *failed. */
@@ -21950,6 +21962,18 @@ static aq_status aq_equalizer_load(aq_equalizer *e, aq_error *err) {
     return AQ_OK;
 }
 
+/* 10^x for |x| < 300 and log of the same kind as aq_log10: C libraries round their own differently. */
+AQ_SIMD_EXACT static double aq_power_of_ten(double x) {
+    AQ_SIMD_EXACT_BODY
+    double twos = floor(x * 3.3219280948873623 + 0.5); /* 10^x = 2^twos · e^rest */
+    double rest = x * 2.302585092994046 - twos * 0.6931471805599453, term = 1.0, sum = 1.0;
+    for (int i = 1; i < 20; i++) {
+        term *= rest / (double)i;
+        sum += term;
+    }
+    return ldexp(sum, (int)twos);
+}
+
 /* Scales at a strength, geometric mean 1; true unless all of them are 1. */
 AQ_SIMD_EXACT static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
     AQ_SIMD_EXACT_BODY
@@ -21958,14 +21982,14 @@ AQ_SIMD_EXACT static bool aq_equalizer_scales(const aq_equalizer *e, double migr
     for (uint64_t c = 0; c < e->cols; c++) {
         double w = (double)e->absmax[c], a = (double)x[c];
         if (!(w > 0.0 && a > 0.0)) continue;
-        logs += (1.0 - migration) * log(w) - migration * log(a);
+        logs += (1.0 - migration) * aq_log10(w) - migration * aq_log10(a);
         used += 1.0;
     }
     double middle = used > 0.0 ? logs / used : 0.0;
     for (uint64_t c = 0; c < e->cols; c++) {
         double w = (double)e->absmax[c], a = (double)x[c], scale = 1.0;
         if (w > 0.0 && a > 0.0)
-            scale = exp((1.0 - migration) * log(w) - migration * log(a) - middle);
+            scale = aq_power_of_ten((1.0 - migration) * aq_log10(w) - migration * aq_log10(a) - middle);
         /* no more than what keeps the folded weights well inside of F32 */
         if (scale < 1.52587890625e-05) scale = 1.52587890625e-05;
         if (scale > 65536.0) scale = 65536.0;
@@ -22139,9 +22163,19 @@ ARROWQUANT_API aq_status aq_equalize(aq_context *context, const aq_quant_spec *s
 
 ARROWQUANT_API void aq_fold_columns(float *weights, uint64_t rows, uint64_t cols,
                                     const float *scales) {
+    aq_simd_mode mode = aq_simd_mode_enter();
     for (uint64_t r = 0; r < rows; r++) {
         for (uint64_t c = 0; c < cols; c++) weights[r * cols + c] /= scales[c];
     }
+    aq_simd_mode_leave(mode);
+}
+
+AQ_LIB void aq_unfold_columns(float *weights, uint64_t rows, uint64_t cols, const float *scales) {
+    aq_simd_mode mode = aq_simd_mode_enter();
+    for (uint64_t r = 0; r < rows; r++) {
+        for (uint64_t c = 0; c < cols; c++) weights[r * cols + c] *= scales[c];
+    }
+    aq_simd_mode_leave(mode);
 }
 
 ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,
@@ -22789,6 +22823,9 @@ ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *lin
             aq_weights_decode(&weights, (size_t)row, begin,
                               aq_size_min(weights.cols - begin, AQ_LINEAR_STRETCH), out + begin);
         }
+        for (begin = 0; linear->input_scales && begin < weights.cols; begin++) {
+            out[begin] *= linear->input_scales[begin];
+        }
         aq_simd_mode_leave(mode);
     }
     return AQ_OK;
@@ -22828,6 +22865,7 @@ ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const a
         linear.codes = weight->codes;
         linear.params = weight->params;
         linear.extra = weight->extra;
+        linear.input_scales = weight->input_scales;
     } else {
         linear.data = weight->data;
     }
@@ -25582,9 +25620,12 @@ extern "C" {
 #define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
 #define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric: I8; [rows, groups, 2|1] */
 #define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
+#define AQ_INPUT_SCALES_SUFFIX ".aq_input_scales" /* F32 [cols] */
 #define AQ_ACT_STARTS_SUFFIX ".aq_act_starts" /* I32 [time groups + 1]: starts, and T */
 #define AQ_ACT_SCALES_SUFFIX ".aq_act_scales" /* F32 [2, time groups]: of 8 bits, of 4 */
 #define AQ_ACT_ZEROS_SUFFIX ".aq_act_zeros"   /* I32 [2, time groups] */
+
+#define AQ_NATIVE_SCALED "scales" /* it is multiplied by the part of that name */
 
 typedef struct aq_native_tensor {
     const char *name;
@@ -25595,6 +25636,7 @@ typedef struct aq_native_tensor {
     uint32_t rank;
     const uint64_t *shape;
     const char *method;
+    const char *input; /* what is done to the layer's input: AQ_NATIVE_SCALED, or NULL: nothing */
     double cosine_similarity, sqnr_db; /* +infinity is written as null */
 } aq_native_tensor;
 
@@ -25629,7 +25671,7 @@ AQ_LIB aq_status aq_native_read(aq_arena *arena, const aq_st_file *file, bool *p
                                 aq_native *out, aq_error *err);
 /* Finds the parts of `tensor` in the file and checks dtype, shape and size of each against the
  * layout. parts[0] codes, [1] params, [2] row params or NULL. AQ_ERR_UNSUPPORTED names an unknown
- * code. `by_name`: the file's tensors sorted by name. */
+ * code, or what is to be done to the input. `by_name`: the file's tensors sorted by name. */
 AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_file *file,
                                  const aq_st_tensor *const *by_name, aq_quant_layout *layout,
                                  const aq_st_tensor *parts[3], aq_error *err);
@@ -25638,6 +25680,10 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
 AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
                                        const aq_st_tensor *const *by_name,
                                        const aq_st_tensor *found[3], aq_error *err);
+/* The part that holds the scales of the layer's input; *found NULL: it has none. */
+AQ_LIB aq_status aq_native_input_scales(const aq_native_tensor *tensor, const aq_st_file *file,
+                                        const aq_st_tensor *const *by_name,
+                                        const aq_st_tensor **found, aq_error *err);
 /* Whether a stored name is that of a part of a quantized tensor. */
 AQ_LIB bool aq_native_is_part(const char *name);
 /* Pointers to the file's tensors, sorted by name; NULL: no memory. */
@@ -25761,13 +25807,14 @@ enum {
     AQ_NATIVE_METHOD = 64,
     AQ_NATIVE_COSINE = 128,
     AQ_NATIVE_SQNR = 256,
+    AQ_NATIVE_INPUT = 512,
     AQ_NATIVE_STATES = 1024,
     AQ_NATIVE_ROTATION = 2048
 };
 
 static unsigned aq_native_field(const aq_json_event *key) {
     static const char *const names[] = { "code",  "bits",   "group_size", "params", "dtype",
-                                         "shape", "method", "cosine",     "sqnr_db" };
+                                         "shape", "method", "cosine",     "sqnr_db", "input" };
     for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (aq_json_is(key, names[i])) return 1u << i;
     }
@@ -25784,6 +25831,7 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
     switch (field) {
     case AQ_NATIVE_CODE: return aq_native_text(parser, event, tensor->name, &tensor->code);
     case AQ_NATIVE_METHOD: return aq_native_text(parser, event, tensor->name, &tensor->method);
+    case AQ_NATIVE_INPUT: return aq_native_text(parser, event, tensor->name, &tensor->input);
     case AQ_NATIVE_SHAPE: return aq_native_shape(parser, event, tensor);
     case AQ_NATIVE_COSINE:
         return aq_native_double(parser, event, tensor->name, &tensor->cosine_similarity);
@@ -26125,6 +26173,11 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
                               "%s: tensor %s has the code \"%s\", this library reads \"affine\", "
                               "\"symmetric\", \"residual\" and \"trellis\"; use a newer ArrowQuant",
                               file->path, tensor->name, tensor->code);
+    if (tensor->input && strcmp(tensor->input, AQ_NATIVE_SCALED) != 0)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                              "%s: tensor %s: what is done to its input is \"%s\", this library knows "
+                              "\"" AQ_NATIVE_SCALED "\"; use a newer ArrowQuant", file->path,
+                              tensor->name, tensor->input);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
         return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
@@ -26151,12 +26204,23 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
 
 AQ_LIB bool aq_native_is_part(const char *name) {
     static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
-                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
-                                            AQ_ACT_ZEROS_SUFFIX };
+                                            AQ_INPUT_SCALES_SUFFIX, AQ_ACT_STARTS_SUFFIX,
+                                            AQ_ACT_SCALES_SUFFIX, AQ_ACT_ZEROS_SUFFIX };
     for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
         if (aq_ends_with(name, suffixes[i])) return true;
     }
     return false;
+}
+
+AQ_LIB aq_status aq_native_input_scales(const aq_native_tensor *tensor, const aq_st_file *file,
+                                        const aq_st_tensor *const *by_name,
+                                        const aq_st_tensor **found, aq_error *err) {
+    aq_native_part scales = { AQ_INPUT_SCALES_SUFFIX, AQ_DTYPE_F32, 1, { 0, 0, 0 } };
+    uint64_t rows = 0;
+    *found = NULL;
+    if (!tensor->input) return AQ_OK;
+    if (aq_native_dims(tensor, &rows, &scales.shape[0]) != AQ_OK) return AQ_OK; /* told before */
+    return aq_native_part_find(tensor, file, by_name, &scales, found, err);
 }
 
 AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
@@ -26212,6 +26276,10 @@ static void aq_native_append_tensor(aq_builder *builder, const aq_native_tensor 
         aq_append_format(builder, i ? ",%llu" : "%llu", (unsigned long long)tensor->shape[i]);
     aq_append_string(builder, "],\"method\":");
     aq_native_string(builder, tensor->method);
+    if (tensor->input) {
+        aq_append_string(builder, ",\"input\":");
+        aq_native_string(builder, tensor->input);
+    }
     aq_append_string(builder, ",\"cosine\":");
     aq_append_json_double(builder, tensor->cosine_similarity);
     aq_append_string(builder, ",\"sqnr_db\":");
@@ -26332,6 +26400,7 @@ AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original) {
         size += sizeof(tensor) + 2 * AQ_DOUBLE_TEXT + 21 * (uint64_t)t->rank;
         size += aq_native_string_bound(t->name) + aq_native_string_bound(t->code);
         size += aq_native_string_bound(t->method);
+        if (t->input) size += sizeof(",'\"input'\":") + aq_native_string_bound(t->input);
     }
     for (size_t i = 0; i < native->checksum_count; i++)
         size += sizeof(checksum) + aq_native_string_bound(native->checksums[i].name);
@@ -30589,6 +30658,10 @@ AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err);
 /* Tells of quantized layers that have none. */
 AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err);
+/* model/plan_equalize.c: scales for the inputs of the quantized layers that gain by them, measured;
+ * before the time groups, which are those of the scaled inputs */
+AQ_LIB aq_status aq_plan_equalize(aq_plan *plan, aq_error *err);
+AQ_LIB aq_status aq_note_equalization(aq_plan *plan, aq_error *err);
 /* model/plan_time.c: static integers for the inputs of the quantized layers that have statistics */
 AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err);
 AQ_LIB void aq_plan_free_time_groups(aq_plan *plan);
@@ -30616,6 +30689,8 @@ AQ_LIB uint64_t aq_container_align(const aq_container *container, uint64_t offse
 AQ_LIB aq_status aq_native_order(aq_plan *plan, size_t output, size_t *order, aq_error *err);
 
 /* model/result.c */
+/* A member of a tensor's object: strength and errors of its equalization; nothing without. */
+AQ_LIB void aq_append_equalization(aq_builder *json, const aq_plan_tensor *tensor);
 AQ_LIB aq_status aq_plan_report(const aq_plan *plan, char **text, size_t *size, aq_error *err);
 AQ_LIB aq_status aq_plan_result(const aq_plan *plan, aq_result *out, aq_error *err);
 
@@ -30713,6 +30788,7 @@ typedef struct aq_run {
     aq_factor factor;        /* of the second moments in use last */
     const aq_calibration_layer *factor_of; /* NULL: none */
     uint32_t factor_rotation;
+    const float *factor_scales; /* of the input that it is for; NULL: as it is */
     aq_shard_writer out;
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
@@ -30746,6 +30822,12 @@ AQ_LIB void aq_run_factor_free(aq_run *run);
 /* model/run_rotation.c: for a trellis with second moments decides tensor->spec.rotation. */
 AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
                                  aq_error *err);
+/* H of the layer's input into out [cols, cols]: of the equalized one, where it is equalized. */
+AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor *tensor, float *out,
+                                aq_error *err);
+/* model/run_tensor.c: the scale of an FP8 weight, read; *values is to be freed. */
+AQ_LIB aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
+                              float **values, size_t *count, aq_error *err);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* Quantizes it with tensor->spec and writes nothing: fills quality, output sums and output_bytes.
@@ -32152,6 +32234,350 @@ AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err) {
 
 /* ---- end src/model/plan_calibration.c ---- */
 
+/* ---- begin src/model/plan_equalize.c ---- */
+
+/* Equalization in a plan: which layers' inputs are scaled, and by what. The strength is searched for on
+ * the layer's statistics (aq_equalize); whether it is worth anything is then measured: up to 256 rows
+ * of the weight are quantized as the run will, with the scales and without. What counts is the error
+ * of the output: that of the weights by the second moments of the input, and where the run stores static
+ * integers for the input, what rounding to 8 bits does, as noise of step²/12 at each timestep.
+ *
+ * All of it depends on weights, statistics and config alone, so that every process that shares a run, or
+ * takes one up, finds the same scales. */
+
+#ifndef ARROWQUANT_NO_STDIO
+
+#define AQ_SAMPLE_ROWS 256u
+
+/* Rows of one layer, and what quantizing them takes. */
+typedef struct aq_equalize_sample {
+    aq_run *run;
+    aq_context context;  /* with the run's number of threads */
+    aq_plan_tensor tensor; /* a copy that gets the scales while they are tried */
+    uint64_t rows;
+    float *original, *folded; /* [rows, cols] */
+    float *scales;            /* [cols] */
+    void *memory;
+    size_t bytes;
+} aq_equalize_sample;
+
+static bool aq_can_equalize(const aq_plan_tensor *tensor) {
+    const aq_calibration_layer *layer = tensor->statistics;
+    return tensor->bits < 16 && tensor->rank == 2 && tensor->rows && layer && layer->absmax &&
+           layer->pooled_absmax && layer->pooled_sqmean &&
+           (tensor->spec.code == AQ_CODE_AFFINE || tensor->spec.code == AQ_CODE_SYMMETRIC);
+}
+
+/* Evenly spaced rows of the weight as F32. */
+static aq_status aq_sample_load(aq_equalize_sample *sample, aq_error *err) {
+    const aq_plan_tensor *tensor = &sample->tensor;
+    aq_run *run = sample->run;
+    aq_fp8_scale scale;
+    float *values = NULL;
+    size_t count = 0, element = aq_dtype_size(tensor->dtype), cols = (size_t)tensor->cols;
+    aq_status status = aq_run_input(run, tensor->shard, err);
+    memset(&scale, 0, sizeof(scale));
+    if (status == AQ_OK && tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &scale, &values, &count, err);
+    for (uint64_t i = 0; status == AQ_OK && i < sample->rows; i++) {
+        uint64_t row = i * tensor->rows / sample->rows;
+        float *out = sample->original + (size_t)i * cols;
+        status = aq_run_read(run, tensor, row * cols * element, sample->folded, cols * element, err);
+        if (status != AQ_OK) break;
+        aq_little_endian(sample->folded, cols, element);
+        aq_to_f32(run->context, tensor->dtype, sample->folded, out, cols);
+        if (scale.values) aq_fp8_apply(&scale, out, row, 1, cols);
+    }
+    aq_free(run->context, values, count * sizeof(float));
+    return status;
+}
+
+static aq_status aq_sample_open(aq_equalize_sample *sample, aq_run *run, const aq_plan_tensor *tensor,
+                                aq_error *err) {
+    uint64_t count = 0, bytes = 0;
+    memset(sample, 0, sizeof(*sample));
+    sample->run = run;
+    sample->context = *run->context;
+    sample->context.num_threads = run->threads;
+    sample->tensor = *tensor;
+    sample->rows = tensor->rows < AQ_SAMPLE_ROWS ? tensor->rows : AQ_SAMPLE_ROWS;
+    /* a row as read fits where one of F64 would */
+    if (!aq_mul_u64(sample->rows * 2 + 3, tensor->cols, &count) ||
+        !aq_mul_u64(count, sizeof(float), &bytes) || bytes > SIZE_MAX)
+        return aq_fail_memory(err, SIZE_MAX);
+    sample->bytes = (size_t)bytes;
+    sample->memory = aq_alloc(run->context, sample->bytes);
+    if (!sample->memory) return aq_fail_memory(err, sample->bytes);
+    sample->original = (float *)sample->memory;
+    sample->folded = sample->original + (size_t)(sample->rows * tensor->cols);
+    sample->scales = sample->folded + (size_t)((sample->rows + 2) * tensor->cols);
+    return aq_sample_load(sample, err);
+}
+
+/* ---- the input */
+
+/* Limits of a channel at an observed timestep; magnitudes alone say less than the layer's own limits. */
+static void aq_channel_range(const aq_calibration_layer *layer, size_t step, size_t channel,
+                             double *low, double *high) {
+    size_t at = step * (size_t)layer->channels + channel;
+    *high = (double)layer->absmax[at];
+    *low = -*high;
+    if (layer->channel_min) *low = (double)layer->channel_min[at];
+    if (layer->channel_max) *high = (double)layer->channel_max[at];
+    if (layer->min && *low < (double)layer->min[step]) *low = (double)layer->min[step];
+    if (layer->max && *high > (double)layer->max[step]) *high = (double)layer->max[step];
+}
+
+/* Limits of the whole input at a timestep, multiplied by `scales` (NULL: none). */
+AQ_SIMD_EXACT static void aq_scaled_range(const aq_calibration_layer *layer, size_t step,
+                                          const float *scales, double *low, double *high) {
+    AQ_SIMD_EXACT_BODY
+    size_t cols = (size_t)layer->channels;
+    for (size_t c = 0; c < cols; c++) {
+        double least, most, scale = scales ? (double)scales[c] : 1.0;
+        aq_channel_range(layer, step, c, &least, &most);
+        if (c == 0 || least * scale < *low) *low = least * scale;
+        if (c == 0 || most * scale > *high) *high = most * scale;
+    }
+}
+
+/* Mean over the timesteps of step²/12 of 8-bit integers; they cover zero. */
+AQ_SIMD_EXACT static double aq_rounding_noise(const aq_calibration_layer *layer, const float *scales) {
+    AQ_SIMD_EXACT_BODY
+    double sum = 0.0;
+    for (size_t i = 0; i < layer->timestep_count; i++) {
+        double low = 0.0, high = 0.0, step;
+        aq_scaled_range(layer, i, scales, &low, &high);
+        if (low > 0.0) low = 0.0;
+        if (high < 0.0) high = 0.0;
+        step = (high - low) / 255.0;
+        sum += step * step / 12.0;
+    }
+    return layer->timestep_count ? sum / (double)layer->timestep_count : 0.0;
+}
+
+/* What a plan needs to know of the equalized input: limits by timestep, figures by channel. The sketch
+ * is that of all channels together, and cannot be scaled. */
+AQ_SIMD_EXACT static aq_calibration_layer *aq_scaled_statistics(aq_arena *arena,
+                                                                const aq_calibration_layer *layer,
+                                                                const float *scales) {
+    AQ_SIMD_EXACT_BODY
+    size_t steps = layer->timestep_count, cols = (size_t)layer->channels;
+    aq_calibration_layer *out = (aq_calibration_layer *)aq_arena_alloc(arena, sizeof(*out));
+    float *limits = (float *)aq_arena_alloc(arena, (steps + 1) * 2 * sizeof(float));
+    float *pooled = (float *)aq_arena_alloc(arena, cols * 2 * sizeof(float));
+    if (!out || !limits || !pooled) return NULL;
+    *out = *layer;
+    out->mean = out->std = out->absmax = out->sqmean = NULL;
+    out->channel_min = out->channel_max = out->percentiles = NULL;
+    out->sketch = NULL;
+    out->sketch_top = NULL;
+    for (size_t i = 0; i < steps; i++) {
+        double low = 0.0, high = 0.0;
+        aq_scaled_range(layer, i, scales, &low, &high);
+        limits[i] = (float)low;
+        limits[steps + i] = (float)high;
+    }
+    for (size_t c = 0; c < cols; c++) {
+        double scale = (double)scales[c];
+        pooled[c] = (float)((double)layer->pooled_absmax[c] * scale);
+        pooled[cols + c] = (float)((double)layer->pooled_sqmean[c] * (scale * scale));
+    }
+    out->min = limits;
+    out->max = limits + steps;
+    out->pooled_absmax = pooled;
+    out->pooled_sqmean = pooled + cols;
+    return out;
+}
+
+/* ---- the weights */
+
+/* Quantizes the folded rows as the run will and measures their output. AQ_ERR_QUANTIZATION: these
+ * parameters, or these moments, do not do. */
+static aq_status aq_sample_quantize(aq_equalize_sample *sample, const aq_quant_spec *spec,
+                                    const float *hessian, aq_gptq_result *result, aq_error *err) {
+    const aq_plan_tensor *tensor = &sample->tensor;
+    aq_quant_layout layout;
+    uint64_t extra = 0, bytes = 0;
+    aq_status status = aq_quantized_size(spec, sample->rows, tensor->cols, &layout, err);
+    if (status != AQ_OK) return status;
+    extra = layout.extra_bytes + 4;
+    if (!aq_add_u64(layout.param_bytes, layout.code_bytes, &bytes) || !aq_add_u64(bytes, extra, &bytes) ||
+        bytes > SIZE_MAX)
+        return aq_fail_memory(err, SIZE_MAX);
+    unsigned char *params = (unsigned char *)aq_alloc(&sample->context, (size_t)bytes);
+    if (!params) return aq_fail_memory(err, (size_t)bytes);
+    unsigned char *codes = params + layout.param_bytes, *rest = codes + layout.code_bytes;
+    if (tensor->method == AQ_METHOD_GPTQ) {
+        status = aq_quantize_gptq(&sample->context, spec, sample->folded, AQ_DTYPE_F32, sample->rows,
+                                  tensor->cols, hessian, codes, params, rest, result, err);
+    } else {
+        status = aq_quantize(&sample->context, spec, sample->folded, AQ_DTYPE_F32, sample->rows,
+                             tensor->cols, tensor->statistics->pooled_sqmean, codes, params, rest,
+                             NULL, err);
+        if (status == AQ_OK)
+            status = aq_measure_output(&sample->context, spec, sample->folded, AQ_DTYPE_F32,
+                                       sample->rows, tensor->cols, hessian, codes, params, rest,
+                                       result, err);
+    }
+    aq_free(&sample->context, params, (size_t)bytes);
+    return status;
+}
+
+/* With the narrowest parameters that fit, from those asked for upwards. */
+static aq_status aq_sample_measure(aq_equalize_sample *sample, aq_gptq_result *result, bool *usable,
+                                   aq_error *err) {
+    const aq_plan_tensor *tensor = &sample->tensor;
+    aq_quant_spec spec = tensor->spec;
+    size_t n = (size_t)tensor->cols, bytes = 0;
+    aq_error failure;
+    *usable = true;
+    if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
+        return aq_fail_memory(err, SIZE_MAX);
+    float *hessian = (float *)aq_alloc(&sample->context, bytes);
+    if (!hessian) return aq_fail_memory(err, bytes);
+    aq_status status = aq_run_hessian(sample->run, tensor, hessian, err);
+    while (status == AQ_OK) {
+        status = aq_sample_quantize(sample, &spec, hessian, result, &failure);
+        if (status == AQ_OK) break;
+        if (status != AQ_ERR_QUANTIZATION && err) *err = failure;
+        if (status != AQ_ERR_QUANTIZATION) break;
+        status = AQ_OK;
+        *usable = spec.params != AQ_PARAM_F32;
+        if (!*usable) break;
+        spec.params = spec.params == AQ_PARAM_Q8 ? AQ_PARAM_F16 : AQ_PARAM_F32;
+    }
+    aq_free(&sample->context, hessian, bytes);
+    return status;
+}
+
+/* The error of the output relative to it, with sample->tensor.input_scales; *usable false: it cannot
+ * be measured. */
+AQ_SIMD_EXACT static aq_status aq_sample_error(aq_equalize_sample *sample,
+                                               const aq_calibration_layer *layer, double *error,
+                                               bool *usable, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
+    const aq_plan_tensor *tensor = &sample->tensor;
+    size_t count = (size_t)(sample->rows * tensor->cols);
+    aq_gptq_result result;
+    double squares = 0.0;
+    memcpy(sample->folded, sample->original, count * sizeof(float));
+    if (tensor->input_scales)
+        aq_fold_columns(sample->folded, sample->rows, tensor->cols, tensor->input_scales);
+    memset(&result, 0, sizeof(result));
+    aq_status status = aq_sample_measure(sample, &result, usable, err);
+    if (status != AQ_OK || !*usable) return status;
+    for (size_t i = 0; i < count; i++) {
+        double w = (double)sample->folded[i];
+        squares += w * w;
+    }
+    *error = result.output_error;
+    if (sample->run->plan->config.enable_time_aware)
+        *error += aq_rounding_noise(layer, tensor->input_scales) * squares;
+    *usable = result.output_signal > 0.0;
+    if (*usable) *error /= result.output_signal;
+    return AQ_OK;
+}
+
+/* ---- the choice */
+
+/* Replaces the expected errors in *found by measured ones, where second moments are known. */
+static aq_status aq_sample_judge(aq_equalize_sample *sample, aq_calibration_layer *scaled,
+                                 aq_equalization *found, aq_error *err) {
+    const aq_calibration_layer *layer = sample->tensor.statistics;
+    aq_equalization measured = *found;
+    bool usable, also = false;
+    if (!aq_gptq_is_possible(sample->run->plan, &sample->tensor)) return AQ_OK;
+    aq_status status = aq_sample_error(sample, layer, &measured.error_without, &usable, err);
+    if (status != AQ_OK || !usable) return status;
+    sample->tensor.input_scales = sample->scales;
+    sample->tensor.statistics = scaled;
+    status = aq_sample_error(sample, layer, &measured.error, &also, err);
+    if (status == AQ_OK && also) *found = measured;
+    return status;
+}
+
+static aq_status aq_equalize_tensor(aq_plan *plan, aq_run *run, aq_plan_tensor *tensor,
+                                    aq_error *err) {
+    aq_arena *arena = &plan->state->arena;
+    aq_equalize_sample sample;
+    aq_equalization found;
+    aq_calibration_layer *scaled = NULL;
+    size_t bytes = (size_t)tensor->cols * sizeof(float);
+    aq_error failure;
+    aq_status status = aq_sample_open(&sample, run, tensor, err);
+    if (status == AQ_OK) {
+        status = aq_equalize(&sample.context, &tensor->spec, sample.original, AQ_DTYPE_F32,
+                             sample.rows, tensor->cols, tensor->statistics, (double)NAN,
+                             plan->config.enable_time_aware ? 8 : 0, sample.scales, &found, &failure);
+        if (status != AQ_OK && status != AQ_ERR_QUANTIZATION && err) *err = failure;
+    }
+    bool wanted = status == AQ_OK && found.migration == found.migration;
+    if (status == AQ_ERR_QUANTIZATION) status = AQ_OK; /* NaN in the weight: the run will say where */
+    if (wanted) {
+        scaled = aq_scaled_statistics(arena, tensor->statistics, sample.scales);
+        status = scaled ? aq_sample_judge(&sample, scaled, &found, err) : aq_fail_memory(err, bytes);
+    }
+    if (status == AQ_OK && wanted && found.error < found.error_without) {
+        float *scales = (float *)aq_arena_alloc(arena, bytes);
+        if (scales) memcpy(scales, sample.scales, bytes);
+        tensor->input_scales = scales;
+        tensor->equalization = found;
+        tensor->statistics = scaled;
+        status = scales ? aq_plan_store(plan, tensor, err) : aq_fail_memory(err, bytes);
+    }
+    aq_free(run->context, sample.memory, sample.bytes);
+    return status;
+}
+
+AQ_LIB aq_status aq_plan_equalize(aq_plan *plan, aq_error *err) {
+    const aq_config *config = &plan->config;
+    aq_run run;
+    size_t able = 0;
+    aq_status status = AQ_OK;
+    if (!config->enable_spatial || !plan->state->calibration ||
+        config->output_format != AQ_OUTPUT_NATIVE)
+        return AQ_OK;
+    aq_run_init(&run, plan->state->context, plan, NULL, NULL);
+    for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
+        aq_plan_tensor *tensor = &plan->tensors[i];
+        if (!aq_can_equalize(tensor)) continue;
+        able++;
+        status = aq_equalize_tensor(plan, &run, tensor, err);
+    }
+    (void)aq_file_close(&run.input, NULL);
+    aq_run_free(&run);
+    if (status != AQ_OK || able) return status;
+    return aq_note(&plan->state->arena, &plan->state->notes, err, "equalization: no quantized layer has "
+                   "largest magnitudes of its input's channels in the calibration, so none is equalized");
+}
+
+AQ_SIMD_EXACT AQ_LIB aq_status aq_note_equalization(aq_plan *plan, aq_error *err) {
+    AQ_SIMD_EXACT_BODY
+    size_t equalized = 0, quantized = 0;
+    double gain = 0.0;
+    char text[AQ_DOUBLE_TEXT];
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[i];
+        quantized += tensor->bits < 16;
+        if (!tensor->input_scales || tensor->bits == 16) continue;
+        equalized++;
+        if (tensor->equalization.error > 0.0)
+            gain += aq_log10(tensor->equalization.error_without / tensor->equalization.error);
+    }
+    if (!equalized) return AQ_OK;
+    gain = 10.0 * gain / (double)equalized;
+    aq_format_double((double)(int64_t)(gain * 100.0 + 0.5) / 100.0, text);
+    return aq_note(&plan->state->arena, &plan->state->notes, err, "equalization: the inputs of %zu of %zu "
+                   "quantized layers are scaled; the error of their outputs falls by %s dB in the mean",
+                   equalized, quantized, text);
+}
+
+#undef AQ_SAMPLE_ROWS
+#endif /* ARROWQUANT_NO_STDIO */
+
+/* ---- end src/model/plan_equalize.c ---- */
+
 /* ---- begin src/model/plan_time.c ---- */
 
 /* Groups of timesteps in a plan: each quantized layer that has statistics gets static integers for its
@@ -32296,7 +32722,7 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
         rough += !markov.is_valid;
         score += markov.smoothness_score;
         if (groups->count > most) most = groups->count;
-        if (!tensor->statistics->sketch) plain = true;
+        if (!tensor->statistics->sketch && !tensor->input_scales) plain = true;
         if (config->markov_validation.enabled && config->markov_validation.log_violations &&
             !markov.is_valid)
             status = aq_note_violations(plan, tensor, &markov, err);
@@ -32351,6 +32777,19 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     return AQ_OK;
 }
 
+/* Scales of the layer's input, when it is equalized. */
+static aq_part *aq_native_scale_part(const aq_plan_tensor *tensor, aq_part *part) {
+    if (!tensor->input_scales) return part;
+    memset(part, 0, sizeof(*part));
+    part->source = AQ_PART_CLOSED;
+    part->suffix = AQ_INPUT_SCALES_SUFFIX;
+    part->dtype = AQ_DTYPE_F32;
+    part->rank = 1;
+    part->shape[0] = tensor->cols;
+    part->bytes = 4 * tensor->cols;
+    return part + 1;
+}
+
 /* Activation integers of the layer's input, when there are some. */
 static aq_part *aq_native_time_parts(const aq_time_groups *groups, aq_part *part) {
     static const char *const suffixes[] = { AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
@@ -32369,17 +32808,19 @@ static aq_part *aq_native_time_parts(const aq_time_groups *groups, aq_part *part
     return part;
 }
 
-/* Starts of the groups and T; scales and zero points of 8 bits, then of 4. */
+/* Starts of the groups and T, or the scales of the input; scales and zero points of 8 bits, then of 4. */
 static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
                                  size_t index, const unsigned char *rows, unsigned char *out,
                                  aq_error *err) {
     const aq_time_groups *groups = tensor->time_groups;
-    size_t n = groups->count;
+    size_t n = groups ? groups->count : 0;
     (void)run;
     (void)index;
     (void)rows;
     (void)err;
-    if (part->rank == 1) {
+    if (part->rank == 1 && part->dtype == AQ_DTYPE_F32) {
+        memcpy(out, tensor->input_scales, (size_t)part->bytes);
+    } else if (part->rank == 1) {
         int32_t total = (int32_t)groups->total_timesteps;
         memcpy(out, groups->starts, n * 4);
         memcpy(out + 4 * n, &total, 4);
@@ -32394,7 +32835,7 @@ static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, cons
     return AQ_OK;
 }
 
-/* Codes, row parameters, parameters, activations. */
+/* Codes, row parameters, parameters, scales of the input, activations. */
 static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                        const aq_quant_spec *spec, const aq_quant_layout *layout,
                                        aq_part *parts, size_t *count, aq_error *err) {
@@ -32429,6 +32870,7 @@ static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor
     part->shape[1] = layout->groups;
     part->shape[2] = per_group;
     (part++)->bytes = layout->param_bytes;
+    part = aq_native_scale_part(tensor, part);
     part = aq_native_time_parts(tensor->time_groups, part);
     *count = (size_t)(part - parts);
     return AQ_OK;
@@ -32458,6 +32900,7 @@ static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *o
     out->rank = tensor->rank;
     out->shape = tensor->shape;
     out->method = aq_method_name(tensor->method);
+    out->input = tensor->input_scales ? AQ_NATIVE_SCALED : NULL;
     out->cosine_similarity = aq_quality_cosine(&tensor->quality);
     out->sqnr_db = aq_quality_sqnr_db(&tensor->quality);
 }
@@ -32488,15 +32931,15 @@ static aq_status aq_bound_add(aq_bound *bound, const aq_plan_tensor *tensor, con
 static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *start,
                                       aq_error *err) {
     static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
-                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
-                                            AQ_ACT_ZEROS_SUFFIX, "" };
+                                            AQ_INPUT_SCALES_SUFFIX, AQ_ACT_STARTS_SUFFIX,
+                                            AQ_ACT_SCALES_SUFFIX, AQ_ACT_ZEROS_SUFFIX, "" };
     const aq_plan_shard *input = &plan->shards[shard];
     const aq_context *context = plan->state->context;
     aq_arena arena;
     aq_bound bound;
     aq_native native;
     aq_status status = AQ_OK;
-    size_t most = input->tensor_count * 8 + 1;
+    size_t most = input->tensor_count * 9 + 1;
     aq_arena_init(&arena, context);
     memset(&native, 0, sizeof(native));
     bound.arena = &arena;
@@ -32509,9 +32952,10 @@ static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *sta
     for (size_t i = 0; status == AQ_OK && i < input->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
         bool quantized = tensor->bits < 16;
-        for (size_t s = quantized ? 0 : 6; status == AQ_OK && s < 7; s++) {
+        for (size_t s = quantized ? 0 : 7; status == AQ_OK && s < 8; s++) {
             if (s == 2 && tensor->spec.params != AQ_PARAM_Q8) continue;
-            if (s >= 3 && s < 6 && !tensor->time_groups) continue;
+            if (s == 3 && !tensor->input_scales) continue;
+            if (s >= 4 && s < 7 && !tensor->time_groups) continue;
             status = aq_bound_add(&bound, tensor, suffixes[s], err);
         }
         if (status == AQ_OK && quantized && tensor->scale != AQ_NO_TENSOR)
@@ -33989,11 +34433,13 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_enable_time_aware))
         return aq_refuse("enable_time_aware", "needs activation statistics of a real run "
                          "(calibration)", err);
-    if (config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial))
-        return aq_refuse("enable_spatial",
-                         data_free ? "needs activation statistics of a real run (calibration)"
-                                   : "this version equalizes arrays (aq_equalize, "
-                                     "aq_fold_columns), not whole models", err);
+    bool spatial = config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial);
+    if (spatial && data_free)
+        return aq_refuse("enable_spatial", "needs activation statistics of a real run (calibration)",
+                         err);
+    if (spatial && config->output_format != AQ_OUTPUT_NATIVE)
+        return aq_refuse("enable_spatial", "only the native format has a place for the scales of the "
+                         "layers' inputs", err);
     bool groups = !data_free && config->enable_time_aware;
     if (config->boundary_smoothing.enabled && !groups)
         return aq_refuse("thermodynamic.boundary_smoothing.enabled", "needs time groups, and so "
@@ -34002,9 +34448,9 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
         return aq_refuse("thermodynamic.validation.enabled", "needs time groups, and so "
                          "enable_time_aware and activation statistics (calibration)", err);
-    if (!data_free && config->enable_spatial)
-        status = aq_note(arena, notes, err, "channels are not equalized: enable_spatial of the "
-                         "profile has no effect on whole models in this version");
+    if (!data_free && config->enable_spatial && config->output_format != AQ_OUTPUT_NATIVE)
+        status = aq_note(arena, notes, err, "equalization: the format has no place for the scales of "
+                         "the layers' inputs; only the native one stores them");
     if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",
@@ -34201,6 +34647,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK) status = aq_plan_equalize(plan, err);
     if (status == AQ_OK) status = aq_plan_time_groups(plan, err);
     if (status == AQ_OK && aq_plan_has_budget(&plan->config)) {
         status = aq_plan_lay_out(plan, err);
@@ -34246,6 +34693,7 @@ static aq_status aq_plan_notes(aq_plan *plan, aq_error *err) {
         status = aq_note(&state->arena, &state->notes, err, "left behind: %s (%s)",
                          state->folder.skipped[i].path, state->folder.skipped[i].why);
     if (status == AQ_OK) status = aq_note_data_free(plan, err);
+    if (status == AQ_OK) status = aq_note_equalization(plan, err);
     if (status == AQ_OK) status = aq_note_time_groups(plan, err);
     size_t quantized = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) quantized += plan->tensors[i].bits < 16;
@@ -34357,6 +34805,7 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
                          aq_code_name(tensor->spec.code), tensor->spec.group_size,
                          aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
                          tensor->method_detail, aq_fit_name(tensor->spec.fit));
+    if (tensor->bits < 16) aq_append_equalization(json, tensor);
     aq_append_string(json, ",\"reason\":");
     const char *reason = aq_reason_text(tensor->reason);
     aq_append_json_string(json, reason, strlen(reason));
@@ -35477,6 +35926,22 @@ static aq_status aq_factor_named(const aq_plan_tensor *tensor, const aq_error *f
                           tensor->statistics->name, failure->message);
 }
 
+AQ_SIMD_EXACT AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor *tensor, float *out,
+                                              aq_error *err) {
+    AQ_SIMD_EXACT_BODY
+    const float *scales = tensor->input_scales;
+    size_t n = (size_t)tensor->cols;
+    aq_status status = aq_calibration_hessian(run->context, run->plan->state->calibration,
+                                              tensor->statistics, out, err);
+    for (size_t i = 0; status == AQ_OK && scales && i < n; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double product = (double)scales[i] * (double)scales[j]; /* exact, so symmetric */
+            out[i * n + j] = (float)((double)out[i * n + j] * product);
+        }
+    }
+    return status;
+}
+
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err) {
     const aq_calibration_layer *layer = tensor->statistics;
@@ -35485,7 +35950,8 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     aq_error failure;
     *usable = true;
     if (run->factor_of && run->factor_of->owner == layer->owner &&
-        run->factor_rotation == aq_spec_rotation(&tensor->spec))
+        run->factor_rotation == aq_spec_rotation(&tensor->spec) &&
+        run->factor_scales == tensor->input_scales)
         return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
@@ -35493,14 +35959,14 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     float *hessian = (float *)aq_alloc(run->context, bytes);
     if (!hessian) return aq_fail_memory(err, bytes);
     memset(&failure, 0, sizeof(failure));
-    aq_status status =
-        aq_calibration_hessian(run->context, plan->state->calibration, layer, hessian, err);
+    aq_status status = aq_run_hessian(run, tensor, hessian, err);
     if (status == AQ_OK) {
         aq_simd_mode mode = aq_simd_mode_enter();
         aq_rotate_hessian(aq_kernels_of(run->context), aq_spec_rotation(&tensor->spec), hessian, n);
         aq_simd_mode_leave(mode);
         status = aq_factor_make(run->context, run->threads, hessian, n, &run->factor, &failure);
         run->factor_rotation = aq_spec_rotation(&tensor->spec);
+        run->factor_scales = tensor->input_scales;
         if (status == AQ_OK) run->factor_of = layer;
         else if (status == AQ_ERR_QUANTIZATION && (plan->config.method == AQ_METHOD_AUTO ||
                  plan->config.method == AQ_METHOD_TRELLIS))
@@ -35653,6 +36119,8 @@ AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_f
 
 /* Ends an attempt: not an error of the caller's, and never returned to him. */
 #define AQ_TRY_WIDER AQ_STATUS_COUNT
+/* F32 rows of an equalized tensor: divided, original, dequantized. */
+#define AQ_EQUALIZED_BUFFERS 3u
 
 typedef struct aq_tensor_job {
     aq_run *run;
@@ -35700,15 +36168,24 @@ static aq_status aq_outcome_status(const aq_tensor_job *job, const aq_block_outc
 
 /* Rows that have been read, and where what becomes of them goes. */
 typedef struct aq_row_view {
-    const unsigned char *in;
+    const unsigned char *in;  /* what is quantized */
     aq_dtype dtype;
+    const unsigned char *raw; /* as read */
     unsigned char *codes, *params, *extra;
     size_t bad; /* index of a weight that is not finite and so was not rotated; SIZE_MAX: none known */
     double bad_value;
 } aq_row_view;
 
-/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled, rows of a rotated
- * tensor turned. */
+/* Rows as read, to F32; FP8 weights scaled. */
+static void aq_widen_rows(const aq_tensor_job *job, const unsigned char *raw, uint64_t row,
+                          uint64_t rows, float *out) {
+    uint64_t cols = job->tensor->cols;
+    aq_to_f32(job->run->context, job->tensor->dtype, raw, out, (size_t)(rows * cols));
+    if (job->scale.values) aq_fp8_apply(&job->scale, out, row, rows, cols);
+}
+
+/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled, columns of
+ * an equalized tensor divided, rows of a rotated one turned. */
 static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
                                 uint64_t chunk_row, uint64_t row, uint64_t rows) {
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
@@ -35716,7 +36193,7 @@ static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
     view.dtype = job->tensor->dtype;
     view.bad = SIZE_MAX;
     view.bad_value = 0.0;
-    view.in = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
+    view.in = view.raw = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
     view.codes = buffer + job->in_bytes + job->f32_bytes;
     view.params = view.codes + job->code_bytes + (size_t)(skip * job->layout.row_param_bytes);
     view.extra = view.codes + job->code_bytes + job->param_bytes +
@@ -35724,8 +36201,9 @@ static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
     view.codes += (size_t)(skip * job->layout.row_code_bytes);
     if (job->f32_bytes) {
         float *wide = (float *)(void *)(buffer + job->in_bytes);
-        aq_to_f32(job->run->context, view.dtype, view.in, wide, (size_t)(rows * cols));
-        if (job->scale.values) aq_fp8_apply(&job->scale, wide, row, rows, cols);
+        aq_widen_rows(job, view.raw, row, rows, wide);
+        if (job->tensor->input_scales)
+            aq_fold_columns(wide, rows, cols, job->tensor->input_scales);
         if (aq_spec_rotation(&job->spec))
             view.bad = aq_rotate_finite(aq_kernels_of(job->run->context), job->spec.rotation, wide,
                                         (size_t)rows, (size_t)cols, &view.bad_value);
@@ -35780,6 +36258,49 @@ static void aq_run_strips(const aq_tensor_job *job, const aq_row_view *view, uin
     outcome->quality = total;
 }
 
+/* Quality against the weights as they were, because that is what a reader gets back. `row` is that of
+ * the view, `done` rows of it are behind. */
+static void aq_measure_equalized(aq_tensor_job *job, unsigned char *buffer, const aq_row_view *view,
+                                 uint64_t row, uint64_t done, uint64_t count, aq_quality *quality) {
+    const aq_quant_layout *layout = &job->layout;
+    size_t part = job->f32_bytes / AQ_EQUALIZED_BUFFERS;
+    float *original = (float *)(void *)(buffer + job->in_bytes + part);
+    float *back = (float *)(void *)(buffer + job->in_bytes + 2 * part);
+    aq_widen_rows(job, view->raw + (size_t)(done * layout->cols * aq_dtype_size(job->tensor->dtype)),
+                  row + done, count, original);
+    aq_dequantize_block(job->run->context, &job->spec,
+                        view->codes + (size_t)(done * layout->row_code_bytes),
+                        view->params + (size_t)(done * layout->row_param_bytes),
+                        view->extra + (size_t)(done * layout->row_extra_bytes), count, layout->cols,
+                        back);
+    aq_unfold_columns(back, count, layout->cols, job->tensor->input_scales);
+    aq_compare_block(job->run->context, original, back, count, layout->cols, quality);
+}
+
+/* Adds the quality of rows to that of the blocks they are in. */
+static void aq_measure_rows(aq_tensor_job *job, unsigned char *buffer, const aq_row_view *view,
+                            uint64_t row, uint64_t rows) {
+    const aq_quant_layout *layout = &job->layout;
+    uint64_t done, count;
+    for (done = 0; done < rows; done += count) {
+        uint64_t at = row + done, left = job->block_rows - at % job->block_rows;
+        aq_block_outcome *outcome = &job->outcomes[at / job->block_rows];
+        count = rows - done < left ? rows - done : left;
+        if (at % job->block_rows == 0) memset(outcome, 0, sizeof(*outcome));
+        if (job->tensor->input_scales) {
+            aq_measure_equalized(job, buffer, view, row, done, count, &outcome->quality);
+            continue;
+        }
+        aq_measure_block(job->run->context, &job->spec,
+                         view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
+                         view->dtype, count, layout->cols,
+                         view->codes + (size_t)(done * layout->row_code_bytes),
+                         view->params + (size_t)(done * layout->row_param_bytes),
+                         view->extra + (size_t)(done * layout->row_extra_bytes),
+                         &outcome->quality);
+    }
+}
+
 /* One block of rows, already read, into the worker's buffers. */
 static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                              uint64_t row, uint64_t rows, aq_error *err) {
@@ -35794,27 +36315,8 @@ static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t
                           view.extra, outcome);
     aq_status status = aq_outcome_status(job, outcome, row, err);
     if (status == AQ_OK && job->judge) aq_judge_rows(job, buffer, &view, row, rows);
+    if (status == AQ_OK && job->tensor->input_scales) aq_measure_rows(job, buffer, &view, row, rows);
     return status;
-}
-
-/* Adds the quality of rows to that of the blocks they are in. */
-static void aq_measure_rows(aq_tensor_job *job, const aq_row_view *view, uint64_t row,
-                            uint64_t rows) {
-    const aq_quant_layout *layout = &job->layout;
-    uint64_t done, count;
-    for (done = 0; done < rows; done += count) {
-        uint64_t at = row + done, left = job->block_rows - at % job->block_rows;
-        aq_block_outcome *outcome = &job->outcomes[at / job->block_rows];
-        count = rows - done < left ? rows - done : left;
-        if (at % job->block_rows == 0) memset(outcome, 0, sizeof(*outcome));
-        aq_measure_block(job->run->context, &job->spec,
-                         view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
-                         view->dtype, count, layout->cols,
-                         view->codes + (size_t)(done * layout->row_code_bytes),
-                         view->params + (size_t)(done * layout->row_param_bytes),
-                         view->extra + (size_t)(done * layout->row_extra_bytes),
-                         &outcome->quality);
-    }
 }
 
 /* As aq_run_rows, by GPTQ: some panels of rows, which do not care for blocks. */
@@ -35831,7 +36333,7 @@ static aq_status aq_run_gptq(aq_tensor_job *job, unsigned char *buffer, uint64_t
                       view.codes, view.params, view.extra, buffer + job->space_offset, &outcome,
                       &sums);
     aq_status status = aq_outcome_status(job, &outcome, row, err);
-    if (status == AQ_OK) aq_measure_rows(job, &view, row, rows);
+    if (status == AQ_OK) aq_measure_rows(job, buffer, &view, row, rows);
     return status;
 }
 
@@ -35976,8 +36478,9 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     uint64_t wide_rows = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
     if (wide_rows > rows) wide_rows = rows;
     job->f32_bytes = 0;
-    if (job->scale.values || aq_spec_rotation(&job->spec))
-        job->f32_bytes = aq_aligned(wide_rows * tensor->cols * 4);
+    if (job->scale.values || aq_spec_rotation(&job->spec) || tensor->input_scales)
+        job->f32_bytes = aq_aligned(wide_rows * tensor->cols * 4) *
+                         (tensor->input_scales ? AQ_EQUALIZED_BUFFERS : 1);
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
@@ -36170,8 +36673,7 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
     }
 }
 
-/* The scale of an FP8 weight, read; *values is to be freed. */
-static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
+AQ_LIB aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
                               float **values, size_t *count, aq_error *err) {
     const aq_plan *plan = run->plan;
     const aq_plan_tensor *scale = &plan->tensors[weight->scale];
@@ -36327,6 +36829,7 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
 }
 
 #undef AQ_TRY_WIDER
+#undef AQ_EQUALIZED_BUFFERS
 #endif /* ARROWQUANT_NO_STDIO */
 
 /* ---- end src/model/run_tensor.c ---- */
@@ -37200,6 +37703,15 @@ static void aq_append_text_member(aq_builder *json, const char *key, const char 
     aq_append_json_string(json, value, strlen(value));
 }
 
+AQ_LIB void aq_append_equalization(aq_builder *json, const aq_plan_tensor *tensor) {
+    if (!tensor->input_scales) return;
+    aq_append_string(json, ",\"equalization\":{\"migration\":");
+    aq_append_json_double(json, tensor->equalization.migration);
+    aq_append_member(json, "error", tensor->equalization.error);
+    aq_append_member(json, "error_without", tensor->equalization.error_without);
+    aq_append_string(json, "}");
+}
+
 static void aq_append_figures(aq_builder *json, const aq_result *result) {
     aq_append_member(json, "compression_ratio", result->compression_ratio);
     aq_append_member(json, "cosine_similarity", result->cosine_similarity);
@@ -37288,6 +37800,7 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
                          aq_code_name(tensor->spec.code), tensor->spec.group_size,
                          aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
                          tensor->method_detail, aq_fit_name(tensor->spec.fit));
+        aq_append_equalization(json, tensor);
         aq_append_member(json, "output_error", aq_relative_output_error(tensor));
         aq_append_member(json, "cosine_similarity", aq_quality_cosine(&tensor->quality));
         aq_append_member(json, "sqnr_db", aq_quality_sqnr_db(&tensor->quality));
@@ -38276,6 +38789,31 @@ AQ_LIB aq_status aq_open_groups(struct aq_model_state *state, const int32_t *sta
     return AQ_OK;
 }
 
+/* Scales of the layer's input: copied, as what follows. */
+static aq_status aq_open_scales(aq_open_list *list, const aq_model_shard *shard,
+                                const aq_native_tensor *native, aq_tensor *tensor, bool *claimed) {
+    const aq_st_tensor *found;
+    aq_status status =
+        aq_native_input_scales(native, shard->file, shard->by_name, &found, list->err);
+    if (status != AQ_OK || !found) return status;
+    size_t count = (size_t)(found->bytes / sizeof(float));
+    float *scales =
+        (float *)aq_arena_alloc(&list->model->state->arena, (count + 1) * sizeof(float));
+    if (!scales) return aq_fail_memory(list->err, (size_t)found->bytes);
+    memcpy(scales, aq_shard_data(shard, found), (size_t)found->bytes);
+    aq_little_endian(scales, count, sizeof(float));
+    for (size_t i = 0; i < count; i++) {
+        if (scales[i] > 0.0f && scales[i] <= FLT_MAX) continue;
+        return aq_fail_tensor(list->err, AQ_ERR_CORRUPT, native->name, found->offset,
+                              "%s: tensor %s: the scale of input %zu is not positive and finite; "
+                              "quantize the model again", shard->file->path, native->name, i);
+    }
+    tensor->input_scales = scales;
+    tensor->bytes += found->bytes;
+    claimed[found - shard->file->tensors] = true;
+    return AQ_OK;
+}
+
 /* Static integers for the layer's input: copied, because the file's bytes need no alignment. */
 static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *shard,
                                      const aq_native_tensor *native, aq_tensor *tensor,
@@ -38330,7 +38868,8 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
             tensor->bytes += parts[p]->bytes;
             claimed[parts[p] - shard->file->tensors] = true;
         }
-        status = aq_open_activations(list, shard, native, tensor, claimed);
+        status = aq_open_scales(list, shard, native, tensor, claimed);
+        if (status == AQ_OK) status = aq_open_activations(list, shard, native, tensor, claimed);
         if (status != AQ_OK) return status;
     }
     return AQ_OK;
@@ -38588,6 +39127,8 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
                             aq_tensor_row(tensor->params, first_row, layout->row_param_bytes),
                             aq_tensor_row(tensor->extra, first_row, layout->row_extra_bytes),
                             row_count, tensor->cols, out);
+        if (tensor->input_scales)
+            aq_unfold_columns(out, row_count, tensor->cols, tensor->input_scales);
     } else {
         uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
         aq_stored_f32(context, tensor->dtype, aq_tensor_row(tensor->data, first_row, row_bytes),
@@ -38651,6 +39192,31 @@ static aq_status aq_tensor_strips(aq_context *context, const aq_tensor *tensor, 
     return status;
 }
 
+/* The weights as they were: block by block through F32, each multiplied by the input's scales. */
+static aq_status aq_equalized_dequantize(aq_context *context, const aq_tensor *tensor,
+                                         uint64_t first_row, uint64_t row_count, aq_dtype dtype,
+                                         void *out, aq_error *err) {
+    uint64_t block = aq_block_rows(tensor->cols), bytes = 0;
+    unsigned char *to = (unsigned char *)out;
+    aq_context local;
+    if (block > row_count) block = row_count;
+    if (!aq_mul_u64(block * tensor->cols, sizeof(float), &bytes) || bytes > SIZE_MAX)
+        return aq_fail_memory(err, SIZE_MAX);
+    float *values = (float *)aq_alloc(context, (size_t)bytes);
+    if (!values) return aq_fail_memory(err, (size_t)bytes);
+    aq_context *resolved = aq_context_resolved(context, &local);
+    aq_status status = AQ_OK;
+    for (uint64_t done = 0, rows; status == AQ_OK && done < row_count; done += rows) {
+        rows = row_count - done < block ? row_count - done : block;
+        size_t count = (size_t)(rows * tensor->cols);
+        status = aq_tensor_rows_f32(resolved, tensor, first_row + done, rows, values, err);
+        if (status == AQ_OK) aq_from_f32(resolved, dtype, values, to, count);
+        to += count * aq_dtype_size(dtype);
+    }
+    aq_free(context, values, (size_t)bytes);
+    return status;
+}
+
 ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
                                               uint64_t first_row, uint64_t row_count,
                                               aq_dtype dtype, void *out, aq_error *err) {
@@ -38665,6 +39231,8 @@ ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tens
     if (status != AQ_OK || !row_count || !tensor->cols) return status;
     if (tensor->quantized && tensor->spec.code == AQ_CODE_TRELLIS)
         return aq_tensor_strips(context, tensor, first_row, row_count, dtype, out, err);
+    if (tensor->input_scales)
+        return aq_equalized_dequantize(context, tensor, first_row, row_count, dtype, out, err);
     if (tensor->quantized) {
         const aq_quant_layout *layout = &tensor->layout;
         return aq_dequantize(context, &tensor->spec,
@@ -39803,6 +40371,10 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_
         layer->method = "kept";
         return AQ_OK;
     }
+    if (tensor->input_scales)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0, "tensor %s: the table has no "
+                              "column for the scales of an equalized layer's input; dequantize the "
+                              "model first", tensor->name);
     aq_tensor form;
     aq_status status = aq_convert_blocks(arena, tensor, tensor->name, &form, err);
     if (status != AQ_OK) return status;
@@ -40015,6 +40587,9 @@ static aq_status aq_to_gguf_layer(aq_arena *arena, const aq_tensor *tensor, aq_c
     uint64_t count = tensor->rows * tensor->cols / 32;
     *code = tensor->spec.code;
     *blocks = tensor->codes;
+    if (tensor->input_scales)
+        return aq_to_gguf_refuse(tensor->name, "its input is equalized, and GGUF has no place for the "
+                                 "scales of that", err);
     if (tensor->time_groups)
         return aq_to_gguf_refuse(tensor->name, "GGUF has no place for its time groups", err);
     if (aq_code_is_block(*code)) return AQ_OK;
@@ -40451,6 +41026,9 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
     recode.dtype = dtype;
     recode.parts = parts;
     recode.err = err;
+    if (tensor->input_scales)
+        return aq_recode_refuse(&recode, "its input is equalized, and the format has no place for the "
+                                         "scales of that");
     status = aq_convert_numbers(arena, &native_form, &recode.numbers, err);
     if (status == AQ_OK)
         status = format == AQ_OUTPUT_COMPRESSED_TENSORS ? aq_recode_compressed(&recode)
@@ -40934,9 +41512,11 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
 #  undef AQ_CODES_SUFFIX
 #  undef AQ_PARAMS_SUFFIX
 #  undef AQ_EXTRA_SUFFIX
+#  undef AQ_INPUT_SCALES_SUFFIX
 #  undef AQ_ACT_STARTS_SUFFIX
 #  undef AQ_ACT_SCALES_SUFFIX
 #  undef AQ_ACT_ZEROS_SUFFIX
+#  undef AQ_NATIVE_SCALED
 #  undef AQ_CT_PACKED
 #  undef AQ_CT_SCALE
 #  undef AQ_CT_SHAPE

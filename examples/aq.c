@@ -1577,6 +1577,7 @@ static void json_tensor(const aq_tensor *x) {
         fputs(", \"sqnr_db\": ", stdout);
         json_number(x->sqnr_db);
     }
+    if (x->input_scales) fputs(", \"equalized\": true", stdout);
     if (x->time_groups) json_time_groups(x->time_groups);
     putchar('}');
 }
@@ -1979,6 +1980,16 @@ static void export_bytes(FILE *out, const char *prefix, const char *part, size_t
     fputs("\n};\n", out);
 }
 
+/* Scales of the input, as the compiler's own floats: nine digits give back each of them. */
+static void export_floats(FILE *out, const char *prefix, size_t index, const float *values,
+                          uint64_t count) {
+    uint64_t i;
+    fprintf(out, "static const float %s_scales_%lu[%llu] = {", prefix, (unsigned long)index,
+            (unsigned long long)count);
+    for (i = 0; i < count; i++) fprintf(out, "%s%.9ef,", i % 6 ? " " : "\n", (double)values[i]);
+    fputs("\n};\n", out);
+}
+
 static void export_name(FILE *out, const char *name) {
     for (; *name; name++)
         if (*name == '"' || *name == '\\' || (unsigned char)*name < 32) fputc('?', out);
@@ -2017,6 +2028,7 @@ static void export_arrays(FILE *out, const char *prefix, size_t index, const aq_
     if (layer->bias)
         export_bytes(out, prefix, "bias", index, layer->bias,
                      layer->rows * aq_dtype_size(layer->bias_dtype));
+    if (layer->input_scales) export_floats(out, prefix, index, layer->input_scales, layer->cols);
 }
 
 static void export_pointer(FILE *out, const char *prefix, const char *part, size_t index,
@@ -2048,7 +2060,8 @@ static void export_layer(FILE *out, const char *prefix, size_t index, const aq_l
     export_pointer(out, prefix, "data", index, !packed && some);
     fprintf(out, " %s,", dtype_constant(layer->bias_dtype));
     export_pointer(out, prefix, "bias", index, layer->bias && layer->rows);
-    fputs(" NULL },\n", out);
+    export_pointer(out, prefix, "scales", index, layer->input_scales && layer->cols);
+    fputs(" },\n", out);
 }
 
 static int export_all(tool *t, const aq_model *model, FILE *out, const char *prefix) {

@@ -272,6 +272,14 @@ static int dit_add_groups(dit_folder *folder, aq_context *context,
     const aq_calibration_layer *seen = aq_calibration_find(calibration, layer->name);
     dit_groups *all = &folder->statics;
     aq_error err;
+    if (layer->input_scales) { /* those of the scaled input, which the file holds */
+        const aq_tensor *tensor = aq_model_find(folder->file, layer->name);
+        if (!tensor || !tensor->time_groups) return 1;
+        all->groups[all->count] = *tensor->time_groups;
+        all->groups[all->count].error[0] = NULL; /* not ours to free */
+        all->layers[all->count++] = layer;
+        return 1;
+    }
     if (!seen) return 1;
     if (aq_time_groups_make(context, seen, options, &all->groups[all->count], &err)) {
         return dit_fail(folder, layer->name, err.message);

@@ -3284,6 +3284,11 @@ static int holder_fill(const State *state, LayerHolder *holder, size_t index, Py
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected names and QuantizedTensors");
         return -1;
     }
+    if (tensor->tensor && tensor->tensor->input_scales) {
+        PyErr_Format(PyExc_ValueError, "%s: the table has no column for the scales of an equalized "
+                     "layer's input; dequantize it first", text);
+        return -1;
+    }
     holder->blocks[4 * index] = tensor->block;
     block_retain(tensor->block);
     for (i = 0; i < 3; i++) {

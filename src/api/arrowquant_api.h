@@ -365,7 +365,7 @@ ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear 
                                            const void *x, aq_dtype dtype, uint64_t tokens,
                                            const aq_activation *activation, float *y,
                                            void *scratch, size_t scratch_bytes, aq_error *err);
-/* One row of the weights as F32 [cols]: embedding tables. Needs no scratch. */
+/* One row of the weights as F32 [cols], times input_scales: embedding tables. Needs no scratch. */
 ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *linear, uint64_t row,
                                        float *out, aq_error *err);
 
@@ -846,6 +846,10 @@ typedef struct aq_plan_tensor {
     uint64_t offset, bytes;     /* in the input shard's file */
     const aq_calibration_layer *statistics; /* of its layer's input, or NULL: data-free */
     const struct aq_time_groups *time_groups; /* static integers for that input, or NULL */
+    /* [cols]: the input is multiplied by them, the columns of the weight are divided; then statistics
+     * and time_groups are those of the equalized input. NULL: not equalized. */
+    const float *input_scales;
+    aq_equalization equalization; /* with input_scales: strength and errors that decided */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
     uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
@@ -933,7 +937,8 @@ typedef struct aq_result {
 
 /* Opens the model at `model_path` (a Hugging Face folder, a diffusers pipeline folder, a
  * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
- * headers only, but with target_bits or target_model_size_mb: then every layer that is to be quantized
+ * headers only, but to equalize channels (enable_spatial with calibration: up to 256 rows of each
+ * layer) and with target_bits or target_model_size_mb: then every layer that is to be quantized
  * as usual is quantized in memory with 2, 4 and 8 bits, and each gets the bits (or is kept) that make
  * the sum of their relative errors least: errors of their outputs where second moments are known, else
  * of their weights. target_bits bounds the mean of stored bits a weight over these layers, parameters
@@ -993,7 +998,11 @@ typedef struct aq_tensor {
     const char *code_name;      /* "affine", "symmetric"; NULL when not quantized */
     const char *method;         /* "ptq", …; NULL when not quantized */
     const void *codes, *params, *extra; /* when quantized */
-    const struct aq_time_groups *time_groups; /* static integers for the layer's input, or NULL */
+    /* [cols]: codes and params are of the weights divided by them, column by column, and the layer's
+     * input is to be multiplied by them; aq_tensor_dequantize gives the original weights. NULL: none */
+    const float *input_scales;
+    const struct aq_time_groups *time_groups; /* static integers for the layer's input (times
+                                                 input_scales, when there are some), or NULL */
     const void *data;           /* when not: `bytes` bytes of `dtype`, little endian */
     uint64_t bytes;             /* stored, all parts together */
     double cosine_similarity, sqnr_db; /* as recorded when it was written; NaN when not quantized */

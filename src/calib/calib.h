@@ -121,6 +121,9 @@ AQ_LIB double aq_activation_cost(const aq_distribution *of, aq_activation_range 
 AQ_LIB aq_activation_grid aq_activation_fit(const aq_distribution *of, aq_activation_range range,
                                             double percentile, uint32_t levels);
 
+/* ---- equalization (calib/equalize.c): the inverse of aq_fold_columns, w·s rounded once */
+AQ_LIB void aq_unfold_columns(float *weights, uint64_t rows, uint64_t cols, const float *scales);
+
 /* ---- groups from what a file holds (calib/groups.c): starts and T, scales of 8 and 4 bits, zero
  * points, in this machine's byte order. False unless they are what aq_time_groups_make could give, as
  * far as order and ranges go; then nothing is left to free. NULL memory: *failed. */

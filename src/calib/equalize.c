@@ -51,6 +51,18 @@ static aq_status aq_equalizer_load(aq_equalizer *e, aq_error *err) {
     return AQ_OK;
 }
 
+/* 10^x for |x| < 300 and log of the same kind as aq_log10: C libraries round their own differently. */
+AQ_SIMD_EXACT static double aq_power_of_ten(double x) {
+    AQ_SIMD_EXACT_BODY
+    double twos = floor(x * 3.3219280948873623 + 0.5); /* 10^x = 2^twos · e^rest */
+    double rest = x * 2.302585092994046 - twos * 0.6931471805599453, term = 1.0, sum = 1.0;
+    for (int i = 1; i < 20; i++) {
+        term *= rest / (double)i;
+        sum += term;
+    }
+    return ldexp(sum, (int)twos);
+}
+
 /* Scales at a strength, geometric mean 1; true unless all of them are 1. */
 AQ_SIMD_EXACT static bool aq_equalizer_scales(const aq_equalizer *e, double migration) {
     AQ_SIMD_EXACT_BODY
@@ -59,14 +71,14 @@ AQ_SIMD_EXACT static bool aq_equalizer_scales(const aq_equalizer *e, double migr
     for (uint64_t c = 0; c < e->cols; c++) {
         double w = (double)e->absmax[c], a = (double)x[c];
         if (!(w > 0.0 && a > 0.0)) continue;
-        logs += (1.0 - migration) * log(w) - migration * log(a);
+        logs += (1.0 - migration) * aq_log10(w) - migration * aq_log10(a);
         used += 1.0;
     }
     double middle = used > 0.0 ? logs / used : 0.0;
     for (uint64_t c = 0; c < e->cols; c++) {
         double w = (double)e->absmax[c], a = (double)x[c], scale = 1.0;
         if (w > 0.0 && a > 0.0)
-            scale = exp((1.0 - migration) * log(w) - migration * log(a) - middle);
+            scale = aq_power_of_ten((1.0 - migration) * aq_log10(w) - migration * aq_log10(a) - middle);
         /* no more than what keeps the folded weights well inside of F32 */
         if (scale < 1.52587890625e-05) scale = 1.52587890625e-05;
         if (scale > 65536.0) scale = 65536.0;
@@ -240,9 +252,19 @@ ARROWQUANT_API aq_status aq_equalize(aq_context *context, const aq_quant_spec *s
 
 ARROWQUANT_API void aq_fold_columns(float *weights, uint64_t rows, uint64_t cols,
                                     const float *scales) {
+    aq_simd_mode mode = aq_simd_mode_enter();
     for (uint64_t r = 0; r < rows; r++) {
         for (uint64_t c = 0; c < cols; c++) weights[r * cols + c] /= scales[c];
     }
+    aq_simd_mode_leave(mode);
+}
+
+AQ_LIB void aq_unfold_columns(float *weights, uint64_t rows, uint64_t cols, const float *scales) {
+    aq_simd_mode mode = aq_simd_mode_enter();
+    for (uint64_t r = 0; r < rows; r++) {
+        for (uint64_t c = 0; c < cols; c++) weights[r * cols + c] *= scales[c];
+    }
+    aq_simd_mode_leave(mode);
 }
 
 ARROWQUANT_API void aq_fold_norm(float *weight, float *bias, uint64_t channels,

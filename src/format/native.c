@@ -111,13 +111,14 @@ enum {
     AQ_NATIVE_METHOD = 64,
     AQ_NATIVE_COSINE = 128,
     AQ_NATIVE_SQNR = 256,
+    AQ_NATIVE_INPUT = 512,
     AQ_NATIVE_STATES = 1024,
     AQ_NATIVE_ROTATION = 2048
 };
 
 static unsigned aq_native_field(const aq_json_event *key) {
     static const char *const names[] = { "code",  "bits",   "group_size", "params", "dtype",
-                                         "shape", "method", "cosine",     "sqnr_db" };
+                                         "shape", "method", "cosine",     "sqnr_db", "input" };
     for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (aq_json_is(key, names[i])) return 1u << i;
     }
@@ -134,6 +135,7 @@ static aq_status aq_native_member(aq_native_parser *parser, unsigned field, aq_j
     switch (field) {
     case AQ_NATIVE_CODE: return aq_native_text(parser, event, tensor->name, &tensor->code);
     case AQ_NATIVE_METHOD: return aq_native_text(parser, event, tensor->name, &tensor->method);
+    case AQ_NATIVE_INPUT: return aq_native_text(parser, event, tensor->name, &tensor->input);
     case AQ_NATIVE_SHAPE: return aq_native_shape(parser, event, tensor);
     case AQ_NATIVE_COSINE:
         return aq_native_double(parser, event, tensor->name, &tensor->cosine_similarity);
@@ -475,6 +477,11 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
                               "%s: tensor %s has the code \"%s\", this library reads \"affine\", "
                               "\"symmetric\", \"residual\" and \"trellis\"; use a newer ArrowQuant",
                               file->path, tensor->name, tensor->code);
+    if (tensor->input && strcmp(tensor->input, AQ_NATIVE_SCALED) != 0)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0,
+                              "%s: tensor %s: what is done to its input is \"%s\", this library knows "
+                              "\"" AQ_NATIVE_SCALED "\"; use a newer ArrowQuant", file->path,
+                              tensor->name, tensor->input);
     if (aq_native_dims(tensor, &rows, &cols) != AQ_OK ||
         aq_quantized_size(&tensor->spec, rows, cols, layout, NULL) != AQ_OK)
         return aq_fail_tensor(err, AQ_ERR_METADATA, tensor->name, 0,
@@ -501,12 +508,23 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
 
 AQ_LIB bool aq_native_is_part(const char *name) {
     static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
-                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
-                                            AQ_ACT_ZEROS_SUFFIX };
+                                            AQ_INPUT_SCALES_SUFFIX, AQ_ACT_STARTS_SUFFIX,
+                                            AQ_ACT_SCALES_SUFFIX, AQ_ACT_ZEROS_SUFFIX };
     for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
         if (aq_ends_with(name, suffixes[i])) return true;
     }
     return false;
+}
+
+AQ_LIB aq_status aq_native_input_scales(const aq_native_tensor *tensor, const aq_st_file *file,
+                                        const aq_st_tensor *const *by_name,
+                                        const aq_st_tensor **found, aq_error *err) {
+    aq_native_part scales = { AQ_INPUT_SCALES_SUFFIX, AQ_DTYPE_F32, 1, { 0, 0, 0 } };
+    uint64_t rows = 0;
+    *found = NULL;
+    if (!tensor->input) return AQ_OK;
+    if (aq_native_dims(tensor, &rows, &scales.shape[0]) != AQ_OK) return AQ_OK; /* told before */
+    return aq_native_part_find(tensor, file, by_name, &scales, found, err);
 }
 
 AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,

@@ -15,9 +15,12 @@ extern "C" {
 #define AQ_CODES_SUFFIX ".aq_codes"      /* I32 [rows, words] */
 #define AQ_PARAMS_SUFFIX ".aq_params"    /* F16, F32, Q8: U8, symmetric: I8; [rows, groups, 2|1] */
 #define AQ_EXTRA_SUFFIX ".aq_row_params" /* Q8 only: F16 [rows, 2|1] */
+#define AQ_INPUT_SCALES_SUFFIX ".aq_input_scales" /* F32 [cols] */
 #define AQ_ACT_STARTS_SUFFIX ".aq_act_starts" /* I32 [time groups + 1]: starts, and T */
 #define AQ_ACT_SCALES_SUFFIX ".aq_act_scales" /* F32 [2, time groups]: of 8 bits, of 4 */
 #define AQ_ACT_ZEROS_SUFFIX ".aq_act_zeros"   /* I32 [2, time groups] */
+
+#define AQ_NATIVE_SCALED "scales" /* it is multiplied by the part of that name */
 
 typedef struct aq_native_tensor {
     const char *name;
@@ -28,6 +31,7 @@ typedef struct aq_native_tensor {
     uint32_t rank;
     const uint64_t *shape;
     const char *method;
+    const char *input; /* what is done to the layer's input: AQ_NATIVE_SCALED, or NULL: nothing */
     double cosine_similarity, sqnr_db; /* +infinity is written as null */
 } aq_native_tensor;
 
@@ -62,7 +66,7 @@ AQ_LIB aq_status aq_native_read(aq_arena *arena, const aq_st_file *file, bool *p
                                 aq_native *out, aq_error *err);
 /* Finds the parts of `tensor` in the file and checks dtype, shape and size of each against the
  * layout. parts[0] codes, [1] params, [2] row params or NULL. AQ_ERR_UNSUPPORTED names an unknown
- * code. `by_name`: the file's tensors sorted by name. */
+ * code, or what is to be done to the input. `by_name`: the file's tensors sorted by name. */
 AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_file *file,
                                  const aq_st_tensor *const *by_name, aq_quant_layout *layout,
                                  const aq_st_tensor *parts[3], aq_error *err);
@@ -71,6 +75,10 @@ AQ_LIB aq_status aq_native_parts(const aq_native_tensor *tensor, const aq_st_fil
 AQ_LIB aq_status aq_native_activations(const aq_native_tensor *tensor, const aq_st_file *file,
                                        const aq_st_tensor *const *by_name,
                                        const aq_st_tensor *found[3], aq_error *err);
+/* The part that holds the scales of the layer's input; *found NULL: it has none. */
+AQ_LIB aq_status aq_native_input_scales(const aq_native_tensor *tensor, const aq_st_file *file,
+                                        const aq_st_tensor *const *by_name,
+                                        const aq_st_tensor **found, aq_error *err);
 /* Whether a stored name is that of a part of a quantized tensor. */
 AQ_LIB bool aq_native_is_part(const char *name);
 /* Pointers to the file's tensors, sorted by name; NULL: no memory. */

@@ -27,6 +27,10 @@ static void aq_native_append_tensor(aq_builder *builder, const aq_native_tensor 
         aq_append_format(builder, i ? ",%llu" : "%llu", (unsigned long long)tensor->shape[i]);
     aq_append_string(builder, "],\"method\":");
     aq_native_string(builder, tensor->method);
+    if (tensor->input) {
+        aq_append_string(builder, ",\"input\":");
+        aq_native_string(builder, tensor->input);
+    }
     aq_append_string(builder, ",\"cosine\":");
     aq_append_json_double(builder, tensor->cosine_similarity);
     aq_append_string(builder, ",\"sqnr_db\":");
@@ -147,6 +151,7 @@ AQ_LIB uint64_t aq_native_bound(const aq_native *native, const char *original) {
         size += sizeof(tensor) + 2 * AQ_DOUBLE_TEXT + 21 * (uint64_t)t->rank;
         size += aq_native_string_bound(t->name) + aq_native_string_bound(t->code);
         size += aq_native_string_bound(t->method);
+        if (t->input) size += sizeof(",'\"input'\":") + aq_native_string_bound(t->input);
     }
     for (size_t i = 0; i < native->checksum_count; i++)
         size += sizeof(checksum) + aq_native_string_bound(native->checksums[i].name);

@@ -305,6 +305,9 @@ ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *lin
             aq_weights_decode(&weights, (size_t)row, begin,
                               aq_size_min(weights.cols - begin, AQ_LINEAR_STRETCH), out + begin);
         }
+        for (begin = 0; linear->input_scales && begin < weights.cols; begin++) {
+            out[begin] *= linear->input_scales[begin];
+        }
         aq_simd_mode_leave(mode);
     }
     return AQ_OK;
@@ -344,6 +347,7 @@ ARROWQUANT_API aq_status aq_linear_from_tensors(const aq_tensor *weight, const a
         linear.codes = weight->codes;
         linear.params = weight->params;
         linear.extra = weight->extra;
+        linear.input_scales = weight->input_scales;
     } else {
         linear.data = weight->data;
     }

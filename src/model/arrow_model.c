@@ -92,6 +92,10 @@ static aq_status aq_arrow_layer_of(aq_arena *arena, const aq_tensor *tensor, aq_
         layer->method = "kept";
         return AQ_OK;
     }
+    if (tensor->input_scales)
+        return aq_fail_tensor(err, AQ_ERR_UNSUPPORTED, tensor->name, 0, "tensor %s: the table has no "
+                              "column for the scales of an equalized layer's input; dequantize the "
+                              "model first", tensor->name);
     aq_tensor form;
     aq_status status = aq_convert_blocks(arena, tensor, tensor->name, &form, err);
     if (status != AQ_OK) return status;

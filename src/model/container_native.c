@@ -28,6 +28,19 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
     return AQ_OK;
 }
 
+/* Scales of the layer's input, when it is equalized. */
+static aq_part *aq_native_scale_part(const aq_plan_tensor *tensor, aq_part *part) {
+    if (!tensor->input_scales) return part;
+    memset(part, 0, sizeof(*part));
+    part->source = AQ_PART_CLOSED;
+    part->suffix = AQ_INPUT_SCALES_SUFFIX;
+    part->dtype = AQ_DTYPE_F32;
+    part->rank = 1;
+    part->shape[0] = tensor->cols;
+    part->bytes = 4 * tensor->cols;
+    return part + 1;
+}
+
 /* Activation integers of the layer's input, when there are some. */
 static aq_part *aq_native_time_parts(const aq_time_groups *groups, aq_part *part) {
     static const char *const suffixes[] = { AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
@@ -46,17 +59,19 @@ static aq_part *aq_native_time_parts(const aq_time_groups *groups, aq_part *part
     return part;
 }
 
-/* Starts of the groups and T; scales and zero points of 8 bits, then of 4. */
+/* Starts of the groups and T, or the scales of the input; scales and zero points of 8 bits, then of 4. */
 static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, const aq_part *part,
                                  size_t index, const unsigned char *rows, unsigned char *out,
                                  aq_error *err) {
     const aq_time_groups *groups = tensor->time_groups;
-    size_t n = groups->count;
+    size_t n = groups ? groups->count : 0;
     (void)run;
     (void)index;
     (void)rows;
     (void)err;
-    if (part->rank == 1) {
+    if (part->rank == 1 && part->dtype == AQ_DTYPE_F32) {
+        memcpy(out, tensor->input_scales, (size_t)part->bytes);
+    } else if (part->rank == 1) {
         int32_t total = (int32_t)groups->total_timesteps;
         memcpy(out, groups->starts, n * 4);
         memcpy(out + 4 * n, &total, 4);
@@ -71,7 +86,7 @@ static aq_status aq_native_close(aq_run *run, const aq_plan_tensor *tensor, cons
     return AQ_OK;
 }
 
-/* Codes, row parameters, parameters, activations. */
+/* Codes, row parameters, parameters, scales of the input, activations. */
 static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor *tensor,
                                        const aq_quant_spec *spec, const aq_quant_layout *layout,
                                        aq_part *parts, size_t *count, aq_error *err) {
@@ -106,6 +121,7 @@ static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor
     part->shape[1] = layout->groups;
     part->shape[2] = per_group;
     (part++)->bytes = layout->param_bytes;
+    part = aq_native_scale_part(tensor, part);
     part = aq_native_time_parts(tensor->time_groups, part);
     *count = (size_t)(part - parts);
     return AQ_OK;
@@ -135,6 +151,7 @@ static void aq_native_describe(const aq_plan_tensor *tensor, aq_native_tensor *o
     out->rank = tensor->rank;
     out->shape = tensor->shape;
     out->method = aq_method_name(tensor->method);
+    out->input = tensor->input_scales ? AQ_NATIVE_SCALED : NULL;
     out->cosine_similarity = aq_quality_cosine(&tensor->quality);
     out->sqnr_db = aq_quality_sqnr_db(&tensor->quality);
 }
@@ -165,15 +182,15 @@ static aq_status aq_bound_add(aq_bound *bound, const aq_plan_tensor *tensor, con
 static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *start,
                                       aq_error *err) {
     static const char *const suffixes[] = { AQ_CODES_SUFFIX, AQ_PARAMS_SUFFIX, AQ_EXTRA_SUFFIX,
-                                            AQ_ACT_STARTS_SUFFIX, AQ_ACT_SCALES_SUFFIX,
-                                            AQ_ACT_ZEROS_SUFFIX, "" };
+                                            AQ_INPUT_SCALES_SUFFIX, AQ_ACT_STARTS_SUFFIX,
+                                            AQ_ACT_SCALES_SUFFIX, AQ_ACT_ZEROS_SUFFIX, "" };
     const aq_plan_shard *input = &plan->shards[shard];
     const aq_context *context = plan->state->context;
     aq_arena arena;
     aq_bound bound;
     aq_native native;
     aq_status status = AQ_OK;
-    size_t most = input->tensor_count * 8 + 1;
+    size_t most = input->tensor_count * 9 + 1;
     aq_arena_init(&arena, context);
     memset(&native, 0, sizeof(native));
     bound.arena = &arena;
@@ -186,9 +203,10 @@ static aq_status aq_native_data_start(aq_plan *plan, size_t shard, uint64_t *sta
     for (size_t i = 0; status == AQ_OK && i < input->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[input->first_tensor + i];
         bool quantized = tensor->bits < 16;
-        for (size_t s = quantized ? 0 : 6; status == AQ_OK && s < 7; s++) {
+        for (size_t s = quantized ? 0 : 7; status == AQ_OK && s < 8; s++) {
             if (s == 2 && tensor->spec.params != AQ_PARAM_Q8) continue;
-            if (s >= 3 && s < 6 && !tensor->time_groups) continue;
+            if (s == 3 && !tensor->input_scales) continue;
+            if (s >= 4 && s < 7 && !tensor->time_groups) continue;
             status = aq_bound_add(&bound, tensor, suffixes[s], err);
         }
         if (status == AQ_OK && quantized && tensor->scale != AQ_NO_TENSOR)

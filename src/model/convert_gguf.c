@@ -106,6 +106,9 @@ static aq_status aq_to_gguf_layer(aq_arena *arena, const aq_tensor *tensor, aq_c
     uint64_t count = tensor->rows * tensor->cols / 32;
     *code = tensor->spec.code;
     *blocks = tensor->codes;
+    if (tensor->input_scales)
+        return aq_to_gguf_refuse(tensor->name, "its input is equalized, and GGUF has no place for the "
+                                 "scales of that", err);
     if (tensor->time_groups)
         return aq_to_gguf_refuse(tensor->name, "GGUF has no place for its time groups", err);
     if (aq_code_is_block(*code)) return AQ_OK;

@@ -245,6 +245,9 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
     recode.dtype = dtype;
     recode.parts = parts;
     recode.err = err;
+    if (tensor->input_scales)
+        return aq_recode_refuse(&recode, "its input is equalized, and the format has no place for the "
+                                         "scales of that");
     status = aq_convert_numbers(arena, &native_form, &recode.numbers, err);
     if (status == AQ_OK)
         status = format == AQ_OUTPUT_COMPRESSED_TENSORS ? aq_recode_compressed(&recode)

@@ -7,6 +7,7 @@
 #include "../quant/quant.h"
 #include "../quant/trellis.h"
 
+#include <float.h>
 #include <math.h>
 
 #ifndef ARROWQUANT_NO_STDIO
@@ -249,6 +250,31 @@ AQ_LIB aq_status aq_open_groups(struct aq_model_state *state, const int32_t *sta
     return AQ_OK;
 }
 
+/* Scales of the layer's input: copied, as what follows. */
+static aq_status aq_open_scales(aq_open_list *list, const aq_model_shard *shard,
+                                const aq_native_tensor *native, aq_tensor *tensor, bool *claimed) {
+    const aq_st_tensor *found;
+    aq_status status =
+        aq_native_input_scales(native, shard->file, shard->by_name, &found, list->err);
+    if (status != AQ_OK || !found) return status;
+    size_t count = (size_t)(found->bytes / sizeof(float));
+    float *scales =
+        (float *)aq_arena_alloc(&list->model->state->arena, (count + 1) * sizeof(float));
+    if (!scales) return aq_fail_memory(list->err, (size_t)found->bytes);
+    memcpy(scales, aq_shard_data(shard, found), (size_t)found->bytes);
+    aq_little_endian(scales, count, sizeof(float));
+    for (size_t i = 0; i < count; i++) {
+        if (scales[i] > 0.0f && scales[i] <= FLT_MAX) continue;
+        return aq_fail_tensor(list->err, AQ_ERR_CORRUPT, native->name, found->offset,
+                              "%s: tensor %s: the scale of input %zu is not positive and finite; "
+                              "quantize the model again", shard->file->path, native->name, i);
+    }
+    tensor->input_scales = scales;
+    tensor->bytes += found->bytes;
+    claimed[found - shard->file->tensors] = true;
+    return AQ_OK;
+}
+
 /* Static integers for the layer's input: copied, because the file's bytes need no alignment. */
 static aq_status aq_open_activations(aq_open_list *list, const aq_model_shard *shard,
                                      const aq_native_tensor *native, aq_tensor *tensor,
@@ -303,7 +329,8 @@ static aq_status aq_open_quantized(aq_open_list *list, size_t number, bool *clai
             tensor->bytes += parts[p]->bytes;
             claimed[parts[p] - shard->file->tensors] = true;
         }
-        status = aq_open_activations(list, shard, native, tensor, claimed);
+        status = aq_open_scales(list, shard, native, tensor, claimed);
+        if (status == AQ_OK) status = aq_open_activations(list, shard, native, tensor, claimed);
         if (status != AQ_OK) return status;
     }
     return AQ_OK;
@@ -561,6 +588,8 @@ AQ_LIB aq_status aq_tensor_rows_f32(const aq_context *context, const aq_tensor *
                             aq_tensor_row(tensor->params, first_row, layout->row_param_bytes),
                             aq_tensor_row(tensor->extra, first_row, layout->row_extra_bytes),
                             row_count, tensor->cols, out);
+        if (tensor->input_scales)
+            aq_unfold_columns(out, row_count, tensor->cols, tensor->input_scales);
     } else {
         uint64_t row_bytes = tensor->cols * aq_dtype_size(tensor->dtype);
         aq_stored_f32(context, tensor->dtype, aq_tensor_row(tensor->data, first_row, row_bytes),
@@ -624,6 +653,31 @@ static aq_status aq_tensor_strips(aq_context *context, const aq_tensor *tensor, 
     return status;
 }
 
+/* The weights as they were: block by block through F32, each multiplied by the input's scales. */
+static aq_status aq_equalized_dequantize(aq_context *context, const aq_tensor *tensor,
+                                         uint64_t first_row, uint64_t row_count, aq_dtype dtype,
+                                         void *out, aq_error *err) {
+    uint64_t block = aq_block_rows(tensor->cols), bytes = 0;
+    unsigned char *to = (unsigned char *)out;
+    aq_context local;
+    if (block > row_count) block = row_count;
+    if (!aq_mul_u64(block * tensor->cols, sizeof(float), &bytes) || bytes > SIZE_MAX)
+        return aq_fail_memory(err, SIZE_MAX);
+    float *values = (float *)aq_alloc(context, (size_t)bytes);
+    if (!values) return aq_fail_memory(err, (size_t)bytes);
+    aq_context *resolved = aq_context_resolved(context, &local);
+    aq_status status = AQ_OK;
+    for (uint64_t done = 0, rows; status == AQ_OK && done < row_count; done += rows) {
+        rows = row_count - done < block ? row_count - done : block;
+        size_t count = (size_t)(rows * tensor->cols);
+        status = aq_tensor_rows_f32(resolved, tensor, first_row + done, rows, values, err);
+        if (status == AQ_OK) aq_from_f32(resolved, dtype, values, to, count);
+        to += count * aq_dtype_size(dtype);
+    }
+    aq_free(context, values, (size_t)bytes);
+    return status;
+}
+
 ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tensor *tensor,
                                               uint64_t first_row, uint64_t row_count,
                                               aq_dtype dtype, void *out, aq_error *err) {
@@ -638,6 +692,8 @@ ARROWQUANT_API aq_status aq_tensor_dequantize(aq_context *context, const aq_tens
     if (status != AQ_OK || !row_count || !tensor->cols) return status;
     if (tensor->quantized && tensor->spec.code == AQ_CODE_TRELLIS)
         return aq_tensor_strips(context, tensor, first_row, row_count, dtype, out, err);
+    if (tensor->input_scales)
+        return aq_equalized_dequantize(context, tensor, first_row, row_count, dtype, out, err);
     if (tensor->quantized) {
         const aq_quant_layout *layout = &tensor->layout;
         return aq_dequantize(context, &tensor->spec,

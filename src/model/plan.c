@@ -141,6 +141,7 @@ static aq_status aq_plan_tensors(aq_plan *plan, aq_error *err) {
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++)
         status = aq_plan_decide(plan, &plan->tensors[i], err);
     if (status == AQ_OK) status = aq_plan_find_scales(plan, err);
+    if (status == AQ_OK) status = aq_plan_equalize(plan, err);
     if (status == AQ_OK) status = aq_plan_time_groups(plan, err);
     if (status == AQ_OK && aq_plan_has_budget(&plan->config)) {
         status = aq_plan_lay_out(plan, err);
@@ -186,6 +187,7 @@ static aq_status aq_plan_notes(aq_plan *plan, aq_error *err) {
         status = aq_note(&state->arena, &state->notes, err, "left behind: %s (%s)",
                          state->folder.skipped[i].path, state->folder.skipped[i].why);
     if (status == AQ_OK) status = aq_note_data_free(plan, err);
+    if (status == AQ_OK) status = aq_note_equalization(plan, err);
     if (status == AQ_OK) status = aq_note_time_groups(plan, err);
     size_t quantized = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) quantized += plan->tensors[i].bits < 16;
@@ -297,6 +299,7 @@ static void aq_append_plan_tensor(aq_builder *json, const aq_plan *plan,
                          aq_code_name(tensor->spec.code), tensor->spec.group_size,
                          aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
                          tensor->method_detail, aq_fit_name(tensor->spec.fit));
+    if (tensor->bits < 16) aq_append_equalization(json, tensor);
     aq_append_string(json, ",\"reason\":");
     const char *reason = aq_reason_text(tensor->reason);
     aq_append_json_string(json, reason, strlen(reason));

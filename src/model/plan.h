@@ -55,6 +55,10 @@ AQ_LIB aq_status aq_plan_check_input(aq_plan *plan, aq_error *err);
 AQ_LIB aq_status aq_plan_calibrate(aq_plan *plan, aq_error *err);
 /* Tells of quantized layers that have none. */
 AQ_LIB aq_status aq_note_data_free(aq_plan *plan, aq_error *err);
+/* model/plan_equalize.c: scales for the inputs of the quantized layers that gain by them, measured;
+ * before the time groups, which are those of the scaled inputs */
+AQ_LIB aq_status aq_plan_equalize(aq_plan *plan, aq_error *err);
+AQ_LIB aq_status aq_note_equalization(aq_plan *plan, aq_error *err);
 /* model/plan_time.c: static integers for the inputs of the quantized layers that have statistics */
 AQ_LIB aq_status aq_plan_time_groups(aq_plan *plan, aq_error *err);
 AQ_LIB void aq_plan_free_time_groups(aq_plan *plan);
@@ -82,6 +86,8 @@ AQ_LIB uint64_t aq_container_align(const aq_container *container, uint64_t offse
 AQ_LIB aq_status aq_native_order(aq_plan *plan, size_t output, size_t *order, aq_error *err);
 
 /* model/result.c */
+/* A member of a tensor's object: strength and errors of its equalization; nothing without. */
+AQ_LIB void aq_append_equalization(aq_builder *json, const aq_plan_tensor *tensor);
 AQ_LIB aq_status aq_plan_report(const aq_plan *plan, char **text, size_t *size, aq_error *err);
 AQ_LIB aq_status aq_plan_result(const aq_plan *plan, aq_result *out, aq_error *err);
 

@@ -21,11 +21,13 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_enable_time_aware))
         return aq_refuse("enable_time_aware", "needs activation statistics of a real run "
                          "(calibration)", err);
-    if (config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial))
-        return aq_refuse("enable_spatial",
-                         data_free ? "needs activation statistics of a real run (calibration)"
-                                   : "this version equalizes arrays (aq_equalize, "
-                                     "aq_fold_columns), not whole models", err);
+    bool spatial = config->enable_spatial && aq_config_is_explicit(config, AQ_FIELD_enable_spatial);
+    if (spatial && data_free)
+        return aq_refuse("enable_spatial", "needs activation statistics of a real run (calibration)",
+                         err);
+    if (spatial && config->output_format != AQ_OUTPUT_NATIVE)
+        return aq_refuse("enable_spatial", "only the native format has a place for the scales of the "
+                         "layers' inputs", err);
     bool groups = !data_free && config->enable_time_aware;
     if (config->boundary_smoothing.enabled && !groups)
         return aq_refuse("thermodynamic.boundary_smoothing.enabled", "needs time groups, and so "
@@ -34,9 +36,9 @@ AQ_LIB aq_status aq_plan_check_config(aq_plan *plan, aq_error *err) {
         aq_config_is_explicit(config, AQ_FIELD_markov_enabled))
         return aq_refuse("thermodynamic.validation.enabled", "needs time groups, and so "
                          "enable_time_aware and activation statistics (calibration)", err);
-    if (!data_free && config->enable_spatial)
-        status = aq_note(arena, notes, err, "channels are not equalized: enable_spatial of the "
-                         "profile has no effect on whole models in this version");
+    if (!data_free && config->enable_spatial && config->output_format != AQ_OUTPUT_NATIVE)
+        status = aq_note(arena, notes, err, "equalization: the format has no place for the scales of "
+                         "the layers' inputs; only the native one stores them");
     if (data_free && (config->enable_time_aware || config->enable_spatial))
         status = aq_note(arena, notes, err,
                          "no activation statistics: weights are rounded data-free%s%s",

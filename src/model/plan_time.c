@@ -144,7 +144,7 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
         rough += !markov.is_valid;
         score += markov.smoothness_score;
         if (groups->count > most) most = groups->count;
-        if (!tensor->statistics->sketch) plain = true;
+        if (!tensor->statistics->sketch && !tensor->input_scales) plain = true;
         if (config->markov_validation.enabled && config->markov_validation.log_violations &&
             !markov.is_valid)
             status = aq_note_violations(plan, tensor, &markov, err);

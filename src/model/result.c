@@ -173,6 +173,15 @@ static void aq_append_text_member(aq_builder *json, const char *key, const char 
     aq_append_json_string(json, value, strlen(value));
 }
 
+AQ_LIB void aq_append_equalization(aq_builder *json, const aq_plan_tensor *tensor) {
+    if (!tensor->input_scales) return;
+    aq_append_string(json, ",\"equalization\":{\"migration\":");
+    aq_append_json_double(json, tensor->equalization.migration);
+    aq_append_member(json, "error", tensor->equalization.error);
+    aq_append_member(json, "error_without", tensor->equalization.error_without);
+    aq_append_string(json, "}");
+}
+
 static void aq_append_figures(aq_builder *json, const aq_result *result) {
     aq_append_member(json, "compression_ratio", result->compression_ratio);
     aq_append_member(json, "cosine_similarity", result->cosine_similarity);
@@ -261,6 +270,7 @@ static void aq_append_report_tensor(aq_builder *json, const aq_plan *plan, aq_ar
                          aq_code_name(tensor->spec.code), tensor->spec.group_size,
                          aq_param_type_name(tensor->spec.params), aq_method_name(tensor->method),
                          tensor->method_detail, aq_fit_name(tensor->spec.fit));
+        aq_append_equalization(json, tensor);
         aq_append_member(json, "output_error", aq_relative_output_error(tensor));
         aq_append_member(json, "cosine_similarity", aq_quality_cosine(&tensor->quality));
         aq_append_member(json, "sqnr_db", aq_quality_sqnr_db(&tensor->quality));

@@ -64,6 +64,7 @@ typedef struct aq_run {
     aq_factor factor;        /* of the second moments in use last */
     const aq_calibration_layer *factor_of; /* NULL: none */
     uint32_t factor_rotation;
+    const float *factor_scales; /* of the input that it is for; NULL: as it is */
     aq_shard_writer out;
     size_t *output_ends;     /* [i]: number of stored tensors after output i */
     size_t finished;         /* outputs that are done, from the first on */
@@ -97,6 +98,12 @@ AQ_LIB void aq_run_factor_free(aq_run *run);
 /* model/run_rotation.c: for a trellis with second moments decides tensor->spec.rotation. */
 AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
                                  aq_error *err);
+/* H of the layer's input into out [cols, cols]: of the equalized one, where it is equalized. */
+AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor *tensor, float *out,
+                                aq_error *err);
+/* model/run_tensor.c: the scale of an FP8 weight, read; *values is to be freed. */
+AQ_LIB aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
+                              float **values, size_t *count, aq_error *err);
 /* model/run_tensor.c: quantizes or copies one tensor at the writer's cursor */
 AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *err);
 /* Quantizes it with tensor->spec and writes nothing: fills quality, output sums and output_bytes.

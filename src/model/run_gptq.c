@@ -19,6 +19,22 @@ static aq_status aq_factor_named(const aq_plan_tensor *tensor, const aq_error *f
                           tensor->statistics->name, failure->message);
 }
 
+AQ_SIMD_EXACT AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor *tensor, float *out,
+                                              aq_error *err) {
+    AQ_SIMD_EXACT_BODY
+    const float *scales = tensor->input_scales;
+    size_t n = (size_t)tensor->cols;
+    aq_status status = aq_calibration_hessian(run->context, run->plan->state->calibration,
+                                              tensor->statistics, out, err);
+    for (size_t i = 0; status == AQ_OK && scales && i < n; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double product = (double)scales[i] * (double)scales[j]; /* exact, so symmetric */
+            out[i * n + j] = (float)((double)out[i * n + j] * product);
+        }
+    }
+    return status;
+}
+
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err) {
     const aq_calibration_layer *layer = tensor->statistics;
@@ -27,7 +43,8 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     aq_error failure;
     *usable = true;
     if (run->factor_of && run->factor_of->owner == layer->owner &&
-        run->factor_rotation == aq_spec_rotation(&tensor->spec))
+        run->factor_rotation == aq_spec_rotation(&tensor->spec) &&
+        run->factor_scales == tensor->input_scales)
         return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
@@ -35,14 +52,14 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     float *hessian = (float *)aq_alloc(run->context, bytes);
     if (!hessian) return aq_fail_memory(err, bytes);
     memset(&failure, 0, sizeof(failure));
-    aq_status status =
-        aq_calibration_hessian(run->context, plan->state->calibration, layer, hessian, err);
+    aq_status status = aq_run_hessian(run, tensor, hessian, err);
     if (status == AQ_OK) {
         aq_simd_mode mode = aq_simd_mode_enter();
         aq_rotate_hessian(aq_kernels_of(run->context), aq_spec_rotation(&tensor->spec), hessian, n);
         aq_simd_mode_leave(mode);
         status = aq_factor_make(run->context, run->threads, hessian, n, &run->factor, &failure);
         run->factor_rotation = aq_spec_rotation(&tensor->spec);
+        run->factor_scales = tensor->input_scales;
         if (status == AQ_OK) run->factor_of = layer;
         else if (status == AQ_ERR_QUANTIZATION && (plan->config.method == AQ_METHOD_AUTO ||
                  plan->config.method == AQ_METHOD_TRELLIS))

@@ -16,6 +16,8 @@
 
 /* Ends an attempt: not an error of the caller's, and never returned to him. */
 #define AQ_TRY_WIDER AQ_STATUS_COUNT
+/* F32 rows of an equalized tensor: divided, original, dequantized. */
+#define AQ_EQUALIZED_BUFFERS 3u
 
 typedef struct aq_tensor_job {
     aq_run *run;
@@ -63,15 +65,24 @@ static aq_status aq_outcome_status(const aq_tensor_job *job, const aq_block_outc
 
 /* Rows that have been read, and where what becomes of them goes. */
 typedef struct aq_row_view {
-    const unsigned char *in;
+    const unsigned char *in;  /* what is quantized */
     aq_dtype dtype;
+    const unsigned char *raw; /* as read */
     unsigned char *codes, *params, *extra;
     size_t bad; /* index of a weight that is not finite and so was not rotated; SIZE_MAX: none known */
     double bad_value;
 } aq_row_view;
 
-/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled, rows of a rotated
- * tensor turned. */
+/* Rows as read, to F32; FP8 weights scaled. */
+static void aq_widen_rows(const aq_tensor_job *job, const unsigned char *raw, uint64_t row,
+                          uint64_t rows, float *out) {
+    uint64_t cols = job->tensor->cols;
+    aq_to_f32(job->run->context, job->tensor->dtype, raw, out, (size_t)(rows * cols));
+    if (job->scale.values) aq_fp8_apply(&job->scale, out, row, rows, cols);
+}
+
+/* Rows row … row + rows − 1 of a chunk that begins at chunk_row; FP8 weights scaled, columns of
+ * an equalized tensor divided, rows of a rotated one turned. */
 static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
                                 uint64_t chunk_row, uint64_t row, uint64_t rows) {
     uint64_t cols = job->tensor->cols, skip = row - chunk_row;
@@ -79,7 +90,7 @@ static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
     view.dtype = job->tensor->dtype;
     view.bad = SIZE_MAX;
     view.bad_value = 0.0;
-    view.in = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
+    view.in = view.raw = buffer + (size_t)(skip * cols * aq_dtype_size(view.dtype));
     view.codes = buffer + job->in_bytes + job->f32_bytes;
     view.params = view.codes + job->code_bytes + (size_t)(skip * job->layout.row_param_bytes);
     view.extra = view.codes + job->code_bytes + job->param_bytes +
@@ -87,8 +98,9 @@ static aq_row_view aq_view_rows(const aq_tensor_job *job, unsigned char *buffer,
     view.codes += (size_t)(skip * job->layout.row_code_bytes);
     if (job->f32_bytes) {
         float *wide = (float *)(void *)(buffer + job->in_bytes);
-        aq_to_f32(job->run->context, view.dtype, view.in, wide, (size_t)(rows * cols));
-        if (job->scale.values) aq_fp8_apply(&job->scale, wide, row, rows, cols);
+        aq_widen_rows(job, view.raw, row, rows, wide);
+        if (job->tensor->input_scales)
+            aq_fold_columns(wide, rows, cols, job->tensor->input_scales);
         if (aq_spec_rotation(&job->spec))
             view.bad = aq_rotate_finite(aq_kernels_of(job->run->context), job->spec.rotation, wide,
                                         (size_t)rows, (size_t)cols, &view.bad_value);
@@ -143,6 +155,49 @@ static void aq_run_strips(const aq_tensor_job *job, const aq_row_view *view, uin
     outcome->quality = total;
 }
 
+/* Quality against the weights as they were, because that is what a reader gets back. `row` is that of
+ * the view, `done` rows of it are behind. */
+static void aq_measure_equalized(aq_tensor_job *job, unsigned char *buffer, const aq_row_view *view,
+                                 uint64_t row, uint64_t done, uint64_t count, aq_quality *quality) {
+    const aq_quant_layout *layout = &job->layout;
+    size_t part = job->f32_bytes / AQ_EQUALIZED_BUFFERS;
+    float *original = (float *)(void *)(buffer + job->in_bytes + part);
+    float *back = (float *)(void *)(buffer + job->in_bytes + 2 * part);
+    aq_widen_rows(job, view->raw + (size_t)(done * layout->cols * aq_dtype_size(job->tensor->dtype)),
+                  row + done, count, original);
+    aq_dequantize_block(job->run->context, &job->spec,
+                        view->codes + (size_t)(done * layout->row_code_bytes),
+                        view->params + (size_t)(done * layout->row_param_bytes),
+                        view->extra + (size_t)(done * layout->row_extra_bytes), count, layout->cols,
+                        back);
+    aq_unfold_columns(back, count, layout->cols, job->tensor->input_scales);
+    aq_compare_block(job->run->context, original, back, count, layout->cols, quality);
+}
+
+/* Adds the quality of rows to that of the blocks they are in. */
+static void aq_measure_rows(aq_tensor_job *job, unsigned char *buffer, const aq_row_view *view,
+                            uint64_t row, uint64_t rows) {
+    const aq_quant_layout *layout = &job->layout;
+    uint64_t done, count;
+    for (done = 0; done < rows; done += count) {
+        uint64_t at = row + done, left = job->block_rows - at % job->block_rows;
+        aq_block_outcome *outcome = &job->outcomes[at / job->block_rows];
+        count = rows - done < left ? rows - done : left;
+        if (at % job->block_rows == 0) memset(outcome, 0, sizeof(*outcome));
+        if (job->tensor->input_scales) {
+            aq_measure_equalized(job, buffer, view, row, done, count, &outcome->quality);
+            continue;
+        }
+        aq_measure_block(job->run->context, &job->spec,
+                         view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
+                         view->dtype, count, layout->cols,
+                         view->codes + (size_t)(done * layout->row_code_bytes),
+                         view->params + (size_t)(done * layout->row_param_bytes),
+                         view->extra + (size_t)(done * layout->row_extra_bytes),
+                         &outcome->quality);
+    }
+}
+
 /* One block of rows, already read, into the worker's buffers. */
 static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t chunk_row,
                              uint64_t row, uint64_t rows, aq_error *err) {
@@ -157,27 +212,8 @@ static aq_status aq_run_rows(aq_tensor_job *job, unsigned char *buffer, uint64_t
                           view.extra, outcome);
     aq_status status = aq_outcome_status(job, outcome, row, err);
     if (status == AQ_OK && job->judge) aq_judge_rows(job, buffer, &view, row, rows);
+    if (status == AQ_OK && job->tensor->input_scales) aq_measure_rows(job, buffer, &view, row, rows);
     return status;
-}
-
-/* Adds the quality of rows to that of the blocks they are in. */
-static void aq_measure_rows(aq_tensor_job *job, const aq_row_view *view, uint64_t row,
-                            uint64_t rows) {
-    const aq_quant_layout *layout = &job->layout;
-    uint64_t done, count;
-    for (done = 0; done < rows; done += count) {
-        uint64_t at = row + done, left = job->block_rows - at % job->block_rows;
-        aq_block_outcome *outcome = &job->outcomes[at / job->block_rows];
-        count = rows - done < left ? rows - done : left;
-        if (at % job->block_rows == 0) memset(outcome, 0, sizeof(*outcome));
-        aq_measure_block(job->run->context, &job->spec,
-                         view->in + (size_t)(done * layout->cols * aq_dtype_size(view->dtype)),
-                         view->dtype, count, layout->cols,
-                         view->codes + (size_t)(done * layout->row_code_bytes),
-                         view->params + (size_t)(done * layout->row_param_bytes),
-                         view->extra + (size_t)(done * layout->row_extra_bytes),
-                         &outcome->quality);
-    }
 }
 
 /* As aq_run_rows, by GPTQ: some panels of rows, which do not care for blocks. */
@@ -194,7 +230,7 @@ static aq_status aq_run_gptq(aq_tensor_job *job, unsigned char *buffer, uint64_t
                       view.codes, view.params, view.extra, buffer + job->space_offset, &outcome,
                       &sums);
     aq_status status = aq_outcome_status(job, &outcome, row, err);
-    if (status == AQ_OK) aq_measure_rows(job, &view, row, rows);
+    if (status == AQ_OK) aq_measure_rows(job, buffer, &view, row, rows);
     return status;
 }
 
@@ -339,8 +375,9 @@ static aq_status aq_job_prepare(aq_tensor_job *job, uint32_t *workers, aq_error 
     uint64_t wide_rows = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
     if (wide_rows > rows) wide_rows = rows;
     job->f32_bytes = 0;
-    if (job->scale.values || aq_spec_rotation(&job->spec))
-        job->f32_bytes = aq_aligned(wide_rows * tensor->cols * 4);
+    if (job->scale.values || aq_spec_rotation(&job->spec) || tensor->input_scales)
+        job->f32_bytes = aq_aligned(wide_rows * tensor->cols * 4) *
+                         (tensor->input_scales ? AQ_EQUALIZED_BUFFERS : 1);
     job->code_bytes = aq_aligned(rows * layout->row_code_bytes);
     job->param_bytes = aq_aligned(rows * layout->row_param_bytes);
     job->extra_bytes = aq_aligned(rows * layout->row_extra_bytes);
@@ -533,8 +570,7 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
     }
 }
 
-/* The scale of an FP8 weight, read; *values is to be freed. */
-static aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
+AQ_LIB aq_status aq_run_scale(aq_run *run, const aq_plan_tensor *weight, aq_fp8_scale *out,
                               float **values, size_t *count, aq_error *err) {
     const aq_plan *plan = run->plan;
     const aq_plan_tensor *scale = &plan->tensors[weight->scale];
@@ -690,4 +726,5 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
 }
 
 #undef AQ_TRY_WIDER
+#undef AQ_EQUALIZED_BUFFERS
 #endif /* ARROWQUANT_NO_STDIO */

@@ -102,7 +102,18 @@ def rotation(seed, n):
 
 
 def dequantize(entry, tensors, name):
-    """The values of a quantized tensor in F32, in its original shape."""
+    """The values of a quantized tensor in F32, in its original shape; those of an equalized layer are
+    multiplied by the scales of its input, column by column."""
+    values = stored(entry, tensors, name)
+    if "input" not in entry:
+        return values
+    if entry["input"] != "scales":
+        raise ValueError(f"{name}: unknown input {entry['input']}")
+    return (values * tensors[name + ".aq_input_scales"][1]).astype(np.float32)
+
+
+def stored(entry, tensors, name):
+    """What codes and parameters say."""
     if entry["code"] == "trellis":
         shape = entry["shape"]
         cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)

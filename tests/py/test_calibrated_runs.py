@@ -104,7 +104,8 @@ def groups_of(aq, out):
 def test_time_groups_are_stored(aq, tmp_path, words, count):
     """Each quantized layer has them; min and max of what was observed in each group, because these
     statistics hold no sketch; and a run without time awareness has none."""
-    notes = quantize(aq, tmp_path / "out", "--calibration", ACTIVATIONS, *words)["notes"]
+    notes = quantize(aq, tmp_path / "out", "--calibration", ACTIVATIONS, "--set",
+                     "enable_spatial=false", *words)["notes"]
     assert any(f"time groups: {count} of them for the inputs of 28 layers" in note for note in notes)
     assert any("no sketch" in note for note in notes)
     stored, groups = load_file(ACTIVATIONS), groups_of(aq, tmp_path / "out")
@@ -127,8 +128,9 @@ def test_time_groups_are_stored(aq, tmp_path, words, count):
 
 def test_time_groups_change_nothing_else(aq, tmp_path):
     """Codes and parameters are the same; the plain model that comes back is, too."""
-    quantize(aq, tmp_path / "with", "--calibration", ACTIVATIONS)
-    quantize(aq, tmp_path / "without", "--calibration", ACTIVATIONS, "--set",
+    plain = "--set", "enable_spatial=false"  # which looks at the inputs' rounding too
+    quantize(aq, tmp_path / "with", "--calibration", ACTIVATIONS, *plain)
+    quantize(aq, tmp_path / "without", "--calibration", ACTIVATIONS, *plain, "--set",
              "enable_time_aware=false")
     with_, without = (dit.load(tmp_path / name / "transformer/diffusion_pytorch_model.safetensors")
                       for name in ("with", "without"))

@@ -19,8 +19,8 @@ FILE = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def run(aq, out, *words, status=0):
-    done = subprocess.run([aq, "quantize", dit.DIGITS, out, "--json", "--min-accuracy", "0",
-                           *map(str, words)], capture_output=True, text=True, timeout=250)
+    done = subprocess.run([aq, "quantize", dit.DIGITS, out, "--json", "--min-accuracy", "0", "--set",
+                           "enable_spatial=false", *map(str, words)], capture_output=True, text=True, timeout=250)
     assert done.returncode == status, done.stdout + done.stderr
     return json.loads(done.stdout) if status == 0 else done.stderr
 
@@ -238,4 +238,4 @@ def test_asked_for_in_vain(aq, tmp_path):
                                        ACTIVATIONS, status=1)
     assert "max_memory_limit_mb allows 1" in run(aq, tmp_path / "out", "--method", "gptq", *BOTH,
                                                  "--max-memory", 1, status=1)
-    assert "expected auto, ptq, r2q or gptq" in run(aq, tmp_path / "out", "--method", "magic", status=2)
+    assert "expected auto, ptq, r2q, gptq or trellis" in run(aq, tmp_path / "out", "--method", "magic", status=2)

@@ -14,6 +14,7 @@ import dit
 from conftest import BUILD, LIBS, REPO, WARNINGS, call, held, stale
 
 VECTORS = dit.REFERENCE / "vectors.safetensors"
+EQUALIZED = ["--set", "enable_spatial=true", "--calibration", str(dit.REFERENCE / "activations.safetensors")]
 EXAMPLE = REPO / "examples/sample_dit.c"
 
 
@@ -75,7 +76,8 @@ def test_forward_of_the_plain_model(tool, reference, tmp_path):
 
 @pytest.mark.parametrize("bits, words", [
     (8, ["--group-size", "64"]), (4, ["--group-size", "128"]),
-    (2, ["--group-size", "64", "--parameter-bits", "8"]), (4, ["--group-size", "32", "--symmetric"])])
+    (2, ["--group-size", "64", "--parameter-bits", "8"]), (4, ["--group-size", "32", "--symmetric"]),
+    (8, ["--group-size", "64", *EQUALIZED])])
 def test_forward_of_quantized_models(tool, aq, reference, tmp_path, bits, words):
     folder = quantized(aq, tmp_path, "--bits", str(bits), *words)
     model = numpy_model(folder)

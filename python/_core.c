@@ -1777,7 +1777,7 @@ static PyObject *quantized_from_parts(PyObject *module, PyObject *args) {
     Quantized *self;
     aq_error err;
     const char *code, *type, *method, *dtype;
-    unsigned int bits, group;
+    unsigned int bits, group, states, rotation;
     uint64_t rows, cols;
     double cosine, sqnr, max_error;
     const DtypeRow *row;
@@ -1785,9 +1785,9 @@ static PyObject *quantized_from_parts(PyObject *module, PyObject *args) {
     int i;
     memset(parts, 0, sizeof parts);
     clear_error(&err, AQ_OK);
-    if (!PyArg_ParseTuple(args, "y*y*y*O!IIssdddss:quantized_from_parts", &parts[0], &parts[1],
+    if (!PyArg_ParseTuple(args, "y*y*y*O!IIssdddssII:quantized_from_parts", &parts[0], &parts[1],
                           &parts[2], &PyTuple_Type, &shape, &bits, &group, &code, &type, &cosine,
-                          &sqnr, &max_error, &method, &dtype))
+                          &sqnr, &max_error, &method, &dtype, &states, &rotation))
         return NULL;
     self = (Quantized *)new_instance(state_of(module)->quantized);
     row = dtype_named(dtype);
@@ -1795,6 +1795,8 @@ static PyObject *quantized_from_parts(PyObject *module, PyObject *args) {
     if (self && row && spec_named(code, type, &self->spec) && shape_named(shape, self, &rows, &cols)) {
         self->spec.bits = bits;
         self->spec.group_size = group;
+        self->spec.states = states;
+        self->spec.rotation = rotation;
         self->sqnr = sqnr;
         self->cosine = cosine;
         self->max_error = max_error;
@@ -1818,13 +1820,14 @@ static PyObject *quantized_reduce(PyObject *object, PyObject *unused) {
     module = PyImport_ImportModule("arrowquant._core");
     function = module ? PyObject_GetAttrString(module, "quantized_from_parts") : NULL;
     if (function)
-        made = Py_BuildValue("N(y#y#y#NIIssdddss)", function, self->codes, (Py_ssize_t)layout->code_bytes,
+        made = Py_BuildValue("N(y#y#y#NIIssdddssII)", function, self->codes, (Py_ssize_t)layout->code_bytes,
                              self->params ? self->params : "", (Py_ssize_t)layout->param_bytes,
                              self->extra ? self->extra : "", (Py_ssize_t)layout->extra_bytes,
                              shape_tuple(self->ndim, self->shape), self->spec.bits,
                              self->spec.group_size, self->code_name,
                              aq_param_type_name(self->spec.params), self->cosine, self->sqnr,
-                             self->max_error, self->method, self->dtype);
+                             self->max_error, self->method, self->dtype, self->spec.states,
+                             self->spec.rotation);
     Py_XDECREF(module);
     return made;
 }
@@ -3572,7 +3575,7 @@ static PyMethodDef module_methods[] = {
     { "arrow_weights", arrow_weights, METH_VARARGS, "arrow_weights($module, table, /)\n--\n\n[(layer_name, Array)] of a table of weights; nothing is copied." },
     { "arrow_layers", arrow_layers, METH_VARARGS, "arrow_layers($module, names, tensors, /)\n--\n\nArrow capsules (schema, array) of a record batch of quantized layers." },
     { "markov_metrics", markov_metrics, METH_VARARGS, "markov_metrics($module, paths, samples, num_time_groups, total_timesteps, threshold, /)\n--\n\n[(layer, score, boundary scores, violations)] of calibration files." },
-    { "quantized_from_parts", quantized_from_parts, METH_VARARGS, "quantized_from_parts($module, codes, params, extra, shape, bit_width, group_size, code, parameter_type, cosine_similarity, sqnr_db, max_error, method, dtype, /)\n--\n\nA QuantizedTensor from the parts of another." },
+    { "quantized_from_parts", quantized_from_parts, METH_VARARGS, "quantized_from_parts($module, codes, params, extra, shape, bit_width, group_size, code, parameter_type, cosine_similarity, sqnr_db, max_error, method, dtype, trellis_states, rotation, /)\n--\n\nA QuantizedTensor from the parts of another." },
     { "validate", (PyCFunction)(void (*)(void))validate, METH_VARARGS | METH_KEYWORDS, "validate($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares a quantized model with its original; JSON text." },
     { "compare", (PyCFunction)(void (*)(void))compare, METH_VARARGS | METH_KEYWORDS, "compare($module, first_path, second_path, config=None, context=None, progress=None)\n--\n\nCompares the float tensors of two models; JSON text." },
     { "dequantize_model", (PyCFunction)(void (*)(void))dequantize_model, METH_VARARGS | METH_KEYWORDS, "dequantize_model($module, quantized_path, output_path, dtype='bfloat16', overwrite=False, context=None, progress=None)\n--\n\nWrites a quantized model as plain safetensors." },

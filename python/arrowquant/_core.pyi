@@ -230,6 +230,8 @@ def quantized_from_parts(
     max_error: float,
     method: str,
     dtype: str,
+    trellis_states: int,
+    rotation: int,
     /,
 ) -> QuantizedTensor: ...
 def validate(

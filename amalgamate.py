@@ -90,6 +90,7 @@ LIBRARY = [
     "base/number.c",
     "base/crc32.h",
     "base/crc32.c",
+    "base/crc32_fold.c",
     "base/json.h",
     "base/json.c",
     "base/yaml.h",

@@ -9170,11 +9170,16 @@ AQ_LIB bool aq_parse_u64(const char *text, size_t size, uint64_t *out) {
 extern "C" {
 #endif
 
+/* The register behind `size` bytes, a multiple of 64 and not 0; neither it nor `crc` is inverted. */
+typedef uint32_t (*aq_crc32_fn)(uint32_t crc, const unsigned char *bytes, size_t size);
+
 /* 8 KiB, made in microseconds and shared by threads: no mutable global, no table in the source. */
 typedef struct aq_crc32_tables {
     uint32_t table[8][256];
+    aq_crc32_fn fast; /* or NULL: for long data */
 } aq_crc32_tables;
 
+AQ_LIB aq_crc32_fn aq_crc32_fast(void); /* by this machine's own instructions, or NULL */
 AQ_LIB void aq_crc32_init(aq_crc32_tables *tables);
 /* Start with crc 0; feed the result back in to go on. */
 AQ_LIB uint32_t aq_crc32(const aq_crc32_tables *tables, uint32_t crc, const void *data,
@@ -9190,7 +9195,7 @@ AQ_LIB uint32_t aq_crc32_join(uint32_t first, uint32_t second, uint64_t second_s
 
 /* ---- begin src/base/crc32.c ---- */
 
-/* CRC-32 by eight bytes at a time, and joining two of them. */
+/* CRC-32 by eight bytes at a time, or as the machine can, and joining two of them. */
 
 #define AQ_CRC32_POLYNOMIAL 0xEDB88320u /* reflected: the highest bit is x^0 */
 
@@ -9207,6 +9212,7 @@ AQ_LIB void aq_crc32_init(aq_crc32_tables *tables) {
             tables->table[k][i] = crc >> 8 ^ tables->table[0][crc & 0xFFu];
         }
     }
+    tables->fast = aq_crc32_fast();
 }
 
 static uint32_t aq_crc32_word(const unsigned char *bytes) {
@@ -9219,6 +9225,11 @@ AQ_LIB uint32_t aq_crc32(const aq_crc32_tables *tables, uint32_t crc, const void
     const unsigned char *bytes = (const unsigned char *)data;
     const uint32_t(*table)[256] = tables->table;
     crc = ~crc;
+    if (tables->fast && size >= 256) { /* below, its beginning and end would cost more */
+        crc = tables->fast(crc, bytes, size & ~(size_t)63);
+        bytes += size & ~(size_t)63;
+        size &= 63;
+    }
     for (; size >= 8; size -= 8, bytes += 8) {
         uint32_t low = crc ^ aq_crc32_word(bytes), high = aq_crc32_word(bytes + 4);
         crc = table[7][low & 0xFFu] ^ table[6][low >> 8 & 0xFFu] ^ table[5][low >> 16 & 0xFFu] ^
@@ -9252,6 +9263,100 @@ AQ_LIB uint32_t aq_crc32_join(uint32_t first, uint32_t second, uint64_t second_s
 #undef AQ_CRC32_POLYNOMIAL
 
 /* ---- end src/base/crc32.c ---- */
+
+/* ---- begin src/base/crc32_fold.c ---- */
+
+/* CRC-32 of long data, 64 bytes at a time: carry-less products on x86-64, the CRC-32 instructions of
+ * AArch64. The method of the former: "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
+ * Instruction", Gopal and others, Intel 2009. */
+
+#if defined(AQ_HAVE_AVX2)
+
+#  if defined(_MSC_VER)
+#    include <intrin.h>
+#  endif
+#  if defined(__GNUC__) || defined(__clang__)
+#    define AQ_PCLMUL __attribute__((target("pclmul,sse2")))
+#    define AQ_PCLMUL_INLINE __attribute__((target("pclmul,sse2"), always_inline))
+#  else
+#    define AQ_PCLMUL
+#    define AQ_PCLMUL_INLINE
+#  endif
+
+/* `at` moved by a distance, and `next` added. A half of 64 bits times x^n is its product with
+ * x^(n - 32) modulo the polynomial, which is reflected and one bit further up in `powers`. */
+AQ_PCLMUL_INLINE static inline __m128i aq_crc32_fold(__m128i at, __m128i powers, __m128i next) {
+    __m128i first = _mm_clmulepi64_si128(at, powers, 0x00);
+    __m128i second = _mm_clmulepi64_si128(at, powers, 0x11);
+    return _mm_xor_si128(_mm_xor_si128(first, second), next);
+}
+
+AQ_PCLMUL static uint32_t aq_crc32_by_products(uint32_t crc, const unsigned char *bytes,
+                                               size_t size) {
+    const __m128i by_512 = _mm_set_epi64x(0x1C6E41596, 0x154442BD4); /* x^480, x^544 */
+    const __m128i by_128 = _mm_set_epi64x(0x0CCAA009E, 0x1751997D0); /* x^96, x^160 */
+    const __m128i *in = (const __m128i *)(const void *)bytes;
+    __m128i a = _mm_xor_si128(_mm_loadu_si128(in), _mm_cvtsi32_si128((int)crc));
+    __m128i b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+    uint32_t rest[4];
+    for (size -= 64, in += 4; size; size -= 64, in += 4) {
+        a = aq_crc32_fold(a, by_512, _mm_loadu_si128(in));
+        b = aq_crc32_fold(b, by_512, _mm_loadu_si128(in + 1));
+        c = aq_crc32_fold(c, by_512, _mm_loadu_si128(in + 2));
+        d = aq_crc32_fold(d, by_512, _mm_loadu_si128(in + 3));
+    }
+    a = aq_crc32_fold(a, by_128, b);
+    a = aq_crc32_fold(a, by_128, c);
+    a = aq_crc32_fold(a, by_128, d);
+    _mm_storeu_si128((__m128i *)(void *)rest, a);
+    crc = 0; /* what is left stands for all the bytes, and is divided bit by bit */
+    for (int i = 0; i < 4; i++) {
+        crc ^= rest[i];
+        for (int bit = 0; bit < 32; bit++) crc = crc >> 1 ^ (0xEDB88320u & (0u - (crc & 1u)));
+    }
+    return crc;
+}
+
+AQ_LIB aq_crc32_fn aq_crc32_fast(void) {
+#  if defined(_MSC_VER)
+    int word[4];
+    __cpuid(word, 1);
+    return (uint32_t)word[2] & 2u ? aq_crc32_by_products : NULL;
+#  else
+    uint32_t a = 1, b, c = 0, d;
+    __asm__ __volatile__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return c & 2u ? aq_crc32_by_products : NULL; /* PCLMULQDQ */
+#  endif
+}
+#  undef AQ_PCLMUL
+#  undef AQ_PCLMUL_INLINE
+
+#elif defined(AQ_HAVE_NEON) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
+
+#  include <sys/auxv.h>
+
+static uint32_t aq_crc32_by_words(uint32_t crc, const unsigned char *bytes, size_t size) {
+    for (; size; size -= 8, bytes += 8) {
+        uint64_t word;
+        memcpy(&word, bytes, sizeof word);
+        __asm__(".arch_extension crc\n\tcrc32x %w0, %w0, %x1" : "+r"(crc) : "r"(word));
+    }
+    return crc;
+}
+
+AQ_LIB aq_crc32_fn aq_crc32_fast(void) {
+    return getauxval(AT_HWCAP) & 1ul << 7 ? aq_crc32_by_words : NULL; /* HWCAP_CRC32 */
+}
+
+#else
+
+AQ_LIB aq_crc32_fn aq_crc32_fast(void) {
+    return NULL;
+}
+
+#endif
+
+/* ---- end src/base/crc32_fold.c ---- */
 
 /* ---- begin src/base/json.h ---- */
 
@@ -11302,6 +11407,8 @@ AQ_LIB aq_status aq_file_read(const aq_file *file, uint64_t offset, void *data, 
 AQ_LIB aq_status aq_file_write(const aq_file *file, uint64_t offset, const void *data, size_t size,
                                aq_error *err);
 AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *err);
+/* The system begins to write a range to the device; does not wait, and is only a wish. */
+AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size);
 AQ_LIB aq_status aq_file_sync(const aq_file *file, aq_error *err);
 AQ_LIB aq_status aq_file_close(aq_file *file, aq_error *err); /* closed ones allowed */
 
@@ -11735,6 +11842,9 @@ extern ssize_t AQ_PWRITE(int file, const void *data, size_t size, AQ_OFFSET offs
 extern int AQ_FTRUNCATE(int file, AQ_OFFSET size);
 extern AQ_OFFSET AQ_LSEEK(int file, AQ_OFFSET offset, int from);
 extern int fsync(int file);
+#  if defined(SYS_sync_file_range)
+extern int sync_file_range(int file, AQ_OFFSET offset, AQ_OFFSET size, unsigned flags);
+#  endif
 extern ssize_t readlink(const char *path, char *out, size_t size);
 extern char *realpath(const char *path, char *out);
 extern long syscall(long number, ...);
@@ -11895,6 +12005,20 @@ AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *
         } while (result != 0 && errno == EINTR);
     }
     return result == 0 ? AQ_OK : aq_system_fail(file->path, "resize", err);
+}
+
+/* A device that was idle until the last byte is a third of the time of a run. Errors are those of the
+ * sync at the end. */
+AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size) {
+#if defined(__linux__) && !defined(__ANDROID__) && defined(SYS_sync_file_range)
+    const unsigned begin = 2; /* SYNC_FILE_RANGE_WRITE */
+    if (aq_offset_fits(offset, (size_t)size))
+        (void)sync_file_range(aq_descriptor(file), (AQ_OFFSET)offset, (AQ_OFFSET)size, begin);
+#else
+    (void)file;
+    (void)offset;
+    (void)size;
+#endif
 }
 
 static int aq_sync_descriptor(int descriptor) {
@@ -12395,6 +12519,12 @@ AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *
     if (SetFileInformationByHandle(aq_handle(file), FileEndOfFileInfo, &end, sizeof(end)))
         return AQ_OK;
     return aq_system_fail(file->path, "resize", err);
+}
+
+AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size) {
+    (void)file;
+    (void)offset;
+    (void)size;
 }
 
 AQ_LIB aq_status aq_file_sync(const aq_file *file, aq_error *err) {
@@ -30760,6 +30890,8 @@ typedef struct aq_stored {
     uint32_t crc32;
 } aq_stored;
 
+#define AQ_WRITEBACK_BYTES ((uint64_t)8 << 20) /* so much at least is handed to the device at once */
+
 /* One output file while it is written. */
 typedef struct aq_shard_writer {
     aq_file file;
@@ -36372,6 +36504,13 @@ static uint64_t aq_part_row_bytes(const aq_tensor_job *job, const aq_part *part)
     return 0;
 }
 
+/* Within a long tensor: what lies before the end of each so many chunks. */
+static void aq_begin_rows(const aq_tensor_job *job, size_t chunk, uint64_t end, uint64_t size) {
+    uint64_t step = AQ_WRITEBACK_BYTES / size + 1;
+    if ((chunk + 1) % step == 0 && end >= step * size)
+        aq_file_begin_sync(&job->run->out.file, end - step * size, step * size);
+}
+
 /* Writes a chunk of rows that has been quantized. */
 static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *buffer,
                                uint64_t first, uint64_t count, aq_error *err) {
@@ -36394,6 +36533,7 @@ static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *
         job->crcs[chunk][i] = aq_crc32(&job->run->crc, 0, data, (size_t)size);
         status = aq_file_write(&job->run->out.file, job->part_offset[i] + offset, data,
                                (size_t)size, err);
+        aq_begin_rows(job, chunk, job->part_offset[i] + offset + size, size);
     }
     return status;
 }
@@ -37172,7 +37312,7 @@ static aq_status aq_run_stack(aq_run *run, const size_t *stack, size_t count, aq
 static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     aq_plan *plan = run->plan;
     const aq_container *container = plan->state->container;
-    uint64_t end = 0;
+    uint64_t end = 0, begun = 0; /* begun: so much is on its way to the device */
     size_t *order;
     aq_status status = container->data_start(plan, output, &run->out.data_start, err);
     if (status == AQ_OK) status = aq_output_order(plan, output, &order, err);
@@ -37182,6 +37322,11 @@ static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
         count = aq_stack_length(plan, order, plan->outputs[output].tensor_count, i);
         status = aq_run_stack(run, order + i, count, err);
         if (status == AQ_OK) status = aq_run_align(run, err);
+        if (status == AQ_OK && run->out.cursor - begun >= AQ_WRITEBACK_BYTES) {
+            aq_file_begin_sync(&run->out.file, run->out.data_start + begun,
+                               run->out.cursor - begun);
+            begun = run->out.cursor;
+        }
     }
     if (status != AQ_OK) return status;
     end = run->out.data_start + run->out.cursor;
@@ -41533,6 +41678,7 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
 #  undef AQ_PARTS_MAX
 #  undef AQ_PART_RANK
 #  undef AQ_NO_TENSOR
+#  undef AQ_WRITEBACK_BYTES
 #  undef AQ_CONVERT_PARTS
 #endif
 #endif /* ARROWQUANT_IMPLEMENTATION */

@@ -1,4 +1,4 @@
-/* CRC-32 by eight bytes at a time, and joining two of them. */
+/* CRC-32 by eight bytes at a time, or as the machine can, and joining two of them. */
 #include "crc32.h"
 
 #define AQ_CRC32_POLYNOMIAL 0xEDB88320u /* reflected: the highest bit is x^0 */
@@ -16,6 +16,7 @@ AQ_LIB void aq_crc32_init(aq_crc32_tables *tables) {
             tables->table[k][i] = crc >> 8 ^ tables->table[0][crc & 0xFFu];
         }
     }
+    tables->fast = aq_crc32_fast();
 }
 
 static uint32_t aq_crc32_word(const unsigned char *bytes) {
@@ -28,6 +29,11 @@ AQ_LIB uint32_t aq_crc32(const aq_crc32_tables *tables, uint32_t crc, const void
     const unsigned char *bytes = (const unsigned char *)data;
     const uint32_t(*table)[256] = tables->table;
     crc = ~crc;
+    if (tables->fast && size >= 256) { /* below, its beginning and end would cost more */
+        crc = tables->fast(crc, bytes, size & ~(size_t)63);
+        bytes += size & ~(size_t)63;
+        size &= 63;
+    }
     for (; size >= 8; size -= 8, bytes += 8) {
         uint32_t low = crc ^ aq_crc32_word(bytes), high = aq_crc32_word(bytes + 4);
         crc = table[7][low & 0xFFu] ^ table[6][low >> 8 & 0xFFu] ^ table[5][low >> 16 & 0xFFu] ^

@@ -8,11 +8,16 @@
 extern "C" {
 #endif
 
+/* The register behind `size` bytes, a multiple of 64 and not 0; neither it nor `crc` is inverted. */
+typedef uint32_t (*aq_crc32_fn)(uint32_t crc, const unsigned char *bytes, size_t size);
+
 /* 8 KiB, made in microseconds and shared by threads: no mutable global, no table in the source. */
 typedef struct aq_crc32_tables {
     uint32_t table[8][256];
+    aq_crc32_fn fast; /* or NULL: for long data */
 } aq_crc32_tables;
 
+AQ_LIB aq_crc32_fn aq_crc32_fast(void); /* by this machine's own instructions, or NULL */
 AQ_LIB void aq_crc32_init(aq_crc32_tables *tables);
 /* Start with crc 0; feed the result back in to go on. */
 AQ_LIB uint32_t aq_crc32(const aq_crc32_tables *tables, uint32_t crc, const void *data,

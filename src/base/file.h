@@ -25,6 +25,8 @@ AQ_LIB aq_status aq_file_read(const aq_file *file, uint64_t offset, void *data, 
 AQ_LIB aq_status aq_file_write(const aq_file *file, uint64_t offset, const void *data, size_t size,
                                aq_error *err);
 AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *err);
+/* The system begins to write a range to the device; does not wait, and is only a wish. */
+AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size);
 AQ_LIB aq_status aq_file_sync(const aq_file *file, aq_error *err);
 AQ_LIB aq_status aq_file_close(aq_file *file, aq_error *err); /* closed ones allowed */
 

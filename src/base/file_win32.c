@@ -188,6 +188,12 @@ AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *
     return aq_system_fail(file->path, "resize", err);
 }
 
+AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size) {
+    (void)file;
+    (void)offset;
+    (void)size;
+}
+
 AQ_LIB aq_status aq_file_sync(const aq_file *file, aq_error *err) {
     return FlushFileBuffers(aq_handle(file)) ? AQ_OK : aq_system_fail(file->path, "sync", err);
 }

@@ -36,6 +36,8 @@ typedef struct aq_stored {
     uint32_t crc32;
 } aq_stored;
 
+#define AQ_WRITEBACK_BYTES ((uint64_t)8 << 20) /* so much at least is handed to the device at once */
+
 /* One output file while it is written. */
 typedef struct aq_shard_writer {
     aq_file file;

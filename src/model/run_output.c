@@ -74,7 +74,7 @@ static aq_status aq_run_stack(aq_run *run, const size_t *stack, size_t count, aq
 static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
     aq_plan *plan = run->plan;
     const aq_container *container = plan->state->container;
-    uint64_t end = 0;
+    uint64_t end = 0, begun = 0; /* begun: so much is on its way to the device */
     size_t *order;
     aq_status status = container->data_start(plan, output, &run->out.data_start, err);
     if (status == AQ_OK) status = aq_output_order(plan, output, &order, err);
@@ -84,6 +84,11 @@ static aq_status aq_output_tensors(aq_run *run, size_t output, aq_error *err) {
         count = aq_stack_length(plan, order, plan->outputs[output].tensor_count, i);
         status = aq_run_stack(run, order + i, count, err);
         if (status == AQ_OK) status = aq_run_align(run, err);
+        if (status == AQ_OK && run->out.cursor - begun >= AQ_WRITEBACK_BYTES) {
+            aq_file_begin_sync(&run->out.file, run->out.data_start + begun,
+                               run->out.cursor - begun);
+            begun = run->out.cursor;
+        }
     }
     if (status != AQ_OK) return status;
     end = run->out.data_start + run->out.cursor;

@@ -269,6 +269,13 @@ static uint64_t aq_part_row_bytes(const aq_tensor_job *job, const aq_part *part)
     return 0;
 }
 
+/* Within a long tensor: what lies before the end of each so many chunks. */
+static void aq_begin_rows(const aq_tensor_job *job, size_t chunk, uint64_t end, uint64_t size) {
+    uint64_t step = AQ_WRITEBACK_BYTES / size + 1;
+    if ((chunk + 1) % step == 0 && end >= step * size)
+        aq_file_begin_sync(&job->run->out.file, end - step * size, step * size);
+}
+
 /* Writes a chunk of rows that has been quantized. */
 static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *buffer,
                                uint64_t first, uint64_t count, aq_error *err) {
@@ -291,6 +298,7 @@ static aq_status aq_write_rows(aq_tensor_job *job, size_t chunk, unsigned char *
         job->crcs[chunk][i] = aq_crc32(&job->run->crc, 0, data, (size_t)size);
         status = aq_file_write(&job->run->out.file, job->part_offset[i] + offset, data,
                                (size_t)size, err);
+        aq_begin_rows(job, chunk, job->part_offset[i] + offset + size, size);
     }
     return status;
 }

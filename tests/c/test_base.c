@@ -254,6 +254,25 @@ TEST(crc32_is_that_of_zlib) {
     CHECK(aq_crc32_join(whole, 0, 0) == whole);
 }
 
+TEST(crc32_by_machine_and_by_table) {
+    static aq_crc32_tables fast, plain;
+    static unsigned char data[5000];
+    uint64_t state = 4;
+    aq_crc32_init(&fast);
+    aq_crc32_init(&plain);
+    plain.fast = NULL;
+    for (size_t i = 0; i < sizeof(data); i++) data[i] = (unsigned char)test_random(&state);
+    for (size_t size = 0; size <= sizeof(data) - 64; size += size < 1000 ? 1 : 61) {
+        const unsigned char *at = data + test_random(&state) % 64; /* aligned to nothing */
+        uint32_t begin = (uint32_t)test_random(&state);
+        CHECK(aq_crc32(&fast, begin, at, size) == aq_crc32(&plain, begin, at, size));
+    }
+    memset(data, 0, sizeof(data));
+    CHECK(aq_crc32(&fast, 0, data, sizeof(data)) == aq_crc32(&plain, 0, data, sizeof(data)));
+    memset(data, 0xFF, sizeof(data));
+    CHECK(aq_crc32(&fast, 0, data, sizeof(data)) == aq_crc32(&plain, 0, data, sizeof(data)));
+}
+
 TEST(crc32_joins_over_4_gib) {
     /* 2^40 zeros after "a": by joining, as squaring in one go */
     static aq_crc32_tables tables;
@@ -284,6 +303,7 @@ int main(void) {
     RUN(arena_aligns_what_malloc_does_not);
     RUN(overflow_is_told);
     RUN(crc32_is_that_of_zlib);
+    RUN(crc32_by_machine_and_by_table);
     RUN(crc32_joins_over_4_gib);
     return test_end();
 }

@@ -73,6 +73,8 @@ KERNELS = [
     "simd/trellis.h",
     "simd/trellis_tables.c",
     "simd/scalar_trellis.c",
+    "simd/avx2_trellis.c",
+    "simd/avx2_trellis_read.c",
     "simd/trellis_dispatch.c",
 ]
 

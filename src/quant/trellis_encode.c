@@ -4,6 +4,8 @@
 #include <math.h>
 
 #define AQ_TRELLIS_SEAM 24u  /* rows on either side of a ring's seam that decide how it is closed */
+#define AQ_TRELLIS_LITTLE 64u /* rings of so few rows are closed more than once */
+#define AQ_TRELLIS_TURNS 4u
 #define AQ_TRELLIS_SHORT 12u /* rings of so many bits are searched sequence by sequence */
 
 AQ_LIB uint64_t aq_spec_block_rows(const aq_quant_spec *spec, uint64_t cols) {
@@ -112,15 +114,39 @@ static uint32_t aq_trellis_seam(aq_trellis *trellis) {
     return aq_trellis_follow(trellis, trellis->choices, AQ_TRELLIS_SEAM, best, trellis->digits);
 }
 
-/* Whatever the search did (its sums stop at 65535), every sequence of bits is a valid ring. */
-static void aq_trellis_search_column(aq_trellis *trellis) {
+/* The cheapest ring whose low state bits at row `start` are `seam`. Whatever the search did (its sums
+ * stop at 65535), every sequence of bits is a valid ring. */
+static void aq_trellis_close(aq_trellis *trellis, size_t start, uint32_t seam) {
     size_t ends = (size_t)1 << (trellis->search.state_bits - trellis->search.bits);
-    uint32_t seam = aq_trellis_seam(trellis);
+    size_t rows = trellis->rows, i;
+    int16_t turned[AQ_TRELLIS_ROWS];
+    uint8_t digits[AQ_TRELLIS_ROWS];
+    for (i = 0; i < rows; i++) {
+        turned[i] = trellis->targets[(start + i) % rows];
+    }
     memset(trellis->least, 0xFF, ends * sizeof *trellis->least);
     trellis->least[seam] = 0;
-    trellis->own->search(&trellis->search, trellis->targets, trellis->rows, trellis->least,
-                         trellis->choices);
-    (void)aq_trellis_follow(trellis, trellis->choices, trellis->rows, seam, trellis->digits);
+    trellis->own->search(&trellis->search, turned, rows, trellis->least, trellis->choices);
+    (void)aq_trellis_follow(trellis, trellis->choices, rows, seam, digits);
+    for (i = 0; i < rows; i++) {
+        trellis->digits[(start + i) % rows] = digits[i];
+    }
+}
+
+/* Long rings: what surrounds the seam decides it. Short ones are closed again at other rows, where the
+ * bits found so far decide: each time the ring can only become cheaper. */
+static void aq_trellis_search_column(aq_trellis *trellis) {
+    uint32_t bits = trellis->search.bits, low = trellis->search.state_bits - bits, turn, i;
+    size_t rows = trellis->rows;
+    aq_trellis_close(trellis, 0, aq_trellis_seam(trellis));
+    for (turn = 1; turn < AQ_TRELLIS_TURNS && rows <= AQ_TRELLIS_LITTLE; turn++) {
+        size_t start = rows * turn / AQ_TRELLIS_TURNS;
+        uint32_t seam = 0;
+        for (i = 0; i < low; i += bits) {
+            seam |= (uint32_t)trellis->digits[(start + i / bits) % rows] << i;
+        }
+        aq_trellis_close(trellis, start, seam & ((1u << low) - 1u));
+    }
 }
 
 /* Rings of a few bits: each of their sequences is tried. */
@@ -360,4 +386,6 @@ AQ_LIB void aq_trellis_block(const aq_context *context, const aq_quant_spec *spe
 }
 
 #undef AQ_TRELLIS_SEAM
+#undef AQ_TRELLIS_LITTLE
+#undef AQ_TRELLIS_TURNS
 #undef AQ_TRELLIS_SHORT

@@ -2,8 +2,8 @@
 #include "trellis.h"
 
 AQ_SIMD_LIB int32_t aq_trellis_value(const aq_trellis_code *code, uint32_t state) {
-    return code->table[0][state & 15u] + code->table[1][state >> 4 & 15u] +
-           code->table[2][state >> 8 & 15u];
+    uint32_t a = state & 15u, b = state >> 4 & 15u, c = state >> 8;
+    return code->table[0][a] + code->table[1][b] + code->table[2][c ^ (code->mix & (a ^ b))];
 }
 
 /* cost = least + (target − value)², for every state. */

@@ -1,11 +1,23 @@
 /* The tables of the trellis code, one for each instruction set. */
 #include "trellis.h"
+#include "x86.h"
 
 static const struct aq_trellis_kernels aq_trellis_scalar = {
     "scalar", aq_scalar_trellis_search, aq_scalar_trellis_values, aq_scalar_trellis_dots,
 };
 
+#if defined(AQ_HAVE_AVX2)
+static const struct aq_trellis_kernels aq_trellis_avx2 = {
+    "avx2", aq_avx2_trellis_search, aq_avx2_trellis_values, aq_avx2_trellis_dots,
+};
+#endif
+
 AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels) {
+#if defined(AQ_HAVE_AVX2)
+    if (strcmp(kernels->name, "avx2") == 0 || strcmp(kernels->name, "avx512") == 0) {
+        return &aq_trellis_avx2;
+    }
+#endif
     (void)kernels;
     return &aq_trellis_scalar;
 }

@@ -1,0 +1,329 @@
+/* Reading trellis codes on AVX2: the windows of 32 rows at once, their values by byte shuffles, and
+ * exact products with 8-bit integers. 3 bits, and columns that are no whole bytes, take the scalar way. */
+#include "trellis.h"
+#include "x86.h"
+
+#if defined(AQ_HAVE_AVX2)
+
+/* A column as vectors of 32 bytes, its first bytes again behind its last. */
+typedef struct aq_avx2_ring {
+    __m256i bytes[5];
+    size_t count; /* without the one that is there for what follows the last */
+} aq_avx2_ring;
+
+/* How a code is looked up; `offset` is added to all values. */
+typedef struct aq_avx2_tables {
+    __m256i table[3], mix, last; /* last: the bits of a state's third number */
+} aq_avx2_tables;
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_table(const int8_t *table, int offset) {
+    return _mm256_add_epi8(_mm256_broadcastsi128_si256(
+                               _mm_loadu_si128((const __m128i *)(const void *)table)),
+                           _mm256_set1_epi8((char)offset));
+}
+
+AQ_AVX2_INLINE static inline aq_avx2_tables aq_avx2_tables_of(const aq_trellis_code *code,
+                                                              int offset) {
+    aq_avx2_tables tables;
+    tables.table[0] = aq_avx2_table(code->table[0], offset);
+    tables.table[1] = aq_avx2_table(code->table[1], 0);
+    tables.table[2] = aq_avx2_table(code->table[2], 0);
+    tables.mix = _mm256_set1_epi8((char)code->mix);
+    tables.last = _mm256_set1_epi8((char)((1u << (code->state_bits - 8u)) - 1u));
+    return tables;
+}
+
+static bool aq_avx2_reads(const aq_trellis_code *code, size_t height) {
+    return code->bits != 3 && height * code->bits % 8 == 0;
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_ring_load(aq_avx2_ring *ring, const uint8_t *bytes,
+                                                    size_t size) {
+    uint8_t copy[192];
+    size_t i;
+    ring->count = (size + 31) / 32;
+    if (size % 32) {
+        size_t left = sizeof copy - size;
+        memcpy(copy, bytes, size);
+        for (i = size; left; i += size) {
+            size_t part = left < size ? left : size;
+            memcpy(copy + i, bytes, part);
+            left -= part;
+        }
+        bytes = copy;
+    }
+    for (i = 0; i < ring->count; i++) {
+        ring->bytes[i] = _mm256_loadu_si256((const __m256i *)(const void *)(bytes + 32 * i));
+    }
+    ring->bytes[i] = size % 32 ? _mm256_loadu_si256((const __m256i *)(const void *)(copy + 32 * i))
+                               : ring->bytes[0];
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_value(const aq_avx2_tables *tables, __m256i a,
+                                                   __m256i b, __m256i c, bool third) {
+    __m256i fold = _mm256_and_si256(_mm256_xor_si256(a, b), tables->mix);
+    if (third) {
+        fold = _mm256_xor_si256(fold, _mm256_and_si256(c, tables->last));
+    }
+    return _mm256_add_epi8(_mm256_add_epi8(_mm256_shuffle_epi8(tables->table[0], a),
+                                           _mm256_shuffle_epi8(tables->table[1], b)),
+                           _mm256_shuffle_epi8(tables->table[2], fold));
+}
+
+/* Bits 4·n … of each byte and its successors, four at a time. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_low_four(__m256i bytes, int shift) {
+    return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(15));
+}
+
+/* 2 bits: out[j] has rows j, j + 4, j + 8 … of the 128 whose own bits are these 32 bytes. */
+AQ_AVX2_INLINE static inline void aq_avx2_values_2(const aq_avx2_tables *tables, __m256i v0,
+                                                   __m256i next, bool third, __m256i out[4]) {
+    const __m256i high = _mm256_permute2x128_si256(v0, next, 0x21);
+    __m256i v1 = _mm256_alignr_epi8(high, v0, 1), v2 = _mm256_alignr_epi8(high, v0, 2);
+    __m256i at[8]; /* four bits from bit 2·i on */
+    int i;
+    for (i = 0; i < 3; i++) {
+        at[i] = aq_avx2_low_four(v0, 2 * i);
+        at[4 + i] = aq_avx2_low_four(v1, 2 * i);
+    }
+    at[3] = _mm256_or_si256(
+        _mm256_and_si256(_mm256_srli_epi16(v0, 6), _mm256_set1_epi8(3)),
+        _mm256_and_si256(_mm256_slli_epi16(v1, 2), _mm256_set1_epi8(12)));
+    at[7] = at[3];
+    if (third) {
+        at[7] = _mm256_or_si256(
+            _mm256_and_si256(_mm256_srli_epi16(v1, 6), _mm256_set1_epi8(3)),
+            _mm256_and_si256(_mm256_slli_epi16(v2, 2), _mm256_set1_epi8(12)));
+    }
+    for (i = 0; i < 4; i++) {
+        out[i] = aq_avx2_value(tables, at[i], at[i + 2], at[i + 4], third);
+    }
+}
+
+/* 4 bits: rows 2·i and 2·i + 1 of 64. */
+AQ_AVX2_INLINE static inline void aq_avx2_values_4(const aq_avx2_tables *tables, __m256i v0,
+                                                   __m256i next, bool third, __m256i out[4]) {
+    __m256i v1 = _mm256_alignr_epi8(_mm256_permute2x128_si256(v0, next, 0x21), v0, 1);
+    __m256i at[4];
+    at[0] = aq_avx2_low_four(v0, 0);
+    at[1] = aq_avx2_low_four(v0, 4);
+    at[2] = aq_avx2_low_four(v1, 0);
+    at[3] = aq_avx2_low_four(v1, 4);
+    out[0] = aq_avx2_value(tables, at[0], at[1], at[2], third);
+    out[1] = aq_avx2_value(tables, at[1], at[2], at[3], third);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_store(void *out, __m256i low, __m256i high) {
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)out + 1, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+/* All rows of a column in their order, rounded up to 128. */
+AQ_AVX2_INLINE static inline void aq_avx2_column(const aq_trellis_code *code, const uint8_t *bytes,
+                                                 size_t height, int8_t *out) {
+    const aq_avx2_tables tables = aq_avx2_tables_of(code, 0);
+    aq_avx2_ring ring;
+    __m256i v[4];
+    size_t i;
+    aq_avx2_ring_load(&ring, bytes, height * code->bits / 8);
+    for (i = 0; i < ring.count; i++) {
+        if (code->bits == 2) {
+            __m256i a, b, c, d;
+            aq_avx2_values_2(&tables, ring.bytes[i], ring.bytes[i + 1], true, v);
+            a = _mm256_unpacklo_epi8(v[0], v[1]);
+            b = _mm256_unpacklo_epi8(v[2], v[3]);
+            c = _mm256_unpackhi_epi8(v[0], v[1]);
+            d = _mm256_unpackhi_epi8(v[2], v[3]);
+            v[0] = _mm256_unpacklo_epi16(a, b);
+            v[1] = _mm256_unpackhi_epi16(a, b);
+            v[2] = _mm256_unpacklo_epi16(c, d);
+            v[3] = _mm256_unpackhi_epi16(c, d);
+            _mm256_storeu_si256((__m256i *)(void *)(out + 128 * i),
+                                _mm256_permute2x128_si256(v[0], v[1], 0x20));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 128 * i + 32),
+                                _mm256_permute2x128_si256(v[2], v[3], 0x20));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 128 * i + 64),
+                                _mm256_permute2x128_si256(v[0], v[1], 0x31));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 128 * i + 96),
+                                _mm256_permute2x128_si256(v[2], v[3], 0x31));
+        } else {
+            aq_avx2_values_4(&tables, ring.bytes[i], ring.bytes[i + 1], true, v);
+            aq_avx2_store(out + 64 * i, _mm256_unpacklo_epi8(v[0], v[1]),
+                          _mm256_unpackhi_epi8(v[0], v[1]));
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                                size_t at, size_t height, size_t first,
+                                                size_t rows, int8_t *out) {
+    int8_t all[AQ_TRELLIS_COLUMN];
+    if (!aq_avx2_reads(code, height)) {
+        aq_scalar_trellis_values(code, codes, at, height, first, rows, out);
+    } else if (rows == AQ_TRELLIS_COLUMN) {
+        aq_avx2_column(code, codes + at / 8, height, out);
+    } else {
+        aq_avx2_column(code, codes + at / 8, height, all);
+        memcpy(out, all + first, rows);
+    }
+}
+
+/* ---- products */
+
+/* Four columns of x as 8-bit integers, in each 32-bit lane. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* The values of four columns, plus 64, side by side: 32 rows to 128 bytes, `rows` in some order. */
+AQ_AVX2_INLINE static inline void aq_avx2_interleave(const __m256i v[4], uint8_t *out) {
+    __m256i a = _mm256_unpacklo_epi8(v[0], v[1]), b = _mm256_unpacklo_epi8(v[2], v[3]);
+    __m256i c = _mm256_unpackhi_epi8(v[0], v[1]), d = _mm256_unpackhi_epi8(v[2], v[3]);
+    __m256i *to = (__m256i *)(void *)out;
+    _mm256_storeu_si256(to, _mm256_unpacklo_epi16(a, b));
+    _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi16(a, b));
+    _mm256_storeu_si256(to + 2, _mm256_unpacklo_epi16(c, d));
+    _mm256_storeu_si256(to + 3, _mm256_unpackhi_epi16(c, d));
+}
+
+/* Four columns of 2 bits; their vectors of rows one behind the other. Returns how many bytes. */
+AQ_AVX2_INLINE static inline size_t aq_avx2_quad_2(const aq_avx2_tables *tables,
+                                                   const uint8_t *bytes, size_t size, bool third,
+                                                   uint8_t *out) {
+    aq_avx2_ring ring[4];
+    size_t i, j, c;
+    for (c = 0; c < 4; c++) {
+        aq_avx2_ring_load(&ring[c], bytes + c * size, size);
+    }
+    for (i = 0; i < ring[0].count; i++) {
+        __m256i v[4][4];
+        for (c = 0; c < 4; c++) {
+            aq_avx2_values_2(tables, ring[c].bytes[i], ring[c].bytes[i + 1], third, v[c]);
+        }
+        for (j = 0; j < 4; j++) {
+            __m256i row[4];
+            for (c = 0; c < 4; c++) {
+                row[c] = v[c][j];
+            }
+            aq_avx2_interleave(row, out + 512 * i + 128 * j);
+        }
+    }
+    return 512 * ring[0].count;
+}
+
+/* sums[i] += four products each; `bytes` of values. */
+AQ_AVX2_INLINE static inline void aq_avx2_quad_dots(const uint8_t *values, size_t bytes,
+                                                    __m256i x, int32_t *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    size_t i;
+    for (i = 0; i < bytes; i += 32) {
+        __m256i *sum = (__m256i *)(void *)(sums + i / 4);
+        __m256i pairs = _mm256_maddubs_epi16(
+            _mm256_loadu_si256((const __m256i *)(const void *)(values + i)), x);
+        _mm256_storeu_si256(sum, _mm256_add_epi32(_mm256_loadu_si256(sum),
+                                                  _mm256_madd_epi16(pairs, ones)));
+    }
+}
+
+/* Where row `row` of a column of 2 bits stands in the order of aq_avx2_quad_2: byte i = row / 4 of its
+ * ring, and which of the four windows that begin there. */
+static size_t aq_avx2_place_2(size_t row) {
+    size_t i = row / 4 % 32, j = row % 4;
+    return row / 128 * 128 + 32 * j + i % 16 / 4 * 8 + i / 16 * 4 + i % 4;
+}
+
+/* The sums in the order of the rows, without what the 64 added to the values brought in. */
+static void aq_avx2_put_sums(const int32_t *sums, size_t height, int32_t offset, int32_t *out) {
+    size_t row;
+    for (row = 0; row < height; row++) {
+        out[row] = sums[aq_avx2_place_2(row)] - offset;
+    }
+}
+
+#define AQ_DOT_TOKENS 8u
+
+/* At most AQ_DOT_TOKENS tokens, `count` a multiple of 4. */
+AQ_AVX2_INLINE static inline void aq_avx2_dots_2(const aq_trellis_code *code, const uint8_t *bytes,
+                                                 size_t height, size_t count, const int8_t *x,
+                                                 size_t x_step, size_t tokens, bool third,
+                                                 int32_t *out) {
+    const aq_avx2_tables tables = aq_avx2_tables_of(code, 64);
+    int32_t sums[AQ_DOT_TOKENS][AQ_TRELLIS_COLUMN], offset[AQ_DOT_TOKENS];
+    uint8_t values[4 * AQ_TRELLIS_COLUMN];
+    const size_t size = height / 4;
+    size_t i, token, filled;
+    memset(sums, 0, tokens * sizeof sums[0]);
+    memset(offset, 0, sizeof offset);
+    for (i = 0; i < count; i += 4) {
+        filled = aq_avx2_quad_2(&tables, bytes + i * size, size, third, values);
+        for (token = 0; token < tokens; token++) {
+            const int8_t *own = x + token * x_step + i;
+            aq_avx2_quad_dots(values, filled, aq_avx2_four(own), sums[token]);
+            offset[token] += 64 * (own[0] + own[1] + own[2] + own[3]);
+        }
+    }
+    for (token = 0; token < tokens; token++) {
+        aq_avx2_put_sums(sums[token], height, offset[token], out + token * height);
+    }
+}
+
+/* What is left: a column after the other. Adds to `out`. */
+AQ_AVX2 static void aq_avx2_dots_column(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t at, size_t height, const int8_t *x, size_t x_step,
+                                        size_t tokens, int32_t *out) {
+    int8_t values[AQ_TRELLIS_COLUMN + 16];
+    size_t token, row;
+    aq_avx2_trellis_values(code, codes, at, height, 0, height, values);
+    for (token = 0; token < tokens; token++, out += height) {
+        __m256i factor = _mm256_set1_epi16(x[token * x_step]);
+        for (row = 0; row + 16 <= height; row += 16) {
+            __m256i product = _mm256_mullo_epi16(
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(values + row))),
+                factor);
+            __m256i *to = (__m256i *)(void *)(out + row);
+            _mm256_storeu_si256(
+                to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_cvtepi16_epi32(
+                                                                 _mm256_castsi256_si128(product))));
+            to++;
+            _mm256_storeu_si256(
+                to, _mm256_add_epi32(_mm256_loadu_si256(to),
+                                     _mm256_cvtepi16_epi32(_mm256_extracti128_si256(product, 1))));
+        }
+        for (; row < height; row++) {
+            out[row] += x[token * x_step] * values[row];
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                              size_t height, size_t column, size_t count,
+                                              const int8_t *x, size_t x_step, size_t tokens,
+                                              int32_t *out) {
+    const size_t ring = height * code->bits;
+    size_t done = 0, token, part;
+    if (code->bits == 2 && aq_avx2_reads(code, height) && count >= 4) {
+        done = count / 4 * 4;
+        for (token = 0; token < tokens; token += part) {
+            part = tokens - token < AQ_DOT_TOKENS ? tokens - token : AQ_DOT_TOKENS;
+            if (code->state_bits > 8) {
+                aq_avx2_dots_2(code, codes + column * ring / 8, height, done, x + token * x_step,
+                               x_step, part, true, out + token * height);
+            } else {
+                aq_avx2_dots_2(code, codes + column * ring / 8, height, done, x + token * x_step,
+                               x_step, part, false, out + token * height);
+            }
+        }
+    } else {
+        memset(out, 0, tokens * height * sizeof *out);
+    }
+    for (; done < count; done++) {
+        aq_avx2_dots_column(code, codes, (column + done) * ring, height, x + done, x_step, tokens,
+                            out);
+    }
+}
+
+#undef AQ_DOT_TOKENS
+
+#endif /* AQ_HAVE_AVX2 */

@@ -67,6 +67,7 @@ KERNELS = [
     "simd/scalar_forward.c",
     "simd/neon_forward.c",
     "simd/avx2_forward.c",
+    "simd/avx2_products.c",
     "simd/avx512_forward.c",
     "simd/vnni_forward.c",
     "simd/forward_dispatch.c",

@@ -319,7 +319,8 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
 /* How the activations x of a layer enter its product. */
 typedef enum aq_activation_type {
     AQ_ACTIVATION_FLOAT,   /* as they are; weights are decoded on the fly */
-    AQ_ACTIVATION_DYNAMIC, /* INT8, the scale from each token's largest magnitude */
+    AQ_ACTIVATION_DYNAMIC, /* INT8, the scale from each token's largest magnitude; a token on one side of
+                            * 0 takes a zero point and the scale of its range (docs/INFERENCE.md) */
     AQ_ACTIVATION_STATIC   /* INT8, scale and zero point as given */
 } aq_activation_type;
 

@@ -67,40 +67,64 @@ AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *sh
 
 /* ---- activations */
 
-/* The bits of the largest magnitude; from 0x7F800000 on: infinity or NaN. */
-static uint32_t aq_largest(const struct aq_kernels *kernels, const float *x, size_t count) {
-    aq_simd_range ranges[16];
+/* The range of a token, 0 included; absmax from 0x7F800000 on: infinity or NaN. */
+static aq_simd_range aq_token_range(const struct aq_kernels *kernels, const float *x, size_t count) {
+    aq_simd_range ranges[16], all = {0.0f, 0.0f, 0};
     const size_t each = sizeof ranges / sizeof *ranges * AQ_SIMD_GROUP_MAX;
-    uint32_t most = 0;
     size_t begin, i, n;
     for (begin = 0; begin < count; begin += n) {
         n = count - begin < each ? count - begin : each;
         kernels->range(x + begin, n, AQ_SIMD_GROUP_MAX, ranges);
         for (i = 0; i * AQ_SIMD_GROUP_MAX < n; i++) {
-            most = ranges[i].absmax > most ? ranges[i].absmax : most;
+            all.absmax = ranges[i].absmax > all.absmax ? ranges[i].absmax : all.absmax;
+            all.low = ranges[i].low < all.low ? ranges[i].low : all.low;
+            all.high = ranges[i].high > all.high ? ranges[i].high : all.high;
         }
     }
-    return most;
+    return all;
 }
 
-/* The scale of a token and its inverse. Values too small for an inverse count as zeros; a value
- * that is not finite makes the scale one that spreads. */
-static float aq_int8_scale(const aq_activation *activation, uint32_t most, float *inverse) {
-    const uint32_t infinite = 0x7F800000u, least = 0x03800000u; /* 2^-120 */
-    if (most >= infinite) {
-        *inverse = 0.0f;
-        return aq_simd_float(0x7FC00000u);
-    }
+/* How a token becomes integers. */
+typedef struct aq_int8_grid {
+    float scale, inverse;
+    int32_t zero;
+} aq_int8_grid;
+
+/* A token whose values lie on one side of 0 but for a quarter of the other: all 256 integers on its
+ * range, where a scale of its own for both sides would leave near half of them unused. (What GELU
+ * and SiLU give is such.) */
+AQ_SIMD_EXACT static aq_int8_grid aq_one_sided_grid(float low, float high) {
+    AQ_SIMD_EXACT_BODY
+    aq_int8_grid grid;
+    float width = high - low;
+    grid.scale = width / 255.0f;
+    grid.inverse = 255.0f / width;
+    grid.zero = aq_simd_round(-128.0f - low * grid.inverse, -128, 127);
+    return grid;
+}
+
+/* Values too small for an inverse count as zeros; a value that is not finite makes the scale one
+ * that spreads. */
+static aq_int8_grid aq_int8_grid_of(const aq_activation *activation, const aq_simd_range *range) {
+    const uint32_t infinite = 0x7F800000u, least = 0x03800000u, most = 0x7E800000u;
+    aq_int8_grid grid = {0.0f, 0.0f, 0};
     if (activation->type == AQ_ACTIVATION_STATIC) {
-        *inverse = 1.0f / activation->scale;
-        return activation->scale;
+        grid.zero = activation->zero_point;
     }
-    if (most < least) {
-        *inverse = 0.0f;
-        return 0.0f;
+    if (range->absmax >= infinite) {
+        grid.scale = aq_simd_float(0x7FC00000u);
+    } else if (activation->type == AQ_ACTIVATION_STATIC) {
+        grid.scale = activation->scale;
+        grid.inverse = 1.0f / activation->scale;
+    } else if (range->absmax >= least) { /* 2^-120; the difference of two below 2^126 is finite */
+        if (range->absmax < most && (-4.0f * range->low <= range->high ||
+                                     4.0f * range->high <= -range->low)) {
+            return aq_one_sided_grid(range->low, range->high);
+        }
+        grid.scale = aq_simd_float(range->absmax) / 127.0f;
+        grid.inverse = 127.0f / aq_simd_float(range->absmax);
     }
-    *inverse = 127.0f / aq_simd_float(most);
-    return aq_simd_float(most) / 127.0f;
+    return grid;
 }
 
 static void aq_int8_sums(const aq_weights *weights, const int8_t *q, int32_t zero, int32_t *sums) {
@@ -117,19 +141,21 @@ AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own) {
     const aq_weights *weights = &run->weights;
     const size_t cols = weights->cols;
     aq_int8_shared at;
-    float *x = (float *)(void *)own, inverse = 0.0f, scale;
+    aq_int8_grid grid;
+    aq_simd_range range;
+    float *x = (float *)(void *)own;
     int8_t *q = (int8_t *)own + (cols + 15) / 16 * 64;
-    int32_t zero = run->activation.type == AQ_ACTIVATION_STATIC ? run->activation.zero_point : 0;
     (void)aq_int8_shared_pieces(weights, run->tokens, &at);
     aq_forward_widen(run, token, x);
-    scale = aq_int8_scale(&run->activation, aq_largest(weights->kernels, x, cols), &inverse);
-    weights->infer->to_int8(x, cols, inverse, zero, q);
+    range = aq_token_range(weights->kernels, x, cols);
+    grid = aq_int8_grid_of(&run->activation, &range);
+    weights->infer->to_int8(x, cols, grid.inverse, grid.zero, q);
     aq_weights_arrange(weights, q, (int8_t *)run->shared + token * at.stride);
-    aq_int8_sums(weights, q, zero,
+    aq_int8_sums(weights, q, grid.zero,
                  (int32_t *)(void *)(run->shared + at.sums) + token * weights->groups);
-    memcpy(run->shared + at.scales + 4 * token, &scale, 4);
-    memcpy(run->shared + at.zeros + 4 * token, &zero, 4);
-    if (token == 0 && zero != 0) {
+    memcpy(run->shared + at.scales + 4 * token, &grid.scale, 4);
+    memcpy(run->shared + at.zeros + 4 * token, &grid.zero, 4);
+    if (token == 0) {
         memset(q, 1, cols);
         aq_weights_arrange(weights, q, (int8_t *)run->shared + at.ones);
     }
@@ -145,7 +171,7 @@ typedef struct aq_int8_job {
     const uint8_t *activations;
     uint8_t *scratch;
     size_t row, rows;
-    bool zeros; /* the activations have a zero point */
+    bool zeros; /* some of these tokens have a zero point */
     float bias[AQ_LINEAR_ROWS];
 } aq_int8_job;
 
@@ -228,6 +254,7 @@ static bool aq_int8_tokens(const aq_int8_job *job, size_t token, size_t tokens, 
 AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
                           size_t tokens, uint8_t *own) {
     float *y = run->y + token * run->weights.rows + row;
+    const int32_t *zeros;
     aq_int8_job job;
     size_t i;
     job.weights = &run->weights;
@@ -237,7 +264,11 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
     job.scratch = own;
     job.row = row;
     job.rows = rows;
-    job.zeros = run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0;
+    job.zeros = false;
+    zeros = (const int32_t *)(const void *)(run->shared + job.shared.zeros) + token;
+    for (i = 0; i < tokens; i++) {
+        job.zeros = job.zeros || zeros[i] != 0;
+    }
     aq_weights_bias(&run->weights, row, rows, job.bias);
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);

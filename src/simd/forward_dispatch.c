@@ -9,13 +9,13 @@ static const struct aq_linear_kernels aq_linear_scalar = {
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_linear_kernels aq_linear_avx2 = {
     "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
-    NULL, NULL, NULL,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
 };
 #endif
 #if defined(AQ_HAVE_AVX512)
 static const struct aq_linear_kernels aq_linear_avx512 = {
     "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
-    NULL, NULL, NULL,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
 };
 #endif
 #if defined(AQ_HAVE_VNNI)

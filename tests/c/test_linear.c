@@ -103,25 +103,29 @@ static void free_layer(layer *l) {
 
 /* A token's x as the product sees it, and the step that it is known to. */
 static void see_token(const layer *l, const float *x, const aq_activation *activation, float *out) {
-    uint32_t most = 0, bits;
-    float scale, inverse, wide = 0.0f;
+    float low = 0.0f, high = 0.0f, most, scale, inverse;
     int zero = 0;
     size_t i;
     for (i = 0; i < l->cols; i++) {
         out[i] = l->linear.input_scales ? x[i] * l->scales[i] : x[i];
-        memcpy(&bits, &out[i], 4);
-        most = (bits & 0x7FFFFFFFu) > most ? bits & 0x7FFFFFFFu : most;
+        low = out[i] < low ? out[i] : low;
+        high = out[i] > high ? out[i] : high;
     }
     if (activation->type == AQ_ACTIVATION_FLOAT || !l->linear.quantized) {
         return;
     }
-    memcpy(&wide, &most, 4);
-    scale = wide / 127.0f;
-    inverse = wide > 0.0f ? 127.0f / wide : 0.0f;
+    most = -low > high ? -low : high;
+    scale = most / 127.0f;
+    inverse = most > 0.0f ? 127.0f / most : 0.0f;
     if (activation->type == AQ_ACTIVATION_STATIC) {
         scale = activation->scale;
         inverse = 1.0f / scale;
         zero = activation->zero_point;
+    } else if (most > 0.0f && 4.0f * (-low < high ? -low : high) <= most) { /* one-sided */
+        volatile float below = low * (255.0f / (high - low));
+        scale = (high - low) / 255.0f;
+        inverse = 255.0f / (high - low);
+        zero = (int)rintf(-128.0f - below);
     }
     for (i = 0; i < l->cols; i++) {
         volatile float product = out[i] * inverse;
@@ -191,18 +195,24 @@ static void same_everywhere(const layer *l, const float *x, size_t tokens,
     free(other);
 }
 
+static void check_tokens(const layer *l, const float *x, size_t tokens,
+                         const aq_activation *activation, double bound) {
+    float *y = (float *)room(tokens * l->rows * 4);
+    CHECK_STATUS(forward(NULL, l, x, AQ_DTYPE_F32, tokens, activation, y), AQ_OK);
+    CHECK_RANGE(0, worst_error(l, x, tokens, activation, y), bound);
+    same_everywhere(l, x, tokens, activation, y);
+    free(y);
+}
+
 static void check_layer(const layer *l, size_t tokens, const aq_activation *activation,
                         uint64_t *state) {
-    float *x = (float *)room(tokens * l->cols * 4), *y = (float *)room(tokens * l->rows * 4);
+    float *x = (float *)room(tokens * l->cols * 4);
     size_t i;
     for (i = 0; i < tokens * l->cols; i++) {
         x[i] = (float)test_normal(state);
     }
-    CHECK_STATUS(forward(NULL, l, x, AQ_DTYPE_F32, tokens, activation, y), AQ_OK);
-    CHECK_RANGE(0, worst_error(l, x, tokens, activation, y), 1e-6);
-    same_everywhere(l, x, tokens, activation, y);
+    check_tokens(l, x, tokens, activation, 1e-6);
     free(x);
-    free(y);
 }
 
 static const size_t SHAPES[][2] = {{1, 1},   {3, 5},    {16, 32},  {17, 33},  {5, 64},
@@ -236,6 +246,39 @@ TEST(matches_double_arithmetic) {
         make_layer(&l, shape[0], shape[1], spec, (int)below(&state, 4), &state);
         check_layer(&l, token_counts[below(&state, 5)], &activation, &state);
         free_layer(&l);
+    }
+}
+
+/* Tokens on one side of 0, as GELU and SiLU leave them, take a zero point, each its own, among others
+ * that take none. All terms of a result have one sign before the mins, which take most of it off
+ * again: hence twice the bound. */
+TEST(one_sided_tokens) {
+    static const uint32_t widths[] = {2, 4, 8};
+    uint64_t state = 31;
+    size_t round, i;
+    for (round = 0; round < 24; round++) {
+        const size_t *shape = SHAPES[round % SHAPE_COUNT];
+        const size_t tokens = 1 + below(&state, 11), count = tokens * shape[1];
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES};
+        aq_activation activation = {AQ_ACTIVATION_DYNAMIC, 0.0f, 0};
+        float *x = (float *)room(count * 4);
+        layer l;
+        spec.code = round % 2 ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+        spec.bits = widths[round % 3];
+        spec.group_size = 32u << below(&state, 4);
+        for (i = 0; i < count; i++) {
+            const float value = (float)test_normal(&state);
+            switch (i / shape[1] % 4) {
+            case 0: x[i] = value < 0.0f ? -0.04f * value * value : value; break;
+            case 1: x[i] = -fabsf(value); break;
+            case 2: x[i] = value; break;
+            default: x[i] = 100.0f + value; break;
+            }
+        }
+        make_layer(&l, shape[0], shape[1], spec, 1, &state);
+        check_tokens(&l, x, tokens, &activation, 2e-6);
+        free_layer(&l);
+        free(x);
     }
 }
 
@@ -587,6 +630,7 @@ TEST(kernels_match_the_scalar_ones) {
 
 int main(void) {
     RUN(matches_double_arithmetic);
+    RUN(one_sided_tokens);
     RUN(extremes);
     RUN(not_finite);
     RUN(dtypes);

@@ -159,6 +159,7 @@ LIBRARY = [
     "infer/weights.c",
     "infer/linear.c",
     "infer/int8.c",
+    "infer/trellis_forward.c",
     "infer/conv.c",
     "format/sort.h",
     "format/sort.c",

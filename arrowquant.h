@@ -412,7 +412,8 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
 /* How the activations x of a layer enter its product. */
 typedef enum aq_activation_type {
     AQ_ACTIVATION_FLOAT,   /* as they are; weights are decoded on the fly */
-    AQ_ACTIVATION_DYNAMIC, /* INT8, the scale from each token's largest magnitude */
+    AQ_ACTIVATION_DYNAMIC, /* INT8, the scale from each token's largest magnitude; a token on one side of
+                            * 0 takes a zero point and the scale of its range (docs/INFERENCE.md) */
     AQ_ACTIVATION_STATIC   /* INT8, scale and zero point as given */
 } aq_activation_type;
 
@@ -451,9 +452,9 @@ ARROWQUANT_API size_t aq_linear_scratch_size(const aq_context *context, const aq
  * FLOAT. Large products use context->num_threads threads.
  * FLOAT: the weights are those that aq_dequantize gives. INT8: products of integers are summed
  * exactly within each group of weights, then scaled in F32. INT8 takes quantized weights only;
- * others are multiplied as FLOAT. A token with a NaN or an infinity in x gives NaN in all its y
- * when activations are INT8. A token's y does not depend on the other tokens, nor on ISA or number
- * of threads: the same bits. */
+ * others are multiplied as FLOAT; a trellis takes no STATIC ones (AQ_ERR_UNSUPPORTED). A token with a
+ * NaN or an infinity in x gives NaN in all its y when activations are INT8. A token's y does not
+ * depend on the other tokens, nor on ISA or number of threads: the same bits. */
 ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear *linear,
                                            const void *x, aq_dtype dtype, uint64_t tokens,
                                            const aq_activation *activation, float *y,
@@ -6755,6 +6756,9 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inv
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
                                            uint32_t *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job);
 #endif
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
@@ -7166,6 +7170,390 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *ac
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_forward.c ---- */
+
+/* ---- begin src/simd/avx2_products.c ---- */
+
+/* AVX2 kernels of the forward pass: dots of packed codes with INT8 activations, row by row for few
+ * tokens, 16 rows at a time for many. Codes are taken 32 bytes at a time, in planes: the first code of
+ * every byte, the second, …; the activations are laid out accordingly. vpmaddubsw adds two products
+ * in 16 bits, which holds eight steps of codes below 16: codes of 8 bits go as two halves of 4. */
+
+#if defined(AQ_HAVE_AVX2)
+
+#define AQ_AVX2_AHEAD 2048 /* bytes between what is read and what is fetched */
+
+/* ---- the order of activations */
+
+/* 32 values of each plane from 32·planes values: value i·planes + plane. */
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits,
+                                         int8_t *out) {
+    const size_t planes = 8u / bits, whole = 32u * planes;
+    size_t begin, plane, i;
+    for (begin = 0; begin < count; begin += whole) {
+        const size_t left = count - begin;
+        if (left < whole) {
+            memset(out + begin, 0, whole);
+        }
+        for (plane = 0; plane < planes; plane++) {
+            int8_t *to = out + begin + 32 * plane;
+            for (i = 0; i < 32 && i * planes + plane < left; i++) {
+                to[i] = x[begin + i * planes + plane];
+            }
+        }
+    }
+}
+
+/* Plane `plane` of 32 bytes, one byte a code; at 8 bits plane 0 is the lower half, 1 the upper. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_plane(__m256i packed, uint32_t bits, size_t plane) {
+    const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
+    switch (bits == 2 ? plane * 2 : plane * 4) {
+    case 0: break;
+    case 2: packed = _mm256_srli_epi16(packed, 2); break;
+    case 4: packed = _mm256_srli_epi16(packed, 4); break;
+    default: packed = _mm256_srli_epi16(packed, 6); break;
+    }
+    return _mm256_and_si256(packed, mask);
+}
+
+/* ---- row by row */
+
+/* Sums of two products in 16 bits: of codes below 16, and of upper halves. */
+typedef struct aq_avx2_pairs {
+    __m256i low, high;
+} aq_avx2_pairs;
+
+/* Adds 32 bytes of codes. */
+AQ_AVX2_INLINE static inline void aq_avx2_chunk(aq_avx2_pairs *sum, __m256i packed, uint32_t bits,
+                                                const int8_t *x) {
+    const size_t planes = 8u / bits;
+    size_t plane;
+    AQ_UNROLL
+    for (plane = 0; plane < planes; plane++) {
+        const __m256i values = _mm256_loadu_si256((const __m256i *)(const void *)(x + 32 * plane));
+        sum->low = _mm256_add_epi16(
+            sum->low, _mm256_maddubs_epi16(aq_avx2_plane(packed, bits, plane), values));
+        if (bits == 8) {
+            sum->high = _mm256_add_epi16(
+                sum->high, _mm256_maddubs_epi16(aq_avx2_plane(packed, bits, 1), values));
+        }
+    }
+}
+
+/* Sums of four bytes in 8 lanes, over `bytes` bytes of codes (32 or the bytes of a group), of which
+ * `left` are there. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_unit(const uint8_t *codes, size_t left, uint32_t bits,
+                                                  size_t bytes, const int8_t *x) {
+    aq_avx2_pairs sum;
+    __m256i total;
+    size_t at;
+    sum.low = sum.high = _mm256_setzero_si256();
+    AQ_UNROLL
+    for (at = 0; at < bytes; at += 32) {
+        if (at + 32 <= left) {
+            aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)(codes + at)), bits,
+                          x + at * (8u / bits));
+        } else if (at < left) {
+            uint8_t rest[32] = {0};
+            memcpy(rest, codes + at, left - at);
+            aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)rest), bits,
+                          x + at * (8u / bits));
+        }
+    }
+    total = _mm256_madd_epi16(sum.low, _mm256_set1_epi16(1));
+    return bits == 8 ? _mm256_add_epi32(total, _mm256_madd_epi16(sum.high, _mm256_set1_epi16(16)))
+                     : total;
+}
+
+/* The sums of the groups in four units, in order: 4 groups of 32 bytes or more, 8 of 16, 16 of 8. */
+AQ_AVX2_INLINE static inline void aq_avx2_fold_units(const __m256i *v, size_t group_bytes,
+                                                     int32_t *out) {
+    const __m256i first = _mm256_hadd_epi32(v[0], v[1]), second = _mm256_hadd_epi32(v[2], v[3]);
+    __m256i all;
+    if (group_bytes == 8) {
+        _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permute4x64_epi64(first, 0xD8));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 8), _mm256_permute4x64_epi64(second, 0xD8));
+        return;
+    }
+    all = _mm256_hadd_epi32(first, second); /* four lower halves, four upper ones */
+    if (group_bytes == 16) {
+        all = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256((__m256i *)(void *)out, all);
+        return;
+    }
+    _mm_storeu_si128((__m128i *)(void *)out, _mm_add_epi32(_mm256_castsi256_si128(all),
+                                                           _mm256_extracti128_si256(all, 1)));
+}
+
+/* The sums of 16 groups, of which the bytes `left` are there. */
+AQ_AVX2_INLINE static inline void aq_avx2_groups16(const uint8_t *codes, size_t left, uint32_t bits,
+                                                   size_t group_bytes, const int8_t *x,
+                                                   int32_t *out) {
+    const size_t bytes = group_bytes < 32 ? 32 : group_bytes;
+    const size_t groups = 4 * bytes / group_bytes;
+    __m256i v[4];
+    size_t i, k, at = 0;
+    for (i = 0; i < 16; i += groups) {
+        AQ_UNROLL
+        for (k = 0; k < 4; k++, at += bytes) {
+            v[k] = at < left ? aq_avx2_unit(codes + at, left - at, bits, bytes, x + at * (8u / bits))
+                             : _mm256_setzero_si256();
+        }
+        aq_avx2_fold_units(v, group_bytes, out + i);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_rows(const aq_linear_dots *job, uint32_t bits,
+                                               size_t group_bytes) {
+    const size_t batch = 16 * group_bytes;
+    size_t row, at, i;
+    for (row = 0; row < job->rows; row++) {
+        const uint8_t *codes = job->codes + row * job->row_bytes;
+        int32_t *out = job->out + row * job->out_stride;
+        for (at = 0; at < job->next_bytes; at += 64) {
+            _mm_prefetch((const char *)(job->next + row * job->next_bytes + at), _MM_HINT_T0);
+        }
+        for (at = 0; at + batch <= job->row_bytes; at += batch, out += 16) {
+            for (i = 0; i < batch; i += 64) {
+                _mm_prefetch((const char *)(codes + at + i + AQ_AVX2_AHEAD), _MM_HINT_T0);
+            }
+            aq_avx2_groups16(codes + at, batch, bits, group_bytes, job->x + at * (8u / bits), out);
+        }
+        if (at < job->row_bytes) {
+            aq_avx2_groups16(codes + at, job->row_bytes - at, bits, group_bytes,
+                             job->x + at * (8u / bits), out);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job) {
+    switch (job->bits * 1000u + job->group) {
+    case 2032: aq_avx2_rows(job, 2, 8); break;
+    case 2064: aq_avx2_rows(job, 2, 16); break;
+    case 2128: aq_avx2_rows(job, 2, 32); break;
+    case 2256: aq_avx2_rows(job, 2, 64); break;
+    case 4032: aq_avx2_rows(job, 4, 16); break;
+    case 4064: aq_avx2_rows(job, 4, 32); break;
+    case 4128: aq_avx2_rows(job, 4, 64); break;
+    case 4256: aq_avx2_rows(job, 4, 128); break;
+    case 8032: aq_avx2_rows(job, 8, 32); break;
+    case 8064: aq_avx2_rows(job, 8, 64); break;
+    case 8128: aq_avx2_rows(job, 8, 128); break;
+    default: aq_avx2_rows(job, 8, 256); break;
+    }
+}
+
+/* ---- 16 rows at a time */
+
+/* Vectors of 8 rows by 4 codes: [dwords][parts][2], a part being a plane; at 8 bits the codes at even
+ * places as 16 bits, then those at odd ones. */
+#define AQ_AVX2_PARTS(bits) ((bits) == 2 ? 4u : 2u)
+#define AQ_AVX2_TILE 4u /* the most tokens at once */
+
+/* 16 rows by so many tokens, dwords begin … end − 1 of a group of 2 or 4 bits: adds to
+ * sum[tokens][2]. As many as 16 bits hold. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_block(const __m256i *codes, size_t begin, size_t end,
+                                                     uint32_t bits, const int8_t *x,
+                                                     size_t x_stride, size_t tokens,
+                                                     __m256i *sum) {
+    const size_t planes = 8u / bits;
+    __m256i pairs[2 * AQ_AVX2_TILE];
+    size_t i, plane, t, h;
+    AQ_UNROLL
+    for (t = 0; t < 2 * tokens; t++) {
+        pairs[t] = _mm256_setzero_si256();
+    }
+    for (i = begin; i < end; i++) {
+        AQ_UNROLL
+        for (plane = 0; plane < planes; plane++) {
+            const __m256i *rows = codes + 2 * (i * planes + plane);
+            const int8_t *from = x + (i / 8 * planes + plane) * 32 + i % 8 * 4;
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                int32_t four;
+                __m256i values;
+                memcpy(&four, from + t * x_stride, 4);
+                values = _mm256_set1_epi32(four);
+                AQ_UNROLL
+                for (h = 0; h < 2; h++) {
+                    pairs[2 * t + h] = _mm256_add_epi16(pairs[2 * t + h],
+                                                        _mm256_maddubs_epi16(rows[h], values));
+                }
+            }
+        }
+    }
+    AQ_UNROLL
+    for (t = 0; t < 2 * tokens; t++) {
+        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1)));
+    }
+}
+
+/* A group of 8 bits in products of 16 bits; x [dwords / 8][2][AQ_AVX2_TILE][8] words of two values. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_wide(const __m256i *codes, size_t dwords,
+                                                    const int16_t *x, size_t tokens, __m256i *sum) {
+    size_t i, part, t, h;
+    for (i = 0; i < dwords; i++) {
+        AQ_UNROLL
+        for (part = 0; part < 2; part++) {
+            const __m256i *rows = codes + 2 * (2 * i + part);
+            const int16_t *from = x + ((i / 8 * 2 + part) * AQ_AVX2_TILE * 8 + i % 8) * 2;
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                int32_t two;
+                __m256i values;
+                memcpy(&two, from + 16 * t, 4);
+                values = _mm256_set1_epi32(two);
+                AQ_UNROLL
+                for (h = 0; h < 2; h++) {
+                    sum[2 * t + h] = _mm256_add_epi32(sum[2 * t + h],
+                                                      _mm256_madd_epi16(rows[h], values));
+                }
+            }
+        }
+    }
+}
+
+/* The x of a group for it: of each 32 values those at even places, then those at odd ones. */
+AQ_AVX2_INLINE static inline void aq_avx2_widen_tile(const int8_t *x, size_t x_stride, size_t count,
+                                                     size_t tokens, int16_t *out) {
+    size_t i, t;
+    for (i = 0; i < count; i += 32, out += 2 * AQ_AVX2_TILE * 16) {
+        for (t = 0; t < tokens; t++) {
+            const __m256i values =
+                _mm256_loadu_si256((const __m256i *)(const void *)(x + t * x_stride + i));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 16 * t),
+                                _mm256_srai_epi16(_mm256_slli_epi16(values, 8), 8));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (AQ_AVX2_TILE + t)),
+                                _mm256_srai_epi16(values, 8));
+        }
+    }
+}
+
+/* What 8 rows of a token gain by a group: acc[0][16] scales, [1][16] mins. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_add(const aq_linear_tiles *job, size_t group,
+                                                   size_t token, size_t first, __m256i dots) {
+    AQ_SIMD_EXACT_BODY
+    const float *params = job->params + 32 * group + first;
+    float *acc = job->acc + token * 32 + first;
+    const int32_t total = job->sums[token * job->groups + group];
+    dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(job->half * total));
+    if (job->zeros) {
+        const __m256i codes = _mm256_loadu_si256(
+            (const __m256i *)(const void *)(job->codes_turned + 16 * group + first));
+        dots = _mm256_sub_epi32(dots,
+                                _mm256_mullo_epi32(_mm256_set1_epi32(job->zeros[token]), codes));
+    }
+    _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc),
+                                        _mm256_mul_ps(_mm256_loadu_ps(params),
+                                                      _mm256_cvtepi32_ps(dots))));
+    _mm256_storeu_ps(acc + 16, _mm256_add_ps(_mm256_loadu_ps(acc + 16),
+                                             _mm256_mul_ps(_mm256_loadu_ps(params + 16),
+                                                           _mm256_set1_ps((float)total))));
+}
+
+/* One group of 16 rows by `tokens` tokens. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile(const aq_linear_tiles *job, const __m256i *codes,
+                                               size_t dwords, uint32_t bits, const int8_t *x,
+                                               size_t group, size_t token, size_t tokens) {
+    const size_t block = bits == 4 ? 4 : dwords < 8 ? dwords : 8; /* 8 steps, at 2 bits 32 */
+    const int8_t *from = x + token * job->x_stride;
+    __m256i sum[2 * AQ_AVX2_TILE];
+    size_t begin, t;
+    AQ_UNROLL
+    for (t = 0; t < 2 * tokens; t++) {
+        sum[t] = _mm256_setzero_si256();
+    }
+    if (bits == 8) {
+        int16_t wide[256 * AQ_AVX2_TILE];
+        aq_avx2_widen_tile(from, job->x_stride, 4 * dwords, tokens, wide);
+        aq_avx2_tile_wide(codes, dwords, wide, tokens, sum);
+    }
+    for (begin = 0; bits < 8 && begin < dwords; begin += block) {
+        aq_avx2_tile_block(codes, begin, begin + block, bits, from, job->x_stride, tokens, sum);
+    }
+    AQ_UNROLL
+    for (t = 0; t < tokens; t++) {
+        aq_avx2_tile_add(job, group, token + t, 0, sum[2 * t]);
+        aq_avx2_tile_add(job, group, token + t, 8, sum[2 * t + 1]);
+    }
+}
+
+/* 32 bytes of each of 16 rows, of which `left` are there, as vectors of 8 rows. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m256i *out) {
+    const size_t parts = AQ_AVX2_PARTS(bits), left = job->row_bytes - at;
+    uint32_t packed[16 * 8] = {0}, turned[8 * 16];
+    size_t i, part, h;
+    for (i = 0; i < 16; i++) {
+        const uint8_t *row = job->codes + (i < job->rows ? i : job->rows - 1) * job->row_bytes + at;
+        memcpy(packed + 8 * i, row, left < 32 ? left : 32);
+        _mm_prefetch((const char *)(row + 256), _MM_HINT_T0);
+    }
+    aq_avx2_transpose(packed, 8, 8, turned);
+    for (i = 0; i < 8; i++) {
+        for (h = 0; h < 2; h++) {
+            const __m256i dword =
+                _mm256_loadu_si256((const __m256i *)(const void *)(turned + 16 * i + 8 * h));
+            AQ_UNROLL
+            for (part = 0; part < parts; part++) {
+                out[2 * (i * parts + part) + h] =
+                    bits < 8    ? aq_avx2_plane(dword, bits, part)
+                    : part == 0 ? _mm256_and_si256(dword, _mm256_set1_epi16(255))
+                                : _mm256_srli_epi16(dword, 8);
+            }
+        }
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, uint32_t bits,
+                                                   size_t group_bytes) {
+    const size_t planes = 8u / bits, parts = AQ_AVX2_PARTS(bits), dwords = group_bytes / 4;
+    const size_t span = group_bytes < 32 ? 32 : group_bytes;
+    __m256i codes[256];
+    size_t at, chunk, i, t, group = 0;
+    for (at = 0; at < job->row_bytes; at += span) {
+        for (chunk = 0; chunk < span; chunk += 32) {
+            if (at + chunk < job->row_bytes) {
+                aq_avx2_turn_chunk(job, at + chunk, bits, codes + chunk / 2 * parts);
+            } else {
+                memset(codes + chunk / 2 * parts, 0, 16 * parts * sizeof *codes);
+            }
+        }
+        for (i = 0; i * dwords < span / 4 && group < job->groups; i++, group++) {
+            const __m256i *first = codes + 2 * i * dwords * parts;
+            const int8_t *x = job->x + at * planes + i * dwords * 4;
+            for (t = 0; t + AQ_AVX2_TILE <= job->tokens; t += AQ_AVX2_TILE) {
+                aq_avx2_tile(job, first, dwords, bits, x, group, t, AQ_AVX2_TILE);
+            }
+            for (; t < job->tokens; t++) {
+                aq_avx2_tile(job, first, dwords, bits, x, group, t, 1);
+            }
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job) {
+    switch (job->bits * 1000u + job->group) {
+    case 2032: aq_avx2_tiles_of(job, 2, 8); break;
+    case 2064: aq_avx2_tiles_of(job, 2, 16); break;
+    case 2128: aq_avx2_tiles_of(job, 2, 32); break;
+    case 2256: aq_avx2_tiles_of(job, 2, 64); break;
+    case 4032: aq_avx2_tiles_of(job, 4, 16); break;
+    case 4064: aq_avx2_tiles_of(job, 4, 32); break;
+    case 4128: aq_avx2_tiles_of(job, 4, 64); break;
+    case 4256: aq_avx2_tiles_of(job, 4, 128); break;
+    case 8032: aq_avx2_tiles_of(job, 8, 32); break;
+    case 8064: aq_avx2_tiles_of(job, 8, 64); break;
+    case 8128: aq_avx2_tiles_of(job, 8, 128); break;
+    default: aq_avx2_tiles_of(job, 8, 256); break;
+    }
+}
+
+#undef AQ_AVX2_AHEAD
+#undef AQ_AVX2_PARTS
+#undef AQ_AVX2_TILE
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_products.c ---- */
 
 /* ---- begin src/simd/avx512_forward.c ---- */
 
@@ -7690,13 +8078,13 @@ static const struct aq_linear_kernels aq_linear_scalar = {
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_linear_kernels aq_linear_avx2 = {
     "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
-    NULL, NULL, NULL,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
 };
 #endif
 #if defined(AQ_HAVE_AVX512)
 static const struct aq_linear_kernels aq_linear_avx512 = {
     "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
-    NULL, NULL, NULL,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
 };
 #endif
 #if defined(AQ_HAVE_VNNI)
@@ -22872,6 +23260,7 @@ typedef struct aq_weights {
     aq_quant_layout layout; /* when quantized */
     size_t rows, cols;
     size_t groups;          /* a row, when quantized */
+    bool trellis;
     int32_t half;           /* see aq_linear_combine */
 } aq_weights;
 
@@ -22883,6 +23272,10 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
 /* Columns begin … begin + count − 1 of a row; begin is a multiple of AQ_LINEAR_STRETCH. */
 AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
                               float *out);
+/* The same of some rows, at most 16, the first of which is a multiple of their number unless they are
+ * the last ones: [rows][count], in the basis that is coded. */
+AQ_LIB void aq_weights_decode_rows(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                                   size_t count, float *out);
 /* Scale and min of every group of some rows: [count][groups][2]. */
 AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out);
 /* INT8 activations in the order in which the functions below want them: multiples of AQ_ARRANGED. */
@@ -22914,17 +23307,24 @@ typedef struct aq_forward {
     float *y;
     uint32_t threads;
     size_t task_rows, task_tokens, row_tasks; /* a task: so many rows by so many tokens */
+    size_t block_rows;        /* the most that `block` takes */
+    void (*block)(const struct aq_forward *run, size_t row, size_t rows, size_t token,
+                  size_t tokens, uint8_t *own);
     uint8_t *shared;          /* scratch: the activations, prepared */
     uint8_t *own;             /* scratch of worker 0, own_bytes before that of worker 1 … */
     size_t own_bytes;
     const float *wide;        /* FLOAT: [tokens, cols] */
 } aq_forward;
 
-/* A token's activations as F32, input scales applied. */
+/* A token's activations as F32, input scales applied, turned if the weights are. */
 AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out);
 
 /* ---- int8.c */
 
+/* `count` × `size` bytes behind *end, which moves to the next line. Clears *fits when it overflows. */
+AQ_LIB size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits);
+/* The scale of a row of x, and its inverse, without a zero point. */
+AQ_LIB float aq_int8_symmetric(const aq_weights *weights, const float *x, float *inverse);
 /* Scratch for the activations of so many tokens, and for one worker; false when it overflows. */
 AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own);
 /* One token to INT8 in run->shared; `own` is a worker's scratch. */
@@ -22932,6 +23332,21 @@ AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own);
 /* Rows × tokens of the result. */
 AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
                           size_t tokens, uint8_t *own);
+
+/* ---- trellis_forward.c; _scratch, _prepare and _forward as those of int8.c, rows in whole strips */
+
+AQ_LIB bool aq_trellis_scratch(const aq_weights *weights, size_t tokens, size_t *shared,
+                               size_t *own);
+AQ_LIB void aq_trellis_prepare(const aq_forward *run, size_t token, uint8_t *own);
+AQ_LIB void aq_trellis_forward(const aq_forward *run, size_t row, size_t rows, size_t token,
+                               size_t tokens, uint8_t *own);
+/* Rotates x, one token, where the weights are rotated. */
+AQ_LIB void aq_trellis_turn(const aq_weights *weights, float *x);
+/* As aq_weights_decode_rows. */
+AQ_LIB void aq_trellis_weights(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                               size_t count, float *out);
+/* A whole row in the basis of the original. */
+AQ_LIB void aq_trellis_row(const aq_weights *weights, size_t row, float *out);
 
 #ifdef __cplusplus
 }
@@ -22977,10 +23392,6 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the residual code; dequantize the "
                        "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
     }
-    if (linear->quantized && linear->spec.code == AQ_CODE_TRELLIS) {
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the trellis code; dequantize the "
-                       "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
-    }
     if (linear->quantized) {
         status = aq_quantized_size(&linear->spec, linear->rows, linear->cols, &out->layout, err);
     } else if (!aq_weights_plain(linear->dtype)) {
@@ -23007,6 +23418,7 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
     if (linear->quantized && linear->spec.code == AQ_CODE_SYMMETRIC) {
         out->half = 1 << (linear->spec.bits - 1u);
     }
+    out->trellis = linear->quantized && linear->spec.code == AQ_CODE_TRELLIS;
     out->kernels = aq_kernels_of(context);
     out->infer = aq_simd_linear(out->kernels);
     return aq_weights_missing(linear, &out->layout, err);
@@ -23068,6 +23480,18 @@ AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begi
                                      row * (size_t)weights->layout.row_code_bytes +
                                      begin * spec->bits / 8,
                                  n, spec->group_size, spec->bits, weights->half != 0, grids, out);
+    }
+}
+
+AQ_LIB void aq_weights_decode_rows(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                                   size_t count, float *out) {
+    size_t i;
+    if (weights->trellis) {
+        aq_trellis_weights(weights, row, rows, begin, count, out);
+        return;
+    }
+    for (i = 0; i < rows; i++) {
+        aq_weights_decode(weights, row + i, begin, count, out + i * count);
     }
 }
 
@@ -23213,7 +23637,8 @@ static bool aq_forward_scratch(const aq_weights *weights, size_t tokens, uint32_
         return false;
     }
     if (weights->linear->quantized) {
-        if (!aq_int8_scratch(weights, tokens, &other_shared, &other_own)) {
+        if (!(weights->trellis ? aq_trellis_scratch : aq_int8_scratch)(weights, tokens, &other_shared,
+                                                                       &other_own)) {
             return false;
         }
         *shared = *shared > other_shared ? *shared : other_shared;
@@ -23251,6 +23676,7 @@ AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out) {
     for (i = 0; scales && i < cols; i++) {
         out[i] *= scales[i];
     }
+    aq_trellis_turn(&run->weights, out);
 }
 
 static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_t token,
@@ -23264,9 +23690,7 @@ static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_
     }
     for (begin = 0; begin < cols; begin += AQ_LINEAR_STRETCH) {
         size_t count = aq_size_min(cols - begin, AQ_LINEAR_STRETCH);
-        for (i = 0; i < rows; i++) {
-            aq_weights_decode(weights, row + i, begin, count, decoded + i * count);
-        }
+        aq_weights_decode_rows(weights, row, rows, begin, count, decoded);
         weights->infer->product(decoded, count, rows, run->wide + token * cols + begin, cols,
                                 tokens, count, y, stride);
     }
@@ -23293,7 +23717,8 @@ static aq_status aq_forward_prepare(void *user, size_t index, uint32_t worker, a
             aq_forward_widen(run, token,
                              (float *)(void *)run->shared + token * run->weights.cols);
         } else {
-            aq_int8_prepare(run, token, run->own + worker * run->own_bytes);
+            (run->weights.trellis ? aq_trellis_prepare : aq_int8_prepare)(
+                run, token, run->own + worker * run->own_bytes);
         }
     }
     aq_simd_mode_leave(mode);
@@ -23302,18 +23727,15 @@ static aq_status aq_forward_prepare(void *user, size_t index, uint32_t worker, a
 
 static aq_status aq_forward_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     const aq_forward *run = (const aq_forward *)user;
-    const size_t each = run->activation.type == AQ_ACTIVATION_FLOAT ? AQ_FLOAT_ROWS
-                                                                    : AQ_LINEAR_ROWS;
     size_t token = index / run->row_tasks * run->task_tokens;
     size_t tokens = aq_size_min(run->tokens - token, run->task_tokens);
     size_t row = index % run->row_tasks * run->task_rows;
     size_t end = aq_size_min(row + run->task_rows, run->weights.rows);
     aq_simd_mode mode = aq_simd_mode_enter();
     (void)err;
-    for (; row < end; row += each) {
-        (run->activation.type == AQ_ACTIVATION_FLOAT ? aq_float_block : aq_int8_block)(
-            run, row, aq_size_min(end - row, each), token, tokens,
-            run->own + worker * run->own_bytes);
+    for (; row < end; row += run->block_rows) {
+        run->block(run, row, aq_size_min(end - row, run->block_rows), token, tokens,
+                   run->own + worker * run->own_bytes);
     }
     aq_simd_mode_leave(mode);
     return AQ_OK;
@@ -23323,7 +23745,12 @@ static aq_status aq_forward_task(void *user, size_t index, uint32_t worker, aq_e
 static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
     const size_t cols = run->weights.cols ? run->weights.cols : 1;
     aq_status status = AQ_OK;
-    size_t tasks, work;
+    const bool is_float = run->activation.type == AQ_ACTIVATION_FLOAT;
+    size_t tasks, work, unit;
+    run->block = is_float             ? aq_float_block
+                 : run->weights.trellis ? aq_trellis_forward : aq_int8_block;
+    run->block_rows = is_float             ? AQ_FLOAT_ROWS
+                      : run->weights.trellis ? AQ_TRELLIS_ROWS : AQ_LINEAR_ROWS;
     if (!run->wide) {
         run->task_tokens = AQ_TASK_PRODUCTS / 8 / cols + 1;
         tasks = (run->tokens + run->task_tokens - 1) / run->task_tokens;
@@ -23334,8 +23761,9 @@ static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
         return status;
     }
     run->task_tokens = aq_size_min(run->tokens, AQ_TASK_TOKENS);
-    work = AQ_TASK_PRODUCTS / AQ_LINEAR_ROWS / run->task_tokens / cols + 1; /* blocks of 16 rows */
-    run->task_rows = work * AQ_LINEAR_ROWS;
+    unit = run->block_rows > AQ_LINEAR_ROWS ? run->block_rows : AQ_LINEAR_ROWS;
+    work = AQ_TASK_PRODUCTS / unit / run->task_tokens / cols + 1;
+    run->task_rows = work * unit;
     run->row_tasks = (run->weights.rows + run->task_rows - 1) / run->task_rows;
     tasks = (run->tokens + run->task_tokens - 1) / run->task_tokens * run->row_tasks;
     return aq_parallel_for(run->context, run->threads, tasks, aq_forward_task, run, err);
@@ -23349,6 +23777,11 @@ static aq_status aq_forward_check(const aq_forward *run, aq_error *err) {
     if (run->dtype != AQ_DTYPE_F32 && run->dtype != AQ_DTYPE_F16 && run->dtype != AQ_DTYPE_BF16) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: activations in %s; use F32, F16 or BF16", name,
                        aq_dtype_name(run->dtype));
+    }
+    if (activation->type == AQ_ACTIVATION_STATIC && run->weights.trellis) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED,
+                       "%s: static activations do not fit a trellis code, whose inputs are rotated; "
+                       "use dynamic ones", name);
     }
     if (activation->type == AQ_ACTIVATION_STATIC) {
         if (!(activation->scale > 0.0f && activation->scale <= FLT_MAX)) {
@@ -23432,7 +23865,8 @@ ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear 
         run.activation.type = AQ_ACTIVATION_FLOAT;
     }
     if (run.activation.type == AQ_ACTIVATION_FLOAT && dtype == AQ_DTYPE_F32 &&
-        !linear->input_scales && (uintptr_t)x % sizeof(float) == 0) {
+        !linear->input_scales && !(run.weights.trellis && linear->spec.rotation) &&
+        (uintptr_t)x % sizeof(float) == 0) {
         run.wide = (const float *)x;
     }
     return aq_forward_run(&run, err);
@@ -23472,7 +23906,10 @@ ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *lin
     }
     {
         aq_simd_mode mode = aq_simd_mode_enter();
-        for (begin = 0; begin < weights.cols; begin += AQ_LINEAR_STRETCH) {
+        if (weights.trellis) {
+            aq_trellis_row(&weights, (size_t)row, out);
+        }
+        for (begin = weights.trellis ? weights.cols : 0; begin < weights.cols; begin += AQ_LINEAR_STRETCH) {
             aq_weights_decode(&weights, (size_t)row, begin,
                               aq_size_min(weights.cols - begin, AQ_LINEAR_STRETCH), out + begin);
         }
@@ -23557,8 +23994,7 @@ typedef struct aq_int8_own {
 /* Fewer tokens go one by one. */
 #define AQ_INT8_TILE_TOKENS 4u
 
-/* `count` × `size` bytes behind *end, which moves to the next line. */
-static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
+AQ_LIB size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
     uint64_t begin = *end, bytes = 0;
     *fits = *fits && aq_mul_u64(count, size, &bytes) &&
             aq_add_u64(bytes, AQ_LINEAR_LINE - 1u, &bytes) &&
@@ -23610,40 +24046,75 @@ AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *sh
 
 /* ---- activations */
 
-/* The bits of the largest magnitude; from 0x7F800000 on: infinity or NaN. */
-static uint32_t aq_largest(const struct aq_kernels *kernels, const float *x, size_t count) {
-    aq_simd_range ranges[16];
+/* The range of a token, 0 included; absmax from 0x7F800000 on: infinity or NaN. */
+static aq_simd_range aq_token_range(const struct aq_kernels *kernels, const float *x, size_t count) {
+    aq_simd_range ranges[16], all = {0.0f, 0.0f, 0};
     const size_t each = sizeof ranges / sizeof *ranges * AQ_SIMD_GROUP_MAX;
-    uint32_t most = 0;
     size_t begin, i, n;
     for (begin = 0; begin < count; begin += n) {
         n = count - begin < each ? count - begin : each;
         kernels->range(x + begin, n, AQ_SIMD_GROUP_MAX, ranges);
         for (i = 0; i * AQ_SIMD_GROUP_MAX < n; i++) {
-            most = ranges[i].absmax > most ? ranges[i].absmax : most;
+            all.absmax = ranges[i].absmax > all.absmax ? ranges[i].absmax : all.absmax;
+            all.low = ranges[i].low < all.low ? ranges[i].low : all.low;
+            all.high = ranges[i].high > all.high ? ranges[i].high : all.high;
         }
     }
-    return most;
+    return all;
 }
 
-/* The scale of a token and its inverse. Values too small for an inverse count as zeros; a value
- * that is not finite makes the scale one that spreads. */
-static float aq_int8_scale(const aq_activation *activation, uint32_t most, float *inverse) {
-    const uint32_t infinite = 0x7F800000u, least = 0x03800000u; /* 2^-120 */
-    if (most >= infinite) {
-        *inverse = 0.0f;
-        return aq_simd_float(0x7FC00000u);
-    }
+/* How a token becomes integers. */
+typedef struct aq_int8_grid {
+    float scale, inverse;
+    int32_t zero;
+} aq_int8_grid;
+
+/* A token whose values lie on one side of 0 but for a quarter of the other: all 256 integers on its
+ * range, where a scale of its own for both sides would leave near half of them unused. (What GELU
+ * and SiLU give is such.) */
+AQ_SIMD_EXACT static aq_int8_grid aq_one_sided_grid(float low, float high) {
+    AQ_SIMD_EXACT_BODY
+    aq_int8_grid grid;
+    float width = high - low;
+    grid.scale = width / 255.0f;
+    grid.inverse = 255.0f / width;
+    grid.zero = aq_simd_round(-128.0f - low * grid.inverse, -128, 127);
+    return grid;
+}
+
+/* Values too small for an inverse count as zeros; a value that is not finite makes the scale one
+ * that spreads. */
+static aq_int8_grid aq_int8_grid_of(const aq_activation *activation, const aq_simd_range *range) {
+    const uint32_t infinite = 0x7F800000u, least = 0x03800000u, most = 0x7E800000u;
+    aq_int8_grid grid = {0.0f, 0.0f, 0};
     if (activation->type == AQ_ACTIVATION_STATIC) {
-        *inverse = 1.0f / activation->scale;
-        return activation->scale;
+        grid.zero = activation->zero_point;
     }
-    if (most < least) {
-        *inverse = 0.0f;
-        return 0.0f;
+    if (range->absmax >= infinite) {
+        grid.scale = aq_simd_float(0x7FC00000u);
+    } else if (activation->type == AQ_ACTIVATION_STATIC) {
+        grid.scale = activation->scale;
+        grid.inverse = 1.0f / activation->scale;
+    } else if (range->absmax >= least) { /* 2^-120; the difference of two below 2^126 is finite */
+        if (range->absmax < most && (-4.0f * range->low <= range->high ||
+                                     4.0f * range->high <= -range->low)) {
+            return aq_one_sided_grid(range->low, range->high);
+        }
+        grid.scale = aq_simd_float(range->absmax) / 127.0f;
+        grid.inverse = 127.0f / aq_simd_float(range->absmax);
     }
-    *inverse = 127.0f / aq_simd_float(most);
-    return aq_simd_float(most) / 127.0f;
+    return grid;
+}
+
+AQ_LIB float aq_int8_symmetric(const aq_weights *weights, const float *x, float *inverse) {
+    const aq_activation dynamic = {AQ_ACTIVATION_DYNAMIC, 0.0f, 0};
+    aq_simd_range range = aq_token_range(weights->kernels, x, weights->cols);
+    aq_int8_grid grid;
+    range.high = aq_simd_float(range.absmax);
+    range.low = -range.high;
+    grid = aq_int8_grid_of(&dynamic, &range);
+    *inverse = grid.inverse;
+    return grid.scale;
 }
 
 static void aq_int8_sums(const aq_weights *weights, const int8_t *q, int32_t zero, int32_t *sums) {
@@ -23660,19 +24131,21 @@ AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own) {
     const aq_weights *weights = &run->weights;
     const size_t cols = weights->cols;
     aq_int8_shared at;
-    float *x = (float *)(void *)own, inverse = 0.0f, scale;
+    aq_int8_grid grid;
+    aq_simd_range range;
+    float *x = (float *)(void *)own;
     int8_t *q = (int8_t *)own + (cols + 15) / 16 * 64;
-    int32_t zero = run->activation.type == AQ_ACTIVATION_STATIC ? run->activation.zero_point : 0;
     (void)aq_int8_shared_pieces(weights, run->tokens, &at);
     aq_forward_widen(run, token, x);
-    scale = aq_int8_scale(&run->activation, aq_largest(weights->kernels, x, cols), &inverse);
-    weights->infer->to_int8(x, cols, inverse, zero, q);
+    range = aq_token_range(weights->kernels, x, cols);
+    grid = aq_int8_grid_of(&run->activation, &range);
+    weights->infer->to_int8(x, cols, grid.inverse, grid.zero, q);
     aq_weights_arrange(weights, q, (int8_t *)run->shared + token * at.stride);
-    aq_int8_sums(weights, q, zero,
+    aq_int8_sums(weights, q, grid.zero,
                  (int32_t *)(void *)(run->shared + at.sums) + token * weights->groups);
-    memcpy(run->shared + at.scales + 4 * token, &scale, 4);
-    memcpy(run->shared + at.zeros + 4 * token, &zero, 4);
-    if (token == 0 && zero != 0) {
+    memcpy(run->shared + at.scales + 4 * token, &grid.scale, 4);
+    memcpy(run->shared + at.zeros + 4 * token, &grid.zero, 4);
+    if (token == 0) {
         memset(q, 1, cols);
         aq_weights_arrange(weights, q, (int8_t *)run->shared + at.ones);
     }
@@ -23688,7 +24161,7 @@ typedef struct aq_int8_job {
     const uint8_t *activations;
     uint8_t *scratch;
     size_t row, rows;
-    bool zeros; /* the activations have a zero point */
+    bool zeros; /* some of these tokens have a zero point */
     float bias[AQ_LINEAR_ROWS];
 } aq_int8_job;
 
@@ -23771,6 +24244,7 @@ static bool aq_int8_tokens(const aq_int8_job *job, size_t token, size_t tokens, 
 AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
                           size_t tokens, uint8_t *own) {
     float *y = run->y + token * run->weights.rows + row;
+    const int32_t *zeros;
     aq_int8_job job;
     size_t i;
     job.weights = &run->weights;
@@ -23780,7 +24254,11 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
     job.scratch = own;
     job.row = row;
     job.rows = rows;
-    job.zeros = run->activation.type == AQ_ACTIVATION_STATIC && run->activation.zero_point != 0;
+    job.zeros = false;
+    zeros = (const int32_t *)(const void *)(run->shared + job.shared.zeros) + token;
+    for (i = 0; i < tokens; i++) {
+        job.zeros = job.zeros || zeros[i] != 0;
+    }
     aq_weights_bias(&run->weights, row, rows, job.bias);
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);
@@ -23801,6 +24279,180 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
 #undef AQ_INT8_TILE_TOKENS
 
 /* ---- end src/infer/int8.c ---- */
+
+/* ---- begin src/infer/trellis_forward.c ---- */
+
+/* Layers in a trellis code: INT8 activations against the integers of the code, a strip at a time. The
+ * float path is that of all codes (linear.c); both turn the input as the weights are turned. */
+
+#define AQ_TRELLIS_TOKENS 8u /* taken together, so that a column's codes are decoded once for them */
+
+typedef struct aq_trellis_shared {
+    size_t stride;          /* of a token's INT8 values */
+    size_t scales, end;
+} aq_trellis_shared;
+
+typedef struct aq_trellis_own {
+    size_t token, params, dots, end;
+} aq_trellis_own;
+
+static bool aq_trellis_pieces(const aq_weights *weights, size_t tokens, aq_trellis_shared *shared,
+                              aq_trellis_own *own) {
+    bool fits = true;
+    uint64_t end = 0;
+    shared->stride = weights->cols;
+    (void)aq_piece(&end, tokens, weights->cols, &fits);
+    shared->scales = aq_piece(&end, tokens, 4, &fits);
+    shared->end = (size_t)end;
+    end = 0;
+    own->token = aq_piece(&end, weights->cols, 4, &fits);
+    own->params = aq_piece(&end, weights->groups, 4 * AQ_TRELLIS_ROWS, &fits);
+    own->dots = aq_piece(&end, AQ_TRELLIS_TOKENS, 4 * AQ_TRELLIS_ROWS, &fits);
+    own->end = (size_t)end;
+    return fits;
+}
+
+AQ_LIB bool aq_trellis_scratch(const aq_weights *weights, size_t tokens, size_t *shared,
+                               size_t *own) {
+    aq_trellis_shared pieces;
+    aq_trellis_own others;
+    bool fits = aq_trellis_pieces(weights, tokens, &pieces, &others);
+    *shared = pieces.end;
+    *own = others.end;
+    return fits;
+}
+
+AQ_LIB void aq_trellis_turn(const aq_weights *weights, float *x) {
+    if (weights->trellis && weights->linear->spec.rotation) {
+        aq_rotate_rows(weights->kernels, weights->linear->spec.rotation, x, 1, weights->cols);
+    }
+}
+
+/* The strip that a row lies in. */
+static void aq_trellis_strip(const aq_weights *weights, size_t row, aq_trellis_part *part) {
+    const size_t first = row / AQ_TRELLIS_ROWS * AQ_TRELLIS_ROWS;
+    const size_t left = weights->rows - first;
+    memset(part, 0, sizeof *part);
+    part->codes = (const uint8_t *)weights->linear->codes +
+                  first * (size_t)weights->layout.row_code_bytes;
+    part->params = (const uint8_t *)weights->linear->params +
+                   first * (size_t)weights->layout.row_param_bytes;
+    part->height = left < AQ_TRELLIS_ROWS ? left : AQ_TRELLIS_ROWS;
+    part->cols = weights->cols;
+    part->first = row - first;
+}
+
+AQ_LIB void aq_trellis_weights(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                               size_t count, float *out) {
+    aq_trellis_part part;
+    aq_trellis_strip(weights, row, &part);
+    part.rows = rows;
+    part.begin = begin;
+    part.count = count;
+    aq_trellis_decode(weights->kernels, &weights->linear->spec, &part, out, count);
+}
+
+AQ_LIB void aq_trellis_row(const aq_weights *weights, size_t row, float *out) {
+    const aq_linear *linear = weights->linear;
+    aq_trellis_rows(weights->kernels, &linear->spec, linear->codes, linear->params, linear->rows,
+                    linear->cols, row, 1, out);
+}
+
+AQ_LIB void aq_trellis_prepare(const aq_forward *run, size_t token, uint8_t *own) {
+    const aq_weights *weights = &run->weights;
+    aq_trellis_shared at;
+    aq_trellis_own others;
+    float *x, inverse = 0.0f, scale;
+    (void)aq_trellis_pieces(weights, run->tokens, &at, &others);
+    x = (float *)(void *)(own + others.token);
+    aq_forward_widen(run, token, x);
+    scale = aq_int8_symmetric(weights, x, &inverse);
+    weights->infer->to_int8(x, weights->cols, inverse, 0,
+                            (int8_t *)run->shared + token * at.stride);
+    memcpy(run->shared + at.scales + 4 * token, &scale, 4);
+}
+
+/* The strip's scales: [groups][256]. */
+static void aq_trellis_scales(const aq_weights *weights, const aq_trellis_part *part, float *out) {
+    const size_t each = (size_t)weights->layout.row_param_bytes;
+    size_t row, group;
+    for (row = 0; row < part->height; row++) {
+        for (group = 0; group < weights->groups; group++) {
+            out[group * AQ_TRELLIS_ROWS + row] =
+                aq_trellis_stored(&weights->linear->spec, part->params + row * each, group);
+        }
+    }
+}
+
+AQ_SIMD_EXACT static void aq_trellis_gain(const float *scales, const int32_t *dots, size_t rows,
+                                          float *y) {
+    AQ_SIMD_EXACT_BODY
+    size_t i;
+    for (i = 0; i < rows; i++) {
+        y[i] += scales[i] * (float)dots[i];
+    }
+}
+
+AQ_SIMD_EXACT static void aq_trellis_finish(const float *bias, float scale, size_t rows, float *y) {
+    AQ_SIMD_EXACT_BODY
+    size_t i;
+    for (i = 0; i < rows; i++) {
+        y[i] = y[i] * scale + bias[i];
+    }
+}
+
+/* A strip by at most AQ_TRELLIS_TOKENS tokens: the groups in ascending order. */
+static void aq_trellis_tokens(const aq_forward *run, const aq_trellis_part *part, const int8_t *x,
+                              size_t tokens, const float *scales, int32_t *dots, float *y) {
+    const aq_weights *weights = &run->weights;
+    const aq_quant_spec *spec = &weights->linear->spec;
+    const aq_trellis_code *code = aq_trellis_code_of(spec->bits, spec->states);
+    size_t group, t;
+    for (t = 0; t < tokens; t++) {
+        memset(y + t * weights->rows, 0, part->height * sizeof *y);
+    }
+    for (group = 0; group < weights->groups; group++) {
+        const size_t begin = group * spec->group_size, left = weights->cols - begin;
+        aq_simd_trellis(weights->kernels)
+            ->dots(code, part->codes, part->height, begin,
+                   left < spec->group_size ? left : spec->group_size, x + begin, weights->cols,
+                   tokens, dots);
+        for (t = 0; t < tokens; t++) {
+            aq_trellis_gain(scales + group * AQ_TRELLIS_ROWS, dots + t * part->height, part->height,
+                            y + t * weights->rows);
+        }
+    }
+}
+
+AQ_LIB void aq_trellis_forward(const aq_forward *run, size_t row, size_t rows, size_t token,
+                               size_t tokens, uint8_t *own) {
+    const aq_weights *weights = &run->weights;
+    float bias[AQ_TRELLIS_ROWS], scale, *scales;
+    aq_trellis_shared at;
+    aq_trellis_own others;
+    aq_trellis_part part;
+    size_t i, t, n;
+    (void)rows;
+    (void)aq_trellis_pieces(weights, run->tokens, &at, &others);
+    aq_trellis_strip(weights, row, &part);
+    scales = (float *)(void *)(own + others.params);
+    aq_trellis_scales(weights, &part, scales);
+    aq_weights_bias(weights, row, part.height, bias);
+    for (t = token; t < token + tokens; t += n) {
+        float *y = run->y + t * weights->rows + row;
+        n = token + tokens - t < AQ_TRELLIS_TOKENS ? token + tokens - t : AQ_TRELLIS_TOKENS;
+        aq_trellis_tokens(run, &part, (const int8_t *)run->shared + t * at.stride, n, scales,
+                          (int32_t *)(void *)(own + others.dots), y);
+        for (i = 0; i < n; i++) {
+            memcpy(&scale, run->shared + at.scales + 4 * (t + i), 4);
+            aq_trellis_finish(bias, scale, part.height, y + i * weights->rows);
+        }
+    }
+}
+
+#undef AQ_TRELLIS_TOKENS
+
+/* ---- end src/infer/trellis_forward.c ---- */
 
 /* ---- begin src/infer/conv.c ---- */
 

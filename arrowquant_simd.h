@@ -5553,6 +5553,9 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inv
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_transpose(const uint32_t *in, size_t stride, size_t count,
                                            uint32_t *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *acc);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job);
 #endif
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
@@ -5964,6 +5967,390 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *ac
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_forward.c ---- */
+
+/* ---- begin src/simd/avx2_products.c ---- */
+
+/* AVX2 kernels of the forward pass: dots of packed codes with INT8 activations, row by row for few
+ * tokens, 16 rows at a time for many. Codes are taken 32 bytes at a time, in planes: the first code of
+ * every byte, the second, …; the activations are laid out accordingly. vpmaddubsw adds two products
+ * in 16 bits, which holds eight steps of codes below 16: codes of 8 bits go as two halves of 4. */
+
+#if defined(AQ_HAVE_AVX2)
+
+#define AQ_AVX2_AHEAD 2048 /* bytes between what is read and what is fetched */
+
+/* ---- the order of activations */
+
+/* 32 values of each plane from 32·planes values: value i·planes + plane. */
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits,
+                                         int8_t *out) {
+    const size_t planes = 8u / bits, whole = 32u * planes;
+    size_t begin, plane, i;
+    for (begin = 0; begin < count; begin += whole) {
+        const size_t left = count - begin;
+        if (left < whole) {
+            memset(out + begin, 0, whole);
+        }
+        for (plane = 0; plane < planes; plane++) {
+            int8_t *to = out + begin + 32 * plane;
+            for (i = 0; i < 32 && i * planes + plane < left; i++) {
+                to[i] = x[begin + i * planes + plane];
+            }
+        }
+    }
+}
+
+/* Plane `plane` of 32 bytes, one byte a code; at 8 bits plane 0 is the lower half, 1 the upper. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_plane(__m256i packed, uint32_t bits, size_t plane) {
+    const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
+    switch (bits == 2 ? plane * 2 : plane * 4) {
+    case 0: break;
+    case 2: packed = _mm256_srli_epi16(packed, 2); break;
+    case 4: packed = _mm256_srli_epi16(packed, 4); break;
+    default: packed = _mm256_srli_epi16(packed, 6); break;
+    }
+    return _mm256_and_si256(packed, mask);
+}
+
+/* ---- row by row */
+
+/* Sums of two products in 16 bits: of codes below 16, and of upper halves. */
+typedef struct aq_avx2_pairs {
+    __m256i low, high;
+} aq_avx2_pairs;
+
+/* Adds 32 bytes of codes. */
+AQ_AVX2_INLINE static inline void aq_avx2_chunk(aq_avx2_pairs *sum, __m256i packed, uint32_t bits,
+                                                const int8_t *x) {
+    const size_t planes = 8u / bits;
+    size_t plane;
+    AQ_UNROLL
+    for (plane = 0; plane < planes; plane++) {
+        const __m256i values = _mm256_loadu_si256((const __m256i *)(const void *)(x + 32 * plane));
+        sum->low = _mm256_add_epi16(
+            sum->low, _mm256_maddubs_epi16(aq_avx2_plane(packed, bits, plane), values));
+        if (bits == 8) {
+            sum->high = _mm256_add_epi16(
+                sum->high, _mm256_maddubs_epi16(aq_avx2_plane(packed, bits, 1), values));
+        }
+    }
+}
+
+/* Sums of four bytes in 8 lanes, over `bytes` bytes of codes (32 or the bytes of a group), of which
+ * `left` are there. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_unit(const uint8_t *codes, size_t left, uint32_t bits,
+                                                  size_t bytes, const int8_t *x) {
+    aq_avx2_pairs sum;
+    __m256i total;
+    size_t at;
+    sum.low = sum.high = _mm256_setzero_si256();
+    AQ_UNROLL
+    for (at = 0; at < bytes; at += 32) {
+        if (at + 32 <= left) {
+            aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)(codes + at)), bits,
+                          x + at * (8u / bits));
+        } else if (at < left) {
+            uint8_t rest[32] = {0};
+            memcpy(rest, codes + at, left - at);
+            aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)rest), bits,
+                          x + at * (8u / bits));
+        }
+    }
+    total = _mm256_madd_epi16(sum.low, _mm256_set1_epi16(1));
+    return bits == 8 ? _mm256_add_epi32(total, _mm256_madd_epi16(sum.high, _mm256_set1_epi16(16)))
+                     : total;
+}
+
+/* The sums of the groups in four units, in order: 4 groups of 32 bytes or more, 8 of 16, 16 of 8. */
+AQ_AVX2_INLINE static inline void aq_avx2_fold_units(const __m256i *v, size_t group_bytes,
+                                                     int32_t *out) {
+    const __m256i first = _mm256_hadd_epi32(v[0], v[1]), second = _mm256_hadd_epi32(v[2], v[3]);
+    __m256i all;
+    if (group_bytes == 8) {
+        _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permute4x64_epi64(first, 0xD8));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 8), _mm256_permute4x64_epi64(second, 0xD8));
+        return;
+    }
+    all = _mm256_hadd_epi32(first, second); /* four lower halves, four upper ones */
+    if (group_bytes == 16) {
+        all = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256((__m256i *)(void *)out, all);
+        return;
+    }
+    _mm_storeu_si128((__m128i *)(void *)out, _mm_add_epi32(_mm256_castsi256_si128(all),
+                                                           _mm256_extracti128_si256(all, 1)));
+}
+
+/* The sums of 16 groups, of which the bytes `left` are there. */
+AQ_AVX2_INLINE static inline void aq_avx2_groups16(const uint8_t *codes, size_t left, uint32_t bits,
+                                                   size_t group_bytes, const int8_t *x,
+                                                   int32_t *out) {
+    const size_t bytes = group_bytes < 32 ? 32 : group_bytes;
+    const size_t groups = 4 * bytes / group_bytes;
+    __m256i v[4];
+    size_t i, k, at = 0;
+    for (i = 0; i < 16; i += groups) {
+        AQ_UNROLL
+        for (k = 0; k < 4; k++, at += bytes) {
+            v[k] = at < left ? aq_avx2_unit(codes + at, left - at, bits, bytes, x + at * (8u / bits))
+                             : _mm256_setzero_si256();
+        }
+        aq_avx2_fold_units(v, group_bytes, out + i);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_rows(const aq_linear_dots *job, uint32_t bits,
+                                               size_t group_bytes) {
+    const size_t batch = 16 * group_bytes;
+    size_t row, at, i;
+    for (row = 0; row < job->rows; row++) {
+        const uint8_t *codes = job->codes + row * job->row_bytes;
+        int32_t *out = job->out + row * job->out_stride;
+        for (at = 0; at < job->next_bytes; at += 64) {
+            _mm_prefetch((const char *)(job->next + row * job->next_bytes + at), _MM_HINT_T0);
+        }
+        for (at = 0; at + batch <= job->row_bytes; at += batch, out += 16) {
+            for (i = 0; i < batch; i += 64) {
+                _mm_prefetch((const char *)(codes + at + i + AQ_AVX2_AHEAD), _MM_HINT_T0);
+            }
+            aq_avx2_groups16(codes + at, batch, bits, group_bytes, job->x + at * (8u / bits), out);
+        }
+        if (at < job->row_bytes) {
+            aq_avx2_groups16(codes + at, job->row_bytes - at, bits, group_bytes,
+                             job->x + at * (8u / bits), out);
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job) {
+    switch (job->bits * 1000u + job->group) {
+    case 2032: aq_avx2_rows(job, 2, 8); break;
+    case 2064: aq_avx2_rows(job, 2, 16); break;
+    case 2128: aq_avx2_rows(job, 2, 32); break;
+    case 2256: aq_avx2_rows(job, 2, 64); break;
+    case 4032: aq_avx2_rows(job, 4, 16); break;
+    case 4064: aq_avx2_rows(job, 4, 32); break;
+    case 4128: aq_avx2_rows(job, 4, 64); break;
+    case 4256: aq_avx2_rows(job, 4, 128); break;
+    case 8032: aq_avx2_rows(job, 8, 32); break;
+    case 8064: aq_avx2_rows(job, 8, 64); break;
+    case 8128: aq_avx2_rows(job, 8, 128); break;
+    default: aq_avx2_rows(job, 8, 256); break;
+    }
+}
+
+/* ---- 16 rows at a time */
+
+/* Vectors of 8 rows by 4 codes: [dwords][parts][2], a part being a plane; at 8 bits the codes at even
+ * places as 16 bits, then those at odd ones. */
+#define AQ_AVX2_PARTS(bits) ((bits) == 2 ? 4u : 2u)
+#define AQ_AVX2_TILE 4u /* the most tokens at once */
+
+/* 16 rows by so many tokens, dwords begin … end − 1 of a group of 2 or 4 bits: adds to
+ * sum[tokens][2]. As many as 16 bits hold. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_block(const __m256i *codes, size_t begin, size_t end,
+                                                     uint32_t bits, const int8_t *x,
+                                                     size_t x_stride, size_t tokens,
+                                                     __m256i *sum) {
+    const size_t planes = 8u / bits;
+    __m256i pairs[2 * AQ_AVX2_TILE];
+    size_t i, plane, t, h;
+    AQ_UNROLL
+    for (t = 0; t < 2 * tokens; t++) {
+        pairs[t] = _mm256_setzero_si256();
+    }
+    for (i = begin; i < end; i++) {
+        AQ_UNROLL
+        for (plane = 0; plane < planes; plane++) {
+            const __m256i *rows = codes + 2 * (i * planes + plane);
+            const int8_t *from = x + (i / 8 * planes + plane) * 32 + i % 8 * 4;
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                int32_t four;
+                __m256i values;
+                memcpy(&four, from + t * x_stride, 4);
+                values = _mm256_set1_epi32(four);
+                AQ_UNROLL
+                for (h = 0; h < 2; h++) {
+                    pairs[2 * t + h] = _mm256_add_epi16(pairs[2 * t + h],
+                                                        _mm256_maddubs_epi16(rows[h], values));
+                }
+            }
+        }
+    }
+    AQ_UNROLL
+    for (t = 0; t < 2 * tokens; t++) {
+        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1)));
+    }
+}
+
+/* A group of 8 bits in products of 16 bits; x [dwords / 8][2][AQ_AVX2_TILE][8] words of two values. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_wide(const __m256i *codes, size_t dwords,
+                                                    const int16_t *x, size_t tokens, __m256i *sum) {
+    size_t i, part, t, h;
+    for (i = 0; i < dwords; i++) {
+        AQ_UNROLL
+        for (part = 0; part < 2; part++) {
+            const __m256i *rows = codes + 2 * (2 * i + part);
+            const int16_t *from = x + ((i / 8 * 2 + part) * AQ_AVX2_TILE * 8 + i % 8) * 2;
+            AQ_UNROLL
+            for (t = 0; t < tokens; t++) {
+                int32_t two;
+                __m256i values;
+                memcpy(&two, from + 16 * t, 4);
+                values = _mm256_set1_epi32(two);
+                AQ_UNROLL
+                for (h = 0; h < 2; h++) {
+                    sum[2 * t + h] = _mm256_add_epi32(sum[2 * t + h],
+                                                      _mm256_madd_epi16(rows[h], values));
+                }
+            }
+        }
+    }
+}
+
+/* The x of a group for it: of each 32 values those at even places, then those at odd ones. */
+AQ_AVX2_INLINE static inline void aq_avx2_widen_tile(const int8_t *x, size_t x_stride, size_t count,
+                                                     size_t tokens, int16_t *out) {
+    size_t i, t;
+    for (i = 0; i < count; i += 32, out += 2 * AQ_AVX2_TILE * 16) {
+        for (t = 0; t < tokens; t++) {
+            const __m256i values =
+                _mm256_loadu_si256((const __m256i *)(const void *)(x + t * x_stride + i));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 16 * t),
+                                _mm256_srai_epi16(_mm256_slli_epi16(values, 8), 8));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (AQ_AVX2_TILE + t)),
+                                _mm256_srai_epi16(values, 8));
+        }
+    }
+}
+
+/* What 8 rows of a token gain by a group: acc[0][16] scales, [1][16] mins. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_add(const aq_linear_tiles *job, size_t group,
+                                                   size_t token, size_t first, __m256i dots) {
+    AQ_SIMD_EXACT_BODY
+    const float *params = job->params + 32 * group + first;
+    float *acc = job->acc + token * 32 + first;
+    const int32_t total = job->sums[token * job->groups + group];
+    dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(job->half * total));
+    if (job->zeros) {
+        const __m256i codes = _mm256_loadu_si256(
+            (const __m256i *)(const void *)(job->codes_turned + 16 * group + first));
+        dots = _mm256_sub_epi32(dots,
+                                _mm256_mullo_epi32(_mm256_set1_epi32(job->zeros[token]), codes));
+    }
+    _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc),
+                                        _mm256_mul_ps(_mm256_loadu_ps(params),
+                                                      _mm256_cvtepi32_ps(dots))));
+    _mm256_storeu_ps(acc + 16, _mm256_add_ps(_mm256_loadu_ps(acc + 16),
+                                             _mm256_mul_ps(_mm256_loadu_ps(params + 16),
+                                                           _mm256_set1_ps((float)total))));
+}
+
+/* One group of 16 rows by `tokens` tokens. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile(const aq_linear_tiles *job, const __m256i *codes,
+                                               size_t dwords, uint32_t bits, const int8_t *x,
+                                               size_t group, size_t token, size_t tokens) {
+    const size_t block = bits == 4 ? 4 : dwords < 8 ? dwords : 8; /* 8 steps, at 2 bits 32 */
+    const int8_t *from = x + token * job->x_stride;
+    __m256i sum[2 * AQ_AVX2_TILE];
+    size_t begin, t;
+    AQ_UNROLL
+    for (t = 0; t < 2 * tokens; t++) {
+        sum[t] = _mm256_setzero_si256();
+    }
+    if (bits == 8) {
+        int16_t wide[256 * AQ_AVX2_TILE];
+        aq_avx2_widen_tile(from, job->x_stride, 4 * dwords, tokens, wide);
+        aq_avx2_tile_wide(codes, dwords, wide, tokens, sum);
+    }
+    for (begin = 0; bits < 8 && begin < dwords; begin += block) {
+        aq_avx2_tile_block(codes, begin, begin + block, bits, from, job->x_stride, tokens, sum);
+    }
+    AQ_UNROLL
+    for (t = 0; t < tokens; t++) {
+        aq_avx2_tile_add(job, group, token + t, 0, sum[2 * t]);
+        aq_avx2_tile_add(job, group, token + t, 8, sum[2 * t + 1]);
+    }
+}
+
+/* 32 bytes of each of 16 rows, of which `left` are there, as vectors of 8 rows. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m256i *out) {
+    const size_t parts = AQ_AVX2_PARTS(bits), left = job->row_bytes - at;
+    uint32_t packed[16 * 8] = {0}, turned[8 * 16];
+    size_t i, part, h;
+    for (i = 0; i < 16; i++) {
+        const uint8_t *row = job->codes + (i < job->rows ? i : job->rows - 1) * job->row_bytes + at;
+        memcpy(packed + 8 * i, row, left < 32 ? left : 32);
+        _mm_prefetch((const char *)(row + 256), _MM_HINT_T0);
+    }
+    aq_avx2_transpose(packed, 8, 8, turned);
+    for (i = 0; i < 8; i++) {
+        for (h = 0; h < 2; h++) {
+            const __m256i dword =
+                _mm256_loadu_si256((const __m256i *)(const void *)(turned + 16 * i + 8 * h));
+            AQ_UNROLL
+            for (part = 0; part < parts; part++) {
+                out[2 * (i * parts + part) + h] =
+                    bits < 8    ? aq_avx2_plane(dword, bits, part)
+                    : part == 0 ? _mm256_and_si256(dword, _mm256_set1_epi16(255))
+                                : _mm256_srli_epi16(dword, 8);
+            }
+        }
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, uint32_t bits,
+                                                   size_t group_bytes) {
+    const size_t planes = 8u / bits, parts = AQ_AVX2_PARTS(bits), dwords = group_bytes / 4;
+    const size_t span = group_bytes < 32 ? 32 : group_bytes;
+    __m256i codes[256];
+    size_t at, chunk, i, t, group = 0;
+    for (at = 0; at < job->row_bytes; at += span) {
+        for (chunk = 0; chunk < span; chunk += 32) {
+            if (at + chunk < job->row_bytes) {
+                aq_avx2_turn_chunk(job, at + chunk, bits, codes + chunk / 2 * parts);
+            } else {
+                memset(codes + chunk / 2 * parts, 0, 16 * parts * sizeof *codes);
+            }
+        }
+        for (i = 0; i * dwords < span / 4 && group < job->groups; i++, group++) {
+            const __m256i *first = codes + 2 * i * dwords * parts;
+            const int8_t *x = job->x + at * planes + i * dwords * 4;
+            for (t = 0; t + AQ_AVX2_TILE <= job->tokens; t += AQ_AVX2_TILE) {
+                aq_avx2_tile(job, first, dwords, bits, x, group, t, AQ_AVX2_TILE);
+            }
+            for (; t < job->tokens; t++) {
+                aq_avx2_tile(job, first, dwords, bits, x, group, t, 1);
+            }
+        }
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job) {
+    switch (job->bits * 1000u + job->group) {
+    case 2032: aq_avx2_tiles_of(job, 2, 8); break;
+    case 2064: aq_avx2_tiles_of(job, 2, 16); break;
+    case 2128: aq_avx2_tiles_of(job, 2, 32); break;
+    case 2256: aq_avx2_tiles_of(job, 2, 64); break;
+    case 4032: aq_avx2_tiles_of(job, 4, 16); break;
+    case 4064: aq_avx2_tiles_of(job, 4, 32); break;
+    case 4128: aq_avx2_tiles_of(job, 4, 64); break;
+    case 4256: aq_avx2_tiles_of(job, 4, 128); break;
+    case 8032: aq_avx2_tiles_of(job, 8, 32); break;
+    case 8064: aq_avx2_tiles_of(job, 8, 64); break;
+    case 8128: aq_avx2_tiles_of(job, 8, 128); break;
+    default: aq_avx2_tiles_of(job, 8, 256); break;
+    }
+}
+
+#undef AQ_AVX2_AHEAD
+#undef AQ_AVX2_PARTS
+#undef AQ_AVX2_TILE
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_products.c ---- */
 
 /* ---- begin src/simd/avx512_forward.c ---- */
 
@@ -6488,13 +6875,13 @@ static const struct aq_linear_kernels aq_linear_scalar = {
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_linear_kernels aq_linear_avx2 = {
     "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
-    NULL, NULL, NULL,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
 };
 #endif
 #if defined(AQ_HAVE_AVX512)
 static const struct aq_linear_kernels aq_linear_avx512 = {
     "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
-    NULL, NULL, NULL,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
 };
 #endif
 #if defined(AQ_HAVE_VNNI)

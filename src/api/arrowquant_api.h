@@ -359,9 +359,9 @@ ARROWQUANT_API size_t aq_linear_scratch_size(const aq_context *context, const aq
  * FLOAT. Large products use context->num_threads threads.
  * FLOAT: the weights are those that aq_dequantize gives. INT8: products of integers are summed
  * exactly within each group of weights, then scaled in F32. INT8 takes quantized weights only;
- * others are multiplied as FLOAT. A token with a NaN or an infinity in x gives NaN in all its y
- * when activations are INT8. A token's y does not depend on the other tokens, nor on ISA or number
- * of threads: the same bits. */
+ * others are multiplied as FLOAT; a trellis takes no STATIC ones (AQ_ERR_UNSUPPORTED). A token with a
+ * NaN or an infinity in x gives NaN in all its y when activations are INT8. A token's y does not
+ * depend on the other tokens, nor on ISA or number of threads: the same bits. */
 ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear *linear,
                                            const void *x, aq_dtype dtype, uint64_t tokens,
                                            const aq_activation *activation, float *y,

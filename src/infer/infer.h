@@ -20,6 +20,7 @@ typedef struct aq_weights {
     aq_quant_layout layout; /* when quantized */
     size_t rows, cols;
     size_t groups;          /* a row, when quantized */
+    bool trellis;
     int32_t half;           /* see aq_linear_combine */
 } aq_weights;
 
@@ -31,6 +32,10 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
 /* Columns begin … begin + count − 1 of a row; begin is a multiple of AQ_LINEAR_STRETCH. */
 AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begin, size_t count,
                               float *out);
+/* The same of some rows, at most 16, the first of which is a multiple of their number unless they are
+ * the last ones: [rows][count], in the basis that is coded. */
+AQ_LIB void aq_weights_decode_rows(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                                   size_t count, float *out);
 /* Scale and min of every group of some rows: [count][groups][2]. */
 AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out);
 /* INT8 activations in the order in which the functions below want them: multiples of AQ_ARRANGED. */
@@ -62,17 +67,24 @@ typedef struct aq_forward {
     float *y;
     uint32_t threads;
     size_t task_rows, task_tokens, row_tasks; /* a task: so many rows by so many tokens */
+    size_t block_rows;        /* the most that `block` takes */
+    void (*block)(const struct aq_forward *run, size_t row, size_t rows, size_t token,
+                  size_t tokens, uint8_t *own);
     uint8_t *shared;          /* scratch: the activations, prepared */
     uint8_t *own;             /* scratch of worker 0, own_bytes before that of worker 1 … */
     size_t own_bytes;
     const float *wide;        /* FLOAT: [tokens, cols] */
 } aq_forward;
 
-/* A token's activations as F32, input scales applied. */
+/* A token's activations as F32, input scales applied, turned if the weights are. */
 AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out);
 
 /* ---- int8.c */
 
+/* `count` × `size` bytes behind *end, which moves to the next line. Clears *fits when it overflows. */
+AQ_LIB size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits);
+/* The scale of a row of x, and its inverse, without a zero point. */
+AQ_LIB float aq_int8_symmetric(const aq_weights *weights, const float *x, float *inverse);
 /* Scratch for the activations of so many tokens, and for one worker; false when it overflows. */
 AQ_LIB bool aq_int8_scratch(const aq_weights *weights, size_t tokens, size_t *shared, size_t *own);
 /* One token to INT8 in run->shared; `own` is a worker's scratch. */
@@ -80,6 +92,21 @@ AQ_LIB void aq_int8_prepare(const aq_forward *run, size_t token, uint8_t *own);
 /* Rows × tokens of the result. */
 AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t token,
                           size_t tokens, uint8_t *own);
+
+/* ---- trellis_forward.c; _scratch, _prepare and _forward as those of int8.c, rows in whole strips */
+
+AQ_LIB bool aq_trellis_scratch(const aq_weights *weights, size_t tokens, size_t *shared,
+                               size_t *own);
+AQ_LIB void aq_trellis_prepare(const aq_forward *run, size_t token, uint8_t *own);
+AQ_LIB void aq_trellis_forward(const aq_forward *run, size_t row, size_t rows, size_t token,
+                               size_t tokens, uint8_t *own);
+/* Rotates x, one token, where the weights are rotated. */
+AQ_LIB void aq_trellis_turn(const aq_weights *weights, float *x);
+/* As aq_weights_decode_rows. */
+AQ_LIB void aq_trellis_weights(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                               size_t count, float *out);
+/* A whole row in the basis of the original. */
+AQ_LIB void aq_trellis_row(const aq_weights *weights, size_t row, float *out);
 
 #ifdef __cplusplus
 }

@@ -14,8 +14,7 @@ typedef struct aq_int8_own {
 /* Fewer tokens go one by one. */
 #define AQ_INT8_TILE_TOKENS 4u
 
-/* `count` × `size` bytes behind *end, which moves to the next line. */
-static size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
+AQ_LIB size_t aq_piece(uint64_t *end, uint64_t count, uint64_t size, bool *fits) {
     uint64_t begin = *end, bytes = 0;
     *fits = *fits && aq_mul_u64(count, size, &bytes) &&
             aq_add_u64(bytes, AQ_LINEAR_LINE - 1u, &bytes) &&
@@ -125,6 +124,17 @@ static aq_int8_grid aq_int8_grid_of(const aq_activation *activation, const aq_si
         grid.inverse = 127.0f / aq_simd_float(range->absmax);
     }
     return grid;
+}
+
+AQ_LIB float aq_int8_symmetric(const aq_weights *weights, const float *x, float *inverse) {
+    const aq_activation dynamic = {AQ_ACTIVATION_DYNAMIC, 0.0f, 0};
+    aq_simd_range range = aq_token_range(weights->kernels, x, weights->cols);
+    aq_int8_grid grid;
+    range.high = aq_simd_float(range.absmax);
+    range.low = -range.high;
+    grid = aq_int8_grid_of(&dynamic, &range);
+    *inverse = grid.inverse;
+    return grid.scale;
 }
 
 static void aq_int8_sums(const aq_weights *weights, const int8_t *q, int32_t zero, int32_t *sums) {

@@ -2,6 +2,7 @@
 #include "infer.h"
 
 #include "../base/thread.h"
+#include "../quant/trellis.h"
 
 /* Multiply-adds that are worth a task of their own. */
 #define AQ_TASK_PRODUCTS ((size_t)1 << 18)
@@ -42,7 +43,8 @@ static bool aq_forward_scratch(const aq_weights *weights, size_t tokens, uint32_
         return false;
     }
     if (weights->linear->quantized) {
-        if (!aq_int8_scratch(weights, tokens, &other_shared, &other_own)) {
+        if (!(weights->trellis ? aq_trellis_scratch : aq_int8_scratch)(weights, tokens, &other_shared,
+                                                                       &other_own)) {
             return false;
         }
         *shared = *shared > other_shared ? *shared : other_shared;
@@ -80,6 +82,7 @@ AQ_LIB void aq_forward_widen(const aq_forward *run, size_t token, float *out) {
     for (i = 0; scales && i < cols; i++) {
         out[i] *= scales[i];
     }
+    aq_trellis_turn(&run->weights, out);
 }
 
 static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_t token,
@@ -93,9 +96,7 @@ static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_
     }
     for (begin = 0; begin < cols; begin += AQ_LINEAR_STRETCH) {
         size_t count = aq_size_min(cols - begin, AQ_LINEAR_STRETCH);
-        for (i = 0; i < rows; i++) {
-            aq_weights_decode(weights, row + i, begin, count, decoded + i * count);
-        }
+        aq_weights_decode_rows(weights, row, rows, begin, count, decoded);
         weights->infer->product(decoded, count, rows, run->wide + token * cols + begin, cols,
                                 tokens, count, y, stride);
     }
@@ -122,7 +123,8 @@ static aq_status aq_forward_prepare(void *user, size_t index, uint32_t worker, a
             aq_forward_widen(run, token,
                              (float *)(void *)run->shared + token * run->weights.cols);
         } else {
-            aq_int8_prepare(run, token, run->own + worker * run->own_bytes);
+            (run->weights.trellis ? aq_trellis_prepare : aq_int8_prepare)(
+                run, token, run->own + worker * run->own_bytes);
         }
     }
     aq_simd_mode_leave(mode);
@@ -131,18 +133,15 @@ static aq_status aq_forward_prepare(void *user, size_t index, uint32_t worker, a
 
 static aq_status aq_forward_task(void *user, size_t index, uint32_t worker, aq_error *err) {
     const aq_forward *run = (const aq_forward *)user;
-    const size_t each = run->activation.type == AQ_ACTIVATION_FLOAT ? AQ_FLOAT_ROWS
-                                                                    : AQ_LINEAR_ROWS;
     size_t token = index / run->row_tasks * run->task_tokens;
     size_t tokens = aq_size_min(run->tokens - token, run->task_tokens);
     size_t row = index % run->row_tasks * run->task_rows;
     size_t end = aq_size_min(row + run->task_rows, run->weights.rows);
     aq_simd_mode mode = aq_simd_mode_enter();
     (void)err;
-    for (; row < end; row += each) {
-        (run->activation.type == AQ_ACTIVATION_FLOAT ? aq_float_block : aq_int8_block)(
-            run, row, aq_size_min(end - row, each), token, tokens,
-            run->own + worker * run->own_bytes);
+    for (; row < end; row += run->block_rows) {
+        run->block(run, row, aq_size_min(end - row, run->block_rows), token, tokens,
+                   run->own + worker * run->own_bytes);
     }
     aq_simd_mode_leave(mode);
     return AQ_OK;
@@ -152,7 +151,12 @@ static aq_status aq_forward_task(void *user, size_t index, uint32_t worker, aq_e
 static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
     const size_t cols = run->weights.cols ? run->weights.cols : 1;
     aq_status status = AQ_OK;
-    size_t tasks, work;
+    const bool is_float = run->activation.type == AQ_ACTIVATION_FLOAT;
+    size_t tasks, work, unit;
+    run->block = is_float             ? aq_float_block
+                 : run->weights.trellis ? aq_trellis_forward : aq_int8_block;
+    run->block_rows = is_float             ? AQ_FLOAT_ROWS
+                      : run->weights.trellis ? AQ_TRELLIS_ROWS : AQ_LINEAR_ROWS;
     if (!run->wide) {
         run->task_tokens = AQ_TASK_PRODUCTS / 8 / cols + 1;
         tasks = (run->tokens + run->task_tokens - 1) / run->task_tokens;
@@ -163,8 +167,9 @@ static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
         return status;
     }
     run->task_tokens = aq_size_min(run->tokens, AQ_TASK_TOKENS);
-    work = AQ_TASK_PRODUCTS / AQ_LINEAR_ROWS / run->task_tokens / cols + 1; /* blocks of 16 rows */
-    run->task_rows = work * AQ_LINEAR_ROWS;
+    unit = run->block_rows > AQ_LINEAR_ROWS ? run->block_rows : AQ_LINEAR_ROWS;
+    work = AQ_TASK_PRODUCTS / unit / run->task_tokens / cols + 1;
+    run->task_rows = work * unit;
     run->row_tasks = (run->weights.rows + run->task_rows - 1) / run->task_rows;
     tasks = (run->tokens + run->task_tokens - 1) / run->task_tokens * run->row_tasks;
     return aq_parallel_for(run->context, run->threads, tasks, aq_forward_task, run, err);
@@ -178,6 +183,11 @@ static aq_status aq_forward_check(const aq_forward *run, aq_error *err) {
     if (run->dtype != AQ_DTYPE_F32 && run->dtype != AQ_DTYPE_F16 && run->dtype != AQ_DTYPE_BF16) {
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: activations in %s; use F32, F16 or BF16", name,
                        aq_dtype_name(run->dtype));
+    }
+    if (activation->type == AQ_ACTIVATION_STATIC && run->weights.trellis) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED,
+                       "%s: static activations do not fit a trellis code, whose inputs are rotated; "
+                       "use dynamic ones", name);
     }
     if (activation->type == AQ_ACTIVATION_STATIC) {
         if (!(activation->scale > 0.0f && activation->scale <= FLT_MAX)) {
@@ -261,7 +271,8 @@ ARROWQUANT_API aq_status aq_linear_forward(aq_context *context, const aq_linear 
         run.activation.type = AQ_ACTIVATION_FLOAT;
     }
     if (run.activation.type == AQ_ACTIVATION_FLOAT && dtype == AQ_DTYPE_F32 &&
-        !linear->input_scales && (uintptr_t)x % sizeof(float) == 0) {
+        !linear->input_scales && !(run.weights.trellis && linear->spec.rotation) &&
+        (uintptr_t)x % sizeof(float) == 0) {
         run.wide = (const float *)x;
     }
     return aq_forward_run(&run, err);
@@ -301,7 +312,10 @@ ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *lin
     }
     {
         aq_simd_mode mode = aq_simd_mode_enter();
-        for (begin = 0; begin < weights.cols; begin += AQ_LINEAR_STRETCH) {
+        if (weights.trellis) {
+            aq_trellis_row(&weights, (size_t)row, out);
+        }
+        for (begin = weights.trellis ? weights.cols : 0; begin < weights.cols; begin += AQ_LINEAR_STRETCH) {
             aq_weights_decode(&weights, (size_t)row, begin,
                               aq_size_min(weights.cols - begin, AQ_LINEAR_STRETCH), out + begin);
         }

@@ -37,10 +37,6 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
         return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the residual code; dequantize the "
                        "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
     }
-    if (linear->quantized && linear->spec.code == AQ_CODE_TRELLIS) {
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the trellis code; dequantize the "
-                       "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
-    }
     if (linear->quantized) {
         status = aq_quantized_size(&linear->spec, linear->rows, linear->cols, &out->layout, err);
     } else if (!aq_weights_plain(linear->dtype)) {
@@ -67,6 +63,7 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
     if (linear->quantized && linear->spec.code == AQ_CODE_SYMMETRIC) {
         out->half = 1 << (linear->spec.bits - 1u);
     }
+    out->trellis = linear->quantized && linear->spec.code == AQ_CODE_TRELLIS;
     out->kernels = aq_kernels_of(context);
     out->infer = aq_simd_linear(out->kernels);
     return aq_weights_missing(linear, &out->layout, err);
@@ -128,6 +125,18 @@ AQ_LIB void aq_weights_decode(const aq_weights *weights, size_t row, size_t begi
                                      row * (size_t)weights->layout.row_code_bytes +
                                      begin * spec->bits / 8,
                                  n, spec->group_size, spec->bits, weights->half != 0, grids, out);
+    }
+}
+
+AQ_LIB void aq_weights_decode_rows(const aq_weights *weights, size_t row, size_t rows, size_t begin,
+                                   size_t count, float *out) {
+    size_t i;
+    if (weights->trellis) {
+        aq_trellis_weights(weights, row, rows, begin, count, out);
+        return;
+    }
+    for (i = 0; i < rows; i++) {
+        aq_weights_decode(weights, row + i, begin, count, out + i * count);
     }
 }
 

@@ -259,7 +259,7 @@ TEST(one_sided_tokens) {
     for (round = 0; round < 24; round++) {
         const size_t *shape = SHAPES[round % SHAPE_COUNT];
         const size_t tokens = 1 + below(&state, 11), count = tokens * shape[1];
-        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES};
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_LEAST_SQUARES, 0, 0};
         aq_activation activation = {AQ_ACTIVATION_DYNAMIC, 0.0f, 0};
         float *x = (float *)room(count * 4);
         layer l;
@@ -279,6 +279,64 @@ TEST(one_sided_tokens) {
         check_tokens(&l, x, tokens, &activation, 2e-6);
         free_layer(&l);
         free(x);
+    }
+}
+
+/* The sum of squares of a, and of a − b. */
+static double far_apart(const float *a, const float *b, size_t count) {
+    double size = 0.0, error = 0.0;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        size += (double)a[i] * (double)a[i];
+        error += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+    }
+    return sqrt(error / (size + 1e-30));
+}
+
+/* Strips that end early, groups that do, inputs rotated or not; INT8 is exact where nothing is rotated,
+ * and near to the float result where the integers are those of rotated inputs. */
+TEST(trellis_layers) {
+    static const size_t shapes[][2] = {{1, 32}, {37, 70}, {256, 64}, {300, 130}};
+    static const uint32_t states[] = {256, 1024, 256};
+    uint64_t state = 41;
+    size_t round, i;
+    for (round = 0; round < 8; round++) {
+        const size_t *shape = shapes[round % 4];
+        const size_t tokens = round % 3 == 0 ? 1 : 11, count = tokens * shape[1];
+        aq_quant_spec spec = {AQ_CODE_TRELLIS, AQ_PARAM_F16, 2, 64, AQ_FIT_FAST, 256, 0};
+        aq_activation activation = {AQ_ACTIVATION_FLOAT, 0.0f, 0};
+        float *x = (float *)room(count * 4), *row = (float *)room(shape[1] * 4);
+        float *y = (float *)room(tokens * shape[0] * 4), *exact = (float *)room(tokens * shape[0] * 4);
+        layer l;
+        spec.bits = 2 + (uint32_t)round % 3;
+        spec.states = states[round % 3];
+        spec.rotation = round < 4 ? 0 : 77;
+        spec.group_size = round % 2 ? 32 : 128;
+        spec.params = round % 4 == 1 ? AQ_PARAM_F32 : AQ_PARAM_F16;
+        for (i = 0; i < count; i++) {
+            x[i] = (float)test_normal(&state);
+        }
+        make_layer(&l, shape[0], shape[1], spec, round % 2 ? 1 : 3, &state);
+        check_tokens(&l, x, tokens, &activation, spec.rotation ? 1e-5 : 1e-6);
+        CHECK_STATUS(forward(NULL, &l, x, AQ_DTYPE_F32, tokens, &activation, exact), AQ_OK);
+        activation.type = AQ_ACTIVATION_DYNAMIC;
+        if (!spec.rotation && shape[1] > 64) { /* no token is one-sided */
+            check_tokens(&l, x, tokens, &activation, 1e-6);
+        }
+        CHECK_STATUS(forward(NULL, &l, x, AQ_DTYPE_F32, tokens, &activation, y), AQ_OK);
+        CHECK_RANGE(0, far_apart(exact, y, tokens * shape[0]), 0.02);
+        same_everywhere(&l, x, tokens, &activation, y);
+        activation.type = AQ_ACTIVATION_STATIC;
+        activation.scale = 1.0f;
+        CHECK_STATUS(forward(NULL, &l, x, AQ_DTYPE_F32, tokens, &activation, y),
+                     AQ_ERR_UNSUPPORTED);
+        CHECK_STATUS(aq_linear_row(NULL, &l.linear, shape[0] - 1, row, NULL), AQ_OK);
+        CHECK_RANGE(0, far_apart(l.weights + (shape[0] - 1) * shape[1], row, shape[1]), 1e-6);
+        free_layer(&l);
+        free(x);
+        free(row);
+        free(y);
+        free(exact);
     }
 }
 
@@ -631,6 +689,7 @@ TEST(kernels_match_the_scalar_ones) {
 int main(void) {
     RUN(matches_double_arithmetic);
     RUN(one_sided_tokens);
+    RUN(trellis_layers);
     RUN(extremes);
     RUN(not_finite);
     RUN(dtypes);

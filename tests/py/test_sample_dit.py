@@ -135,6 +135,19 @@ def test_samples_do_not_depend_on_batches_threads_or_isa(sampler, aq, tmp_path):
     assert done.returncode == 0 and out.read_bytes() == first.tobytes()
 
 
+def test_trellis_layers_run_as_they_dequantize(sampler, aq, tmp_path):
+    """Rotated inputs by rotated weights are the plain product, to rounding; INT8 comes near it."""
+    folder, plain = quantized(aq, tmp_path, "--bits", "4", "--method", "trellis", "--trellis-states",
+                              "256"), tmp_path / "plain"
+    call([aq, "dequantize", folder, plain, "--quiet"])
+    words = ["--images", "5", "--steps", "4"]
+    expected = sample(sampler, plain, tmp_path, *words)
+    assert psnr(sample(sampler, folder, tmp_path, *words), expected) >= 90
+    assert psnr(sample(sampler, folder, tmp_path, *words, "--activations", "dynamic"), expected) >= 30
+    assert "dynamic" in refused(sampler, folder, "--activations", "static", "--calibration",
+                                dit.REFERENCE / "activations.safetensors")
+
+
 def test_seed_classes_guidance(sampler, tmp_path):
     words = ["--images", "4", "--steps", "3"]
     plain = sample(sampler, dit.DIGITS, tmp_path, *words)

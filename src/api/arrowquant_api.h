@@ -649,7 +649,8 @@ ARROWQUANT_API void aq_observer_destroy(aq_observer *observer); /* NULL allowed 
  * in this machine's byte order, row-major [rows, channels]. From any number of threads at once; what
  * is kept of a layer and timestep is 5 KB and 20 bytes a channel, however much is fed. Counts,
  * extremes and percentiles do not depend on the order; means and squares only by the last bits of a
- * double. No rows: nothing to do. Percentiles are exact to 1/32 of their value, or to 2^-10 of the
+ * double; second moments, whose products are summed in F32 for up to 128 rows of a call and then in F64,
+ * by the last bits of a float, and neither on ISA nor on threads. No rows: nothing to do. Percentiles are exact to 1/32 of their value, or to 2^-10 of the
  * largest magnitude. NaN, or beyond F32: AQ_ERR_ARGUMENT naming the element, and nothing is taken.
  * Another number of channels than before: AQ_ERR_SHAPE. */
 ARROWQUANT_API aq_status aq_observer_feed(aq_observer *observer, const char *layer,

@@ -2,12 +2,13 @@
  * out. Memory depends on layers, timesteps and channels, never on how much is fed. */
 #include "calib.h"
 
+#include "../quant/linear.h"
 #include "../quant/quant.h"
 #include "../simd/simd.h"
 
 #define AQ_FEED_PIECE 1024u /* values that are converted at once */
 #define AQ_FEED_LANES 16u
-#define AQ_MOMENT_ROWS 16u /* rows whose products are added at once */
+#define AQ_MOMENT_ROWS 128u /* rows whose products are added at once, in F32 */
 
 struct aq_observer {
     aq_context *context; /* as given */
@@ -178,51 +179,82 @@ static void aq_feed_step(const aq_feed *feed, float largest, aq_step *step) {
     aq_step_merge_figures(step, &fed);
 }
 
-/* ---- second moments: the upper triangle of Σ x·xᵀ */
+/* ---- second moments: the upper triangle of Σ x·xᵀ
+ *
+ * By the blocked linear algebra of quant/: each element is a chain of fused multiply-adds in F32 over
+ * AQ_MOMENT_ROWS rows of a call, in their order, which is then added to its sum in F64. So the sums are the
+ * same whatever the ISA and the threads. */
 
 typedef struct aq_moment_job {
-    const float *rows; /* [count, channels] */
-    size_t count, channels, band;
+    const struct aq_kernels *kernels;
+    const float *panels; /* rows by panels of 32 channels: [panel][count][32], zeros at the end */
+    size_t count, channels;
     double *sums;
 } aq_moment_job;
 
-/* Some rows of the matrix; each element is summed in one order, whoever does it. */
+static void aq_moment_pack(const float *rows, size_t count, size_t channels, float *panels) {
+    for (size_t first = 0; first < channels; first += AQ_PANEL) {
+        size_t width = channels - first < AQ_PANEL ? channels - first : AQ_PANEL;
+        for (size_t r = 0; r < count; r++, panels += AQ_PANEL) {
+            memcpy(panels, rows + r * channels + first, width * sizeof(float));
+            memset(panels + width, 0, (AQ_PANEL - width) * sizeof(float));
+        }
+    }
+}
+
+/* The columns of one panel, above the diagonal. */
 AQ_SIMD_EXACT static aq_status aq_moment_task(void *user, size_t index, uint32_t worker,
                                               aq_error *err) {
     AQ_SIMD_EXACT_BODY
     const aq_moment_job *job = (const aq_moment_job *)user;
-    size_t c = job->channels, end = (index + 1) * job->band;
+    const float *panel = job->panels + index * job->count * AQ_PANEL;
+    size_t c = job->channels, first = index * AQ_PANEL;
+    size_t last = c - first < AQ_PANEL ? c : first + AQ_PANEL;
+    float tile[AQ_PANEL * AQ_STRIP];
+    aq_simd_mode mode = aq_simd_mode_enter();
     (void)worker;
     (void)err;
-    for (size_t i = index * job->band; i < c && i < end; i++) {
-        double *sums = job->sums + i * c;
-        for (size_t r = 0; r < job->count; r++) {
-            const float *row = job->rows + r * c;
-            double factor = (double)row[i];
-            if (factor == 0.0) continue;
-            for (size_t j = i; j < c; j++) sums[j] += factor * (double)row[j];
+    for (size_t i = 0; i < last; i += AQ_STRIP) {
+        size_t columns = c - i < AQ_STRIP ? c - i : AQ_STRIP;
+        memset(tile, 0, sizeof(tile));
+        const float *strip = job->panels + i / AQ_PANEL * job->count * AQ_PANEL + i % AQ_PANEL;
+        job->kernels->update(tile, panel, strip, AQ_PANEL, job->count, columns);
+        for (size_t k = 0; k < columns && i + k < last; k++) {
+            double *sums = job->sums + (i + k) * c;
+            size_t from = i + k > first ? i + k : first;
+            for (size_t j = from; j < last; j++) sums[j] -= (double)tile[k * AQ_PANEL + (j - first)];
         }
     }
+    aq_simd_mode_leave(mode);
     return AQ_OK;
 }
 
-static aq_status aq_feed_moments(const aq_feed *feed, aq_gathered *layer, float *rows,
+/* Room for some rows, twice: as they are, and by panels. */
+static bool aq_moment_space(size_t channels, size_t *bytes) {
+    size_t padded = (channels + AQ_PANEL - 1) / AQ_PANEL * AQ_PANEL;
+    return aq_mul_size(AQ_MOMENT_ROWS * 2 * sizeof(float), padded, bytes) && *bytes <= SIZE_MAX - 128;
+}
+
+static aq_status aq_feed_moments(const aq_feed *feed, aq_gathered *layer, float *space,
                                  aq_error *err) {
     aq_context *context = feed->observer->context;
     aq_moment_job job;
     aq_status status = AQ_OK;
-    job.rows = rows;
-    job.channels = (size_t)feed->channels;
+    size_t channels = (size_t)feed->channels;
+    size_t padded = (channels + AQ_PANEL - 1) / AQ_PANEL * AQ_PANEL;
+    float *panels = (float *)aq_align_64(space), *rows = panels + AQ_MOMENT_ROWS * padded;
+    job.kernels = aq_kernels_of(context);
+    job.panels = panels;
+    job.channels = channels;
     job.sums = layer->moments;
-    job.band = 32;
-    size_t bands = (job.channels + job.band - 1) / job.band;
-    uint32_t threads = job.channels < 512 ? 1 : aq_thread_count(context);
+    uint32_t threads = channels < 512 ? 1 : aq_thread_count(context);
     for (uint64_t done = 0; done < feed->rows;) {
         uint64_t left = feed->rows - done;
         job.count = left < AQ_MOMENT_ROWS ? (size_t)left : AQ_MOMENT_ROWS;
-        aq_feed_read(feed, done * feed->channels, job.count * job.channels, rows);
+        aq_feed_read(feed, done * channels, job.count * channels, rows);
+        aq_moment_pack(rows, job.count, channels, panels);
         /* not to be stopped half-way: what is in the sums must be what is counted */
-        status = aq_parallel_for(NULL, threads, bands, aq_moment_task, &job, err);
+        status = aq_parallel_for(NULL, threads, padded / AQ_PANEL, aq_moment_task, &job, err);
         if (status != AQ_OK) return status;
         done += job.count;
     }
@@ -234,14 +266,15 @@ static aq_status aq_feed_moments(const aq_feed *feed, aq_gathered *layer, float 
 static aq_status aq_moments_make(aq_gathered *layer, float **rows, size_t *row_bytes,
                                  aq_error *err) {
     size_t c = (size_t)layer->channels, bytes = 0;
-    if (!aq_mul_size(c, c, &bytes) || !aq_mul_size(bytes, sizeof(double), &bytes))
+    if (!aq_mul_size(c, c, &bytes) || !aq_mul_size(bytes, sizeof(double), &bytes) ||
+        !aq_moment_space(c, row_bytes))
         return aq_fail_memory(err, SIZE_MAX);
     if (!layer->moments) {
         layer->moments = (double *)aq_alloc(layer->context, bytes);
         if (!layer->moments) return aq_fail_memory(err, bytes);
         memset(layer->moments, 0, bytes);
     }
-    *row_bytes = AQ_MOMENT_ROWS * c * sizeof(float);
+    *row_bytes += 64; /* to align it */
     *rows = (float *)aq_alloc(layer->context, *row_bytes);
     return *rows ? AQ_OK : aq_fail_memory(err, *row_bytes);
 }

@@ -178,6 +178,47 @@ TEST(threads) {
     aq_calibration_close(calibration);
 }
 
+/* Second moments of more rows and channels than are summed at once, against sums in F64; the same
+ * bits with every instruction set and number of threads. */
+TEST(moments_are_the_same_everywhere) {
+    enum { MANY = 150, WIDE = 515 };
+    static float rows[MANY * WIDE], first[WIDE * WIDE], moments[WIDE * WIDE];
+    aq_observer_options options;
+    uint32_t state = 1;
+    size_t tried = 0;
+    memset(&options, 0, sizeof(options));
+    options.second_moments = true;
+    for (size_t i = 0; i < MANY * WIDE; i++) {
+        state = state * 1664525u + 1013904223u;
+        rows[i] = (float)(int32_t)state / 2147483648.0f + 0.25f;
+    }
+    for (unsigned isa = AQ_ISA_AUTO; isa <= AQ_ISA_NEON; isa++) {
+        aq_context *context = NULL;
+        aq_observer *observer;
+        aq_calibration *calibration;
+        if (aq_context_create((aq_isa)isa, NULL, &context, NULL) != AQ_OK) continue;
+        context->num_threads = isa == AQ_ISA_AUTO ? 3 : 1;
+        CHECK_STATUS(aq_observer_create(context, &options, &observer, NULL), AQ_OK);
+        CHECK_STATUS(aq_observer_feed(observer, "wide", 0, AQ_DTYPE_F32, rows, MANY, WIDE, NULL), AQ_OK);
+        CHECK_STATUS(aq_observer_calibration(observer, &calibration, NULL), AQ_OK);
+        CHECK_STATUS(aq_calibration_hessian(context, calibration, &calibration->layers[0],
+                                            tried ? moments : first, NULL), AQ_OK);
+        CHECK(!tried++ || memcmp(first, moments, sizeof(first)) == 0);
+        aq_calibration_close(calibration);
+        aq_observer_destroy(observer);
+        aq_context_destroy(context);
+    }
+    CHECK(tried >= 2);
+    for (size_t i = 0; i < WIDE; i += 7) {
+        for (size_t j = 0; j < WIDE; j++) {
+            double sum = 0;
+            for (size_t r = 0; r < MANY; r++)
+                sum += (double)rows[r * WIDE + i] * (double)rows[r * WIDE + j];
+            CHECK_RANGE(sum / MANY - 3e-7, first[i * WIDE + j], sum / MANY + 3e-7);
+        }
+    }
+}
+
 /* ---- what is refused leaves no trace */
 
 TEST(refused) {
@@ -292,6 +333,7 @@ int main(void) {
     RUN(figures);
     RUN(dtypes);
     RUN(threads);
+    RUN(moments_are_the_same_everywhere);
     RUN(refused);
     RUN(one_sample);
     RUN(sketch_in_any_order);

@@ -16743,7 +16743,7 @@ ARROWQUANT_API aq_status aq_quant_parameters(aq_context *context, const aq_quant
     aq_quant_layout layout;
     aq_status status = aq_quantized_size(spec, rows, cols, &layout, err);
     if (status != AQ_OK) return status;
-    if (aq_code_is_block(spec->code))
+    if (layout.rows && layout.groups && aq_code_is_block(spec->code))
         return aq_fail(err, AQ_ERR_UNSUPPORTED,
                        "%s keeps the parameters of a block among its codes; dequantize it, or read them there",
                        aq_code_name(spec->code));

@@ -23942,7 +23942,8 @@ ARROWQUANT_API aq_status aq_linear_row(aq_context *context, const aq_linear *lin
         if (weights.trellis) {
             aq_trellis_row(&weights, (size_t)row, out);
         }
-        for (begin = weights.trellis ? weights.cols : 0; begin < weights.cols; begin += AQ_LINEAR_STRETCH) {
+        for (begin = weights.trellis ? weights.cols : 0; begin < weights.cols;
+             begin += AQ_LINEAR_STRETCH) {
             aq_weights_decode(&weights, (size_t)row, begin,
                               aq_size_min(weights.cols - begin, AQ_LINEAR_STRETCH), out + begin);
         }

@@ -83,7 +83,7 @@ static void fill(void) {
 typedef struct job {
     char name[64];
     int kind;              /* 0: read, 1: ours, 2: ggml vec_dot, 3: ggml matrix product */
-    uint32_t bits, group;
+    uint32_t bits, group, states; /* bits 16: weights in F16; states: of a trellis, or 0 */
     size_t tokens;
     aq_activation_type activation;
     aq_isa isa;
@@ -97,11 +97,18 @@ static void describe(const job *j, size_t number, aq_linear *linear) {
     aq_quant_layout layout;
     memset(linear, 0, sizeof *linear);
     linear->rows = linear->cols = SIDE;
-    linear->quantized = true;
-    linear->spec.code = AQ_CODE_AFFINE;
+    linear->quantized = j->bits < 16;
+    linear->dtype = AQ_DTYPE_F16;
+    linear->data = memory + number * j->matrix_bytes;
+    linear->spec.code = j->states ? AQ_CODE_TRELLIS : AQ_CODE_AFFINE;
+    linear->spec.states = j->states;
+    linear->spec.rotation = j->states ? 1 : 0;
     linear->spec.params = AQ_PARAM_F16;
     linear->spec.bits = j->bits;
     linear->spec.group_size = j->group;
+    if (!linear->quantized) {
+        return;
+    }
     (void)aq_quantized_size(&linear->spec, SIDE, SIDE, &layout, NULL);
     linear->codes = memory + number * j->matrix_bytes;
     linear->params = memory + number * j->matrix_bytes + (size_t)layout.code_bytes;
@@ -205,8 +212,8 @@ static job *add(const char *name, int kind, size_t matrix_bytes, size_t tokens) 
     return j;
 }
 
-static void add_ours(uint32_t bits, uint32_t group, size_t tokens, aq_activation_type activation,
-                     aq_isa isa) {
+static void add_ours(uint32_t bits, uint32_t group, uint32_t states, size_t tokens,
+                     aq_activation_type activation, aq_isa isa) {
     aq_context *context = NULL;
     aq_quant_layout layout;
     aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0, 0};
@@ -220,10 +227,19 @@ static void add_ours(uint32_t bits, uint32_t group, size_t tokens, aq_activation
     context->num_threads = 1;
     spec.bits = bits;
     spec.group_size = group;
-    (void)aq_quantized_size(&spec, SIDE, SIDE, &layout, NULL);
-    snprintf(name, sizeof name, "INT%u g %u x %s, %s", bits, group,
-             activation == AQ_ACTIVATION_FLOAT ? "F32" : "INT8", aq_isa_name(context->isa));
+    spec.code = states ? AQ_CODE_TRELLIS : AQ_CODE_AFFINE;
+    spec.states = states;
+    memset(&layout, 0, sizeof layout);
+    if (bits < 16) {
+        (void)aq_quantized_size(&spec, SIDE, SIDE, &layout, NULL);
+    } else {
+        layout.code_bytes = (uint64_t)SIDE * SIDE * 2;
+    }
+    snprintf(name, sizeof name, "%s%u g %u x %s, %s", states ? "trellis " : bits < 16 ? "INT" : "F",
+             bits, group, activation == AQ_ACTIVATION_FLOAT ? "F32" : "INT8",
+             aq_isa_name(context->isa));
     j = add(name, 1, (size_t)(layout.code_bytes + layout.param_bytes), tokens);
+    j->states = states;
     j->bits = bits;
     j->group = group;
     j->activation = activation;
@@ -239,16 +255,19 @@ static void add_all(size_t tokens) {
     size_t i, k;
     for (i = 0; i < 5; i++) {
         for (k = 0; k < 3; k++) {
-            add_ours(widths[i][0], widths[i][1], tokens, AQ_ACTIVATION_DYNAMIC, isas[k]);
+            add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_DYNAMIC, isas[k]);
         }
-        add_ours(widths[i][0], widths[i][1], tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
+        add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
     }
+    add_ours(2, 256, 256, tokens, AQ_ACTIVATION_DYNAMIC, AQ_ISA_AUTO);
+    add_ours(2, 256, 256, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
+    add_ours(16, 0, 0, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
 }
 
 static void add_peer(int kind, size_t tokens) {
-    static const int types[] = {PEER_Q8_0, PEER_Q4_0, PEER_Q2_K};
+    static const int types[] = {PEER_Q8_0, PEER_Q4_0, PEER_Q2_K, PEER_IQ2_XXS};
     size_t i;
-    for (i = 0; i < 3; i++) {
+    for (i = 0; i < 4; i++) {
         char name[64];
         size_t bytes = peer_bytes(types[i], SIDE, SIDE);
         if (!bytes || (kind == 3 && !peer_prepare_product(types[i], SIDE, SIDE, memory))) {

@@ -9,16 +9,17 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PEER_Q4_0 = 2, PEER_Q8_0 = 8, PEER_Q2_K = 10, PEER_F32 = 0 };
+enum { PEER_Q4_0 = 2, PEER_Q8_0 = 8, PEER_Q2_K = 10, PEER_IQ2_XXS = 16, PEER_F32 = 0 };
 
 static const char *peer_type_name(int type) {
-    return type == PEER_Q4_0 ? "Q4_0" : type == PEER_Q8_0 ? "Q8_0" : "Q2_K";
+    return type == PEER_Q4_0 ? "Q4_0" : type == PEER_Q8_0 ? "Q8_0" : type == PEER_Q2_K ? "Q2_K" : "IQ2_XXS";
 }
 
 /* Bytes of a matrix. */
 static size_t peer_matrix_bytes(int type, size_t rows, size_t cols) {
     return type == PEER_Q4_0   ? rows * cols / 32 * 18
-           : type == PEER_Q8_0 ? rows * cols / 32 * 34 : rows * cols / 256 * 84;
+           : type == PEER_Q8_0 ? rows * cols / 32 * 34
+           : type == PEER_Q2_K ? rows * cols / 256 * 84 : rows * cols / 256 * 66;
 }
 
 #ifdef _WIN32
@@ -74,8 +75,8 @@ static struct {
     int (*compute)(void *backend, void *graph);
     void *backend;
     void *context, *weights;
-    void *run[16], *ins[16], *outs[16];   /* of the matrix products, by type */
-    bool repacked[16];
+    void *run[32], *ins[32], *outs[32];   /* of the matrix products, by type */
+    bool repacked[32];
 } peer;
 
 static bool peer_find(const char *name, void *function, size_t size) {

@@ -8196,6 +8196,10 @@ struct aq_trellis_kernels {
      * x of a token lie x_step apart from those of the one before it. */
     void (*dots)(const aq_trellis_code *code, const uint8_t *codes, size_t height, size_t column,
                  size_t count, const int8_t *x, size_t x_step, size_t tokens, int32_t *out);
+    /* out[row·stride + column] = scales[row]·value for 16 columns, whose `rows` (at most 256) values
+     * lie AQ_TRELLIS_COLUMN apart; `columns` of them are wanted, the others may hold anything. */
+    void (*spread)(const int8_t *values, size_t rows, size_t columns, const float *scales,
+                   float *out, size_t stride);
 };
 
 /* Those that go with the table. */
@@ -8210,8 +8214,12 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
                                         size_t height, size_t column, size_t count,
                                         const int8_t *x, size_t x_step, size_t tokens,
                                         int32_t *out);
+AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                          const float *scales, float *out, size_t stride);
 
 #if defined(AQ_HAVE_AVX2)
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                                const float *scales, float *out, size_t stride);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
                                                 size_t at, size_t height, size_t first,
                                                 size_t rows, int8_t *out);
@@ -8385,6 +8393,16 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
     }
 }
 
+AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                          const float *scales, float *out, size_t stride) {
+    size_t row, i;
+    for (row = 0; row < rows; row++, out += stride) {
+        for (i = 0; i < columns; i++) {
+            out[i] = scales[row] * (float)values[i * AQ_TRELLIS_COLUMN + row];
+        }
+    }
+}
+
 /* ---- end src/simd/scalar_trellis.c ---- */
 
 /* ---- begin src/simd/avx2_trellis.c ---- */
@@ -8395,7 +8413,7 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
 #if defined(AQ_HAVE_AVX2)
 
 /* least[state >> bits] for 16 states from a multiple of 16 on. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_spread(const uint16_t *least, uint32_t bits) {
+AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_least(const uint16_t *least, uint32_t bits) {
     const __m256i four = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4,
                                           5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7);
     const __m256i two = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2,
@@ -8421,7 +8439,7 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cost(const int16_t *values,
     if (bits == 4) {
         distance = _mm256_min_epi16(_mm256_abs_epi16(distance), _mm256_set1_epi16(255));
     }
-    return _mm256_adds_epu16(aq_avx2_trellis_spread(least + (state >> bits), bits),
+    return _mm256_adds_epu16(aq_avx2_trellis_least(least + (state >> bits), bits),
                              _mm256_mullo_epi16(distance, distance));
 }
 
@@ -8850,6 +8868,46 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
 
 #undef AQ_DOT_TOKENS
 
+/* ---- weights */
+
+/* 16 columns of 16 rows, turned: line i of `out` has row i. */
+AQ_AVX2_INLINE static inline void aq_avx2_trellis_turn(const int8_t *values, __m128i out[16]) {
+    __m128i other[16], *from = out, *to = other, *swap;
+    size_t i, step;
+    for (i = 0; i < 16; i++) {
+        out[i] = _mm_loadu_si128((const __m128i *)(const void *)(values + i * AQ_TRELLIS_COLUMN));
+    }
+    for (step = 0; step < 4; step++) { /* each doubles how many columns of a row lie together */
+        for (i = 0; i < 8; i++) {
+            to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+            to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                                const float *scales, float *out, size_t stride) {
+    AQ_SIMD_EXACT_BODY
+    size_t row = 0, i;
+    for (; columns == 16 && row + 16 <= rows; row += 16) {
+        __m128i lines[16];
+        aq_avx2_trellis_turn(values + row, lines);
+        for (i = 0; i < 16; i++) {
+            __m256 scale = _mm256_set1_ps(scales[row + i]);
+            float *to = out + (row + i) * stride;
+            _mm256_storeu_ps(to, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(
+                                                          _mm256_cvtepi8_epi32(lines[i]))));
+            _mm256_storeu_ps(to + 8, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+                                                              _mm_srli_si128(lines[i], 8)))));
+        }
+    }
+    aq_scalar_trellis_spread(values + row, rows - row, columns, scales + row, out + row * stride,
+                             stride);
+}
+
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_trellis_read.c ---- */
@@ -8860,11 +8918,13 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
 
 static const struct aq_trellis_kernels aq_trellis_scalar = {
     "scalar", aq_scalar_trellis_search, aq_scalar_trellis_values, aq_scalar_trellis_dots,
+    aq_scalar_trellis_spread,
 };
 
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_trellis_kernels aq_trellis_avx2 = {
     "avx2", aq_avx2_trellis_search, aq_avx2_trellis_values, aq_avx2_trellis_dots,
+    aq_avx2_trellis_spread,
 };
 #endif
 
@@ -17715,7 +17775,7 @@ typedef struct aq_trellis_part {
     const uint8_t *codes, *params;
     size_t height, cols;  /* of the strip: as many rows as it has */
     size_t first, rows;   /* rows wanted */
-    size_t begin, count;  /* columns wanted; begin is a multiple of the group size */
+    size_t begin, count;  /* columns wanted, any */
 } aq_trellis_part;
 
 /* out[row·stride + column], both counted from the part's first one. Allocates nothing. */
@@ -17920,25 +17980,28 @@ AQ_LIB float aq_trellis_stored(const aq_quant_spec *spec, const uint8_t *row_par
                : aq_simd_from_f16((uint16_t)low);
 }
 
-/* Some columns of one group, some rows. */
+/* Columns of one group, at most AQ_TRELLIS_RUN rows. */
 static void aq_trellis_decode_run(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                                   const aq_trellis_part *part, size_t row_param_bytes, float *out,
                                   size_t stride) {
     const aq_trellis_code *code = aq_trellis_code_of(spec->bits, spec->states);
-    int8_t values[AQ_TRELLIS_COLUMNS * AQ_TRELLIS_RUN];
-    size_t i, row;
-    for (i = 0; i < part->count; i++) {
-        aq_simd_trellis(kernels)->values(code, part->codes,
-                                         (part->begin + i) * part->height * code->bits,
-                                         part->height, part->first, part->rows,
-                                         values + i * AQ_TRELLIS_RUN);
+    const struct aq_trellis_kernels *own = aq_simd_trellis(kernels);
+    const size_t ring = part->height * code->bits;
+    int8_t values[AQ_TRELLIS_COLUMNS * AQ_TRELLIS_COLUMN];
+    float scales[AQ_TRELLIS_RUN];
+    size_t begin, i, count;
+    for (i = 0; i < part->rows; i++) {
+        scales[i] = aq_trellis_stored(spec, part->params + (part->first + i) * row_param_bytes,
+                                      part->begin / spec->group_size);
     }
-    for (row = 0; row < part->rows; row++, out += stride) {
-        float scale = aq_trellis_stored(spec, part->params + (part->first + row) * row_param_bytes,
-                                        part->begin / spec->group_size);
-        for (i = 0; i < part->count; i++) {
-            out[i] = scale * (float)values[i * AQ_TRELLIS_RUN + row];
+    for (begin = 0; begin < part->count; begin += count) {
+        count = part->count - begin;
+        count = count < AQ_TRELLIS_COLUMNS ? count : AQ_TRELLIS_COLUMNS;
+        for (i = 0; i < count; i++) {
+            own->values(code, part->codes, (part->begin + begin + i) * ring, part->height,
+                        part->first, part->rows, values + i * AQ_TRELLIS_COLUMN);
         }
+        own->spread(values, part->rows, count, scales, out + begin, stride);
     }
 }
 
@@ -17952,9 +18015,10 @@ AQ_LIB void aq_trellis_decode(const struct aq_kernels *kernels, const aq_quant_s
         run.first = part->first + row;
         run.rows = part->rows - row < AQ_TRELLIS_RUN ? part->rows - row : AQ_TRELLIS_RUN;
         for (i = 0; i < part->count; i += run.count) {
+            size_t left = part->count - i;
             run.begin = part->begin + i;
-            run.count = part->count - i < AQ_TRELLIS_COLUMNS ? part->count - i
-                                                              : AQ_TRELLIS_COLUMNS;
+            run.count = spec->group_size - run.begin % spec->group_size;
+            run.count = run.count < left ? run.count : left;
             aq_trellis_decode_run(kernels, spec, &run, row_param_bytes, out + row * stride + i,
                                   stride);
         }

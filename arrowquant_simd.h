@@ -6992,6 +6992,10 @@ struct aq_trellis_kernels {
      * x of a token lie x_step apart from those of the one before it. */
     void (*dots)(const aq_trellis_code *code, const uint8_t *codes, size_t height, size_t column,
                  size_t count, const int8_t *x, size_t x_step, size_t tokens, int32_t *out);
+    /* out[row·stride + column] = scales[row]·value for 16 columns, whose `rows` (at most 256) values
+     * lie AQ_TRELLIS_COLUMN apart; `columns` of them are wanted, the others may hold anything. */
+    void (*spread)(const int8_t *values, size_t rows, size_t columns, const float *scales,
+                   float *out, size_t stride);
 };
 
 /* Those that go with the table. */
@@ -7006,8 +7010,12 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
                                         size_t height, size_t column, size_t count,
                                         const int8_t *x, size_t x_step, size_t tokens,
                                         int32_t *out);
+AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                          const float *scales, float *out, size_t stride);
 
 #if defined(AQ_HAVE_AVX2)
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                                const float *scales, float *out, size_t stride);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
                                                 size_t at, size_t height, size_t first,
                                                 size_t rows, int8_t *out);
@@ -7181,6 +7189,16 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
     }
 }
 
+AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                          const float *scales, float *out, size_t stride) {
+    size_t row, i;
+    for (row = 0; row < rows; row++, out += stride) {
+        for (i = 0; i < columns; i++) {
+            out[i] = scales[row] * (float)values[i * AQ_TRELLIS_COLUMN + row];
+        }
+    }
+}
+
 /* ---- end src/simd/scalar_trellis.c ---- */
 
 /* ---- begin src/simd/avx2_trellis.c ---- */
@@ -7191,7 +7209,7 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
 #if defined(AQ_HAVE_AVX2)
 
 /* least[state >> bits] for 16 states from a multiple of 16 on. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_spread(const uint16_t *least, uint32_t bits) {
+AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_least(const uint16_t *least, uint32_t bits) {
     const __m256i four = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4,
                                           5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7);
     const __m256i two = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2,
@@ -7217,7 +7235,7 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cost(const int16_t *values,
     if (bits == 4) {
         distance = _mm256_min_epi16(_mm256_abs_epi16(distance), _mm256_set1_epi16(255));
     }
-    return _mm256_adds_epu16(aq_avx2_trellis_spread(least + (state >> bits), bits),
+    return _mm256_adds_epu16(aq_avx2_trellis_least(least + (state >> bits), bits),
                              _mm256_mullo_epi16(distance, distance));
 }
 
@@ -7646,6 +7664,46 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
 
 #undef AQ_DOT_TOKENS
 
+/* ---- weights */
+
+/* 16 columns of 16 rows, turned: line i of `out` has row i. */
+AQ_AVX2_INLINE static inline void aq_avx2_trellis_turn(const int8_t *values, __m128i out[16]) {
+    __m128i other[16], *from = out, *to = other, *swap;
+    size_t i, step;
+    for (i = 0; i < 16; i++) {
+        out[i] = _mm_loadu_si128((const __m128i *)(const void *)(values + i * AQ_TRELLIS_COLUMN));
+    }
+    for (step = 0; step < 4; step++) { /* each doubles how many columns of a row lie together */
+        for (i = 0; i < 8; i++) {
+            to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+            to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                                const float *scales, float *out, size_t stride) {
+    AQ_SIMD_EXACT_BODY
+    size_t row = 0, i;
+    for (; columns == 16 && row + 16 <= rows; row += 16) {
+        __m128i lines[16];
+        aq_avx2_trellis_turn(values + row, lines);
+        for (i = 0; i < 16; i++) {
+            __m256 scale = _mm256_set1_ps(scales[row + i]);
+            float *to = out + (row + i) * stride;
+            _mm256_storeu_ps(to, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(
+                                                          _mm256_cvtepi8_epi32(lines[i]))));
+            _mm256_storeu_ps(to + 8, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+                                                              _mm_srli_si128(lines[i], 8)))));
+        }
+    }
+    aq_scalar_trellis_spread(values + row, rows - row, columns, scales + row, out + row * stride,
+                             stride);
+}
+
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_trellis_read.c ---- */
@@ -7656,11 +7714,13 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
 
 static const struct aq_trellis_kernels aq_trellis_scalar = {
     "scalar", aq_scalar_trellis_search, aq_scalar_trellis_values, aq_scalar_trellis_dots,
+    aq_scalar_trellis_spread,
 };
 
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_trellis_kernels aq_trellis_avx2 = {
     "avx2", aq_avx2_trellis_search, aq_avx2_trellis_values, aq_avx2_trellis_dots,
+    aq_avx2_trellis_spread,
 };
 #endif
 

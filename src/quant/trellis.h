@@ -78,7 +78,7 @@ typedef struct aq_trellis_part {
     const uint8_t *codes, *params;
     size_t height, cols;  /* of the strip: as many rows as it has */
     size_t first, rows;   /* rows wanted */
-    size_t begin, count;  /* columns wanted; begin is a multiple of the group size */
+    size_t begin, count;  /* columns wanted, any */
 } aq_trellis_part;
 
 /* out[row·stride + column], both counted from the part's first one. Allocates nothing. */

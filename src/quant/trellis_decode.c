@@ -18,25 +18,28 @@ AQ_LIB float aq_trellis_stored(const aq_quant_spec *spec, const uint8_t *row_par
                : aq_simd_from_f16((uint16_t)low);
 }
 
-/* Some columns of one group, some rows. */
+/* Columns of one group, at most AQ_TRELLIS_RUN rows. */
 static void aq_trellis_decode_run(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                                   const aq_trellis_part *part, size_t row_param_bytes, float *out,
                                   size_t stride) {
     const aq_trellis_code *code = aq_trellis_code_of(spec->bits, spec->states);
-    int8_t values[AQ_TRELLIS_COLUMNS * AQ_TRELLIS_RUN];
-    size_t i, row;
-    for (i = 0; i < part->count; i++) {
-        aq_simd_trellis(kernels)->values(code, part->codes,
-                                         (part->begin + i) * part->height * code->bits,
-                                         part->height, part->first, part->rows,
-                                         values + i * AQ_TRELLIS_RUN);
+    const struct aq_trellis_kernels *own = aq_simd_trellis(kernels);
+    const size_t ring = part->height * code->bits;
+    int8_t values[AQ_TRELLIS_COLUMNS * AQ_TRELLIS_COLUMN];
+    float scales[AQ_TRELLIS_RUN];
+    size_t begin, i, count;
+    for (i = 0; i < part->rows; i++) {
+        scales[i] = aq_trellis_stored(spec, part->params + (part->first + i) * row_param_bytes,
+                                      part->begin / spec->group_size);
     }
-    for (row = 0; row < part->rows; row++, out += stride) {
-        float scale = aq_trellis_stored(spec, part->params + (part->first + row) * row_param_bytes,
-                                        part->begin / spec->group_size);
-        for (i = 0; i < part->count; i++) {
-            out[i] = scale * (float)values[i * AQ_TRELLIS_RUN + row];
+    for (begin = 0; begin < part->count; begin += count) {
+        count = part->count - begin;
+        count = count < AQ_TRELLIS_COLUMNS ? count : AQ_TRELLIS_COLUMNS;
+        for (i = 0; i < count; i++) {
+            own->values(code, part->codes, (part->begin + begin + i) * ring, part->height,
+                        part->first, part->rows, values + i * AQ_TRELLIS_COLUMN);
         }
+        own->spread(values, part->rows, count, scales, out + begin, stride);
     }
 }
 
@@ -50,9 +53,10 @@ AQ_LIB void aq_trellis_decode(const struct aq_kernels *kernels, const aq_quant_s
         run.first = part->first + row;
         run.rows = part->rows - row < AQ_TRELLIS_RUN ? part->rows - row : AQ_TRELLIS_RUN;
         for (i = 0; i < part->count; i += run.count) {
+            size_t left = part->count - i;
             run.begin = part->begin + i;
-            run.count = part->count - i < AQ_TRELLIS_COLUMNS ? part->count - i
-                                                              : AQ_TRELLIS_COLUMNS;
+            run.count = spec->group_size - run.begin % spec->group_size;
+            run.count = run.count < left ? run.count : left;
             aq_trellis_decode_run(kernels, spec, &run, row_param_bytes, out + row * stride + i,
                                   stride);
         }

@@ -6,7 +6,7 @@
 #if defined(AQ_HAVE_AVX2)
 
 /* least[state >> bits] for 16 states from a multiple of 16 on. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_spread(const uint16_t *least, uint32_t bits) {
+AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_least(const uint16_t *least, uint32_t bits) {
     const __m256i four = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4,
                                           5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7);
     const __m256i two = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2,
@@ -32,7 +32,7 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cost(const int16_t *values,
     if (bits == 4) {
         distance = _mm256_min_epi16(_mm256_abs_epi16(distance), _mm256_set1_epi16(255));
     }
-    return _mm256_adds_epu16(aq_avx2_trellis_spread(least + (state >> bits), bits),
+    return _mm256_adds_epu16(aq_avx2_trellis_least(least + (state >> bits), bits),
                              _mm256_mullo_epi16(distance, distance));
 }
 

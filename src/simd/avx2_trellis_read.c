@@ -326,4 +326,44 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
 
 #undef AQ_DOT_TOKENS
 
+/* ---- weights */
+
+/* 16 columns of 16 rows, turned: line i of `out` has row i. */
+AQ_AVX2_INLINE static inline void aq_avx2_trellis_turn(const int8_t *values, __m128i out[16]) {
+    __m128i other[16], *from = out, *to = other, *swap;
+    size_t i, step;
+    for (i = 0; i < 16; i++) {
+        out[i] = _mm_loadu_si128((const __m128i *)(const void *)(values + i * AQ_TRELLIS_COLUMN));
+    }
+    for (step = 0; step < 4; step++) { /* each doubles how many columns of a row lie together */
+        for (i = 0; i < 8; i++) {
+            to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+            to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                                const float *scales, float *out, size_t stride) {
+    AQ_SIMD_EXACT_BODY
+    size_t row = 0, i;
+    for (; columns == 16 && row + 16 <= rows; row += 16) {
+        __m128i lines[16];
+        aq_avx2_trellis_turn(values + row, lines);
+        for (i = 0; i < 16; i++) {
+            __m256 scale = _mm256_set1_ps(scales[row + i]);
+            float *to = out + (row + i) * stride;
+            _mm256_storeu_ps(to, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(
+                                                          _mm256_cvtepi8_epi32(lines[i]))));
+            _mm256_storeu_ps(to + 8, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+                                                              _mm_srli_si128(lines[i], 8)))));
+        }
+    }
+    aq_scalar_trellis_spread(values + row, rows - row, columns, scales + row, out + row * stride,
+                             stride);
+}
+
 #endif /* AQ_HAVE_AVX2 */

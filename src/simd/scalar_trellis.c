@@ -95,3 +95,13 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
         }
     }
 }
+
+AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                          const float *scales, float *out, size_t stride) {
+    size_t row, i;
+    for (row = 0; row < rows; row++, out += stride) {
+        for (i = 0; i < columns; i++) {
+            out[i] = scales[row] * (float)values[i * AQ_TRELLIS_COLUMN + row];
+        }
+    }
+}

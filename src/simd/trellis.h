@@ -64,6 +64,10 @@ struct aq_trellis_kernels {
      * x of a token lie x_step apart from those of the one before it. */
     void (*dots)(const aq_trellis_code *code, const uint8_t *codes, size_t height, size_t column,
                  size_t count, const int8_t *x, size_t x_step, size_t tokens, int32_t *out);
+    /* out[row·stride + column] = scales[row]·value for 16 columns, whose `rows` (at most 256) values
+     * lie AQ_TRELLIS_COLUMN apart; `columns` of them are wanted, the others may hold anything. */
+    void (*spread)(const int8_t *values, size_t rows, size_t columns, const float *scales,
+                   float *out, size_t stride);
 };
 
 /* Those that go with the table. */
@@ -78,8 +82,12 @@ AQ_SIMD_LIB void aq_scalar_trellis_dots(const aq_trellis_code *code, const uint8
                                         size_t height, size_t column, size_t count,
                                         const int8_t *x, size_t x_step, size_t tokens,
                                         int32_t *out);
+AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                          const float *scales, float *out, size_t stride);
 
 #if defined(AQ_HAVE_AVX2)
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                                const float *scales, float *out, size_t stride);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
                                                 size_t at, size_t height, size_t first,
                                                 size_t rows, int8_t *out);

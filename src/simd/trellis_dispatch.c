@@ -4,11 +4,13 @@
 
 static const struct aq_trellis_kernels aq_trellis_scalar = {
     "scalar", aq_scalar_trellis_search, aq_scalar_trellis_values, aq_scalar_trellis_dots,
+    aq_scalar_trellis_spread,
 };
 
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_trellis_kernels aq_trellis_avx2 = {
     "avx2", aq_avx2_trellis_search, aq_avx2_trellis_values, aq_avx2_trellis_dots,
+    aq_avx2_trellis_spread,
 };
 #endif
 

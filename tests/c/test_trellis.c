@@ -207,6 +207,21 @@ TEST(searches_are_the_scalar_one) {
     free(space);
 }
 
+/* Columns of any bytes as rows of weights. */
+static void compare_spread(const struct aq_trellis_kernels *own, size_t rows, size_t columns) {
+    int8_t *values = (int8_t *)malloc(16 * 256);
+    float scales[256], *out[2];
+    size_t i, stride = columns + 3;
+    for (i = 0; i < 16 * 256; i++) values[i] = (int8_t)((int32_t)(random_bits() % 255) - 127);
+    for (i = 0; i < 256; i++) scales[i] = gaussian();
+    for (i = 0; i < 2; i++) out[i] = (float *)calloc(rows * stride, sizeof(float));
+    aq_scalar_trellis_spread(values, rows, columns, scales, out[0], stride);
+    own->spread(values, rows, columns, scales, out[1], stride);
+    CHECK(memcmp(out[0], out[1], rows * stride * sizeof(float)) == 0);
+    for (i = 0; i < 2; i++) free(out[i]);
+    free(values);
+}
+
 /* Heights of whole vectors, of whole bytes, and of neither; the codes end where memory does. */
 static void compare_reading(const struct aq_trellis_kernels *own, const aq_trellis_code *code,
                             size_t height) {
@@ -237,6 +252,8 @@ static void compare_reading(const struct aq_trellis_kernels *own, const aq_trell
     own->dots(code, codes, height, first, cols - first, x + first, cols, tokens, out[1]);
     CHECK(memcmp(out[0], out[1], tokens * height * sizeof(int32_t)) == 0);
     for (i = 0; i < 2; i++) free(out[i]);
+    compare_spread(own, height, 1 + random_bits() % 16);
+    compare_spread(own, height, 16);
     free(codes);
     free(x);
 }

@@ -2,11 +2,12 @@
 """Block codes of GGUF against ggml's own quantizers: speed on one thread and SQNR, in one process,
 in turns.
 
-    build/venv/bin/python bench/blocks.py [-n ROUNDS] [--isa NAME]
+    build/venv/bin/python bench/blocks.py [-n ROUNDS] [--isa NAME] [--ggml LIBRARY] [--types NAMES]
 
-ggml is the one in the wheel of pywhispercpp (tests/py/requirements-heavy.txt). "plain" is its search
-without importance, "ones" the one with an importance of one for each column. Figures are medians; the
-ratio is ours to the faster of the two.
+ggml is the one in the wheel of pywhispercpp (tests/py/requirements-heavy.txt), or LIBRARY, a libggml-base
+of another build. "plain" is its search without importance, "ones" the one with an importance of one for
+each column. Figures are medians of the thread's own time, so that other work on the machine counts
+little; the ratio is ours to the faster of the two.
 """
 import argparse
 import ctypes
@@ -92,23 +93,25 @@ def sqnr(x, y):
 
 
 def timed(call, *words):
-    start = time.perf_counter()
+    start = time.thread_time()
     blocks = call(*words)
-    return time.perf_counter() - start, blocks
+    return time.thread_time() - start, blocks
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=7, help="rounds")
     parser.add_argument("--isa", default="auto")
+    parser.add_argument("--ggml", metavar="LIBRARY")
+    parser.add_argument("--types", default=",".join(CODES))
     given = parser.parse_args()
-    ours, theirs = Ours(given.isa), ggml.Ggml()
+    ours, theirs = Ours(given.isa), ggml.Ggml(given.ggml)
     rng = np.random.default_rng(1)
     data = {"gaussian": (rng.standard_normal((512, 1024)) * 0.02).astype(np.float32),
             "laplace": (rng.laplace(size=(512, 1024)) * 0.02).astype(np.float32),
             "digits": digits()}
     print("type  weights    Mweights/s: ours  plain   ones  ratio   dB: ours   plain    ones")
-    for name in CODES:
+    for name in given.types.split(","):
         for kind, x in data.items():
             ones = np.ones(x.shape[1], np.float32)
             small = x[:len(x) // 4]

@@ -26,10 +26,12 @@ def folder():
 
 
 class Ggml:
-    def __init__(self):
-        for needed in sorted(folder().glob("libgomp*")):
+    def __init__(self, library=None):
+        """`library`: another libggml-base than that of the wheel."""
+        for needed in sorted(folder().glob("libgomp*")) if library is None else []:
             ctypes.CDLL(str(needed), mode=ctypes.RTLD_GLOBAL)
-        self.lib = ctypes.CDLL(str(next(folder().glob("libggml-base*"))), mode=ctypes.RTLD_GLOBAL)
+        self.lib = ctypes.CDLL(str(library or next(folder().glob("libggml-base*"))),
+                               mode=ctypes.RTLD_LOCAL if library else ctypes.RTLD_GLOBAL)
         self.lib.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
         self.lib.ggml_quantize_chunk.restype = ctypes.c_size_t
         self.lib.ggml_quantize_chunk.argtypes = [

@@ -58,6 +58,9 @@ def rows():
         for method, flags in METHODS.items():
             for kind, activation in ACTIVATIONS.items():
                 yield f"{name} {method} {kind}", [*LINEAR, *bits, *flags], activation
+    for kind, activation in ACTIVATIONS.items():
+        yield (f"W8 g64 range {kind}", [*LINEAR, *WIDTHS[0][1], "--method", "ptq", "--fast"],
+               activation)
     yield ("W2 g64, first and last layers kept GPTQ A16",
            ["--bits", "2", "--group-size", "64", "--min-accuracy", "0", *METHODS["GPTQ"]], ["float"])
     for bits in ("2", "4"):

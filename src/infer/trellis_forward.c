@@ -5,7 +5,12 @@
 #include "../quant/rotate.h"
 #include "../quant/trellis.h"
 
-#define AQ_TRELLIS_TOKENS 8u /* taken together, so that a column's codes are decoded once for them */
+/* Tokens taken together, so that a column's codes are decoded once for them. */
+#ifdef ARROWQUANT_NO_THREADS
+#  define AQ_TRELLIS_TOKENS 4u /* small memory */
+#else
+#  define AQ_TRELLIS_TOKENS 64u
+#endif
 
 typedef struct aq_trellis_shared {
     size_t stride;          /* of a token's INT8 values */
@@ -27,7 +32,8 @@ static bool aq_trellis_pieces(const aq_weights *weights, size_t tokens, aq_trell
     end = 0;
     own->token = aq_piece(&end, weights->cols, 4, &fits);
     own->params = aq_piece(&end, weights->groups, 4 * AQ_TRELLIS_ROWS, &fits);
-    own->dots = aq_piece(&end, AQ_TRELLIS_TOKENS, 4 * AQ_TRELLIS_ROWS, &fits);
+    own->dots = aq_piece(&end, tokens < AQ_TRELLIS_TOKENS ? tokens : AQ_TRELLIS_TOKENS,
+                         4 * AQ_TRELLIS_ROWS, &fits);
     own->end = (size_t)end;
     return fits;
 }

@@ -153,7 +153,7 @@ def main():
             size = sum(f.stat().st_size for f in (model / "transformer").glob("*.safetensors")) / 1e6
             if "trellis" in name:
                 plain = top / f"{model.name}-plain"
-                call(top / "aq", "dequantize", model, plain, "--quiet", "--dtype", "F32")
+                call(top / "aq", "dequantize", model, plain, "--quiet")
                 model = plain
             x, seconds = draw(top, model, activation, "--noise", VECTORS, "ddim.noise")
             drawn[name] = x

@@ -31,7 +31,7 @@ RULE = [f"--layer-bits={pattern}" for pattern in (
 
 def quantize(out, *words):
     subprocess.run([TOP / "build/aq", "quantize", dit.DIGITS, out, "--quiet", "--quantize-sensitive",
-                    "--min-accuracy", "0", *map(str, words)], check=True)
+                    "--min-accuracy", "0", "--set", "enable_spatial=false", *map(str, words)], check=True)
     return out
 
 

@@ -29,15 +29,21 @@ MOMENTS = dit.REFERENCE / "hessians.safetensors"
 VECTORS = dit.REFERENCE / "vectors.safetensors"
 LINEAR = ["--quantize-sensitive", "--min-accuracy", "0", "--keep", "*embedding_table*", "--keep",
           "pos_embed*"]
+PLAIN = ["--set", "enable_spatial=false"]
 METHODS = {"data-free": ["--method", "ptq"],
-           "calibrated": ["--method", "ptq", "--calibration", STATISTICS],
-           "GPTQ": ["--method", "gptq", "--calibration", STATISTICS, "--calibration", MOMENTS]}
-TRELLIS = ["--group-size", "256", "--method", "trellis", "--trellis-states", "4096", "--layer-bits", "proj_out_2=8",
+           "calibrated": ["--method", "ptq", *PLAIN, "--calibration", STATISTICS],
+           "GPTQ": ["--method", "gptq", *PLAIN, "--calibration", STATISTICS, "--calibration", MOMENTS]}
+TRELLIS = [*PLAIN, "--group-size", "256", "--method", "trellis", "--trellis-states", "4096", "--layer-bits", "proj_out_2=8",
            "--calibration", STATISTICS, "--calibration", MOMENTS]
 ACTIVATIONS = {"A16": ["float"], "A8 dynamic": ["dynamic"],
                "A8 static, 1 group": ["static", "--time-groups", "1"],
                "A8 static, 10 uniform": ["static", "--cut", "uniform"],
                "A8 static, 10 optimal": ["static", "--cut", "optimal"]}
+# An equalized layer has the groups of the run that quantized it: those of its scaled input.
+GROUPS = {"A8 static, 1 group": ["--time-groups", "1"], "A8 static, 10 uniform": ["--time-groups", "10"],
+          "A8 static, 10 optimal": ["--time-groups", "10", "--time-cut", "optimal"]}
+EQUALIZED = ["--method", "gptq", "--calibration", STATISTICS, "--calibration", MOMENTS, "--set",
+             "enable_spatial=true"]
 WIDTHS = [("W8 g64", ["--bits", "8", "--group-size", "64"]),
           ("W4 g128", ["--bits", "4", "--group-size", "128"]),
           ("W2 g256", ["--bits", "2", "--group-size", "256"]),
@@ -61,6 +67,10 @@ def rows():
     for kind, activation in ACTIVATIONS.items():
         yield (f"W8 g64 range {kind}", [*LINEAR, *WIDTHS[0][1], "--method", "ptq", "--fast"],
                activation)
+    for name, bits in WIDTHS[:2]:
+        for kind, activation in ACTIVATIONS.items():
+            yield (f"{name} GPTQ, equalized {kind}",
+                   [*LINEAR, *bits, *EQUALIZED, *GROUPS.get(kind, [])], activation)
     yield ("W2 g64, first and last layers kept GPTQ A16",
            ["--bits", "2", "--group-size", "64", "--min-accuracy", "0", *METHODS["GPTQ"]], ["float"])
     for bits in ("2", "4"):

@@ -177,8 +177,13 @@ static aq_status aq_record_feed(const aq_lines *lines, aq_record *record, aq_err
     if (lines->samples &&
         aq_observer_feeds(lines->observer, record->layer, record->timestep) >= lines->samples)
         return AQ_OK;
-    return aq_observer_feed(lines->observer, record->layer, record->timestep, AQ_DTYPE_F32,
-                            record->values, record->count / channels, channels, err);
+    aq_error failure; /* which does not know the file */
+    aq_status status =
+        aq_observer_feed(lines->observer, record->layer, record->timestep, AQ_DTYPE_F32,
+                         record->values, record->count / channels, channels, &failure);
+    if (status == AQ_OK) return AQ_OK;
+    return aq_fail_tensor(err, status, record->layer, lines->number, "%s, line %llu: %s",
+                          lines->file.path, (unsigned long long)lines->number, failure.message);
 }
 
 static aq_status aq_line_take(aq_lines *lines, const char *text, size_t size, aq_error *err) {

@@ -46,6 +46,7 @@ bench: $(benches) aq build/venv
 	@for program in $(benches); do echo "== $$program"; $$program || exit 1; done
 	@echo "== bench/activations.py"; build/venv/bin/python bench/activations.py
 	@echo "== bench/quality.py"; build/venv/bin/python bench/quality.py
+	@echo "== bench/gptq.py"; build/venv/bin/python bench/gptq.py
 	@echo "== bench/python_calls.py"; $(MAKE) -s bench-python
 
 aq: build/aq

@@ -8240,7 +8240,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
 
 /* ---- begin src/simd/trellis_tables.c ---- */
 
-/* What the states of the trellis codes stand for. */
+/* What the states of the trellis codes stand for. Found by turns: Gaussian weights are coded, then the
+ * tables are solved for least squares (a value is linear in them), rounded and tried one by one. */
 
 static const aq_trellis_code aq_trellis_codes[] = {
     {2, 8, 15, 16.0f,
@@ -12951,8 +12952,8 @@ AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *
     return result == 0 ? AQ_OK : aq_system_fail(file->path, "resize", err);
 }
 
-/* A device that was idle until the last byte is a third of the time of a run. Errors are those of the
- * sync at the end. */
+/* The device writes while the rest is computed, not all of it at the end. Errors are those of the sync
+ * then. */
 AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size) {
 #if defined(__linux__) && !defined(__ANDROID__) && defined(SYS_sync_file_range)
     const unsigned begin = 2; /* SYNC_FILE_RANGE_WRITE */

@@ -7036,7 +7036,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
 
 /* ---- begin src/simd/trellis_tables.c ---- */
 
-/* What the states of the trellis codes stand for. */
+/* What the states of the trellis codes stand for. Found by turns: Gaussian weights are coded, then the
+ * tables are solved for least squares (a value is linear in them), rounded and tried one by one. */
 
 static const aq_trellis_code aq_trellis_codes[] = {
     {2, 8, 15, 16.0f,

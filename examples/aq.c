@@ -1109,8 +1109,12 @@ static void print_spec(const aq_config *c) {
             printf("GGUF, %u bits", (unsigned)c->bit_width);
         return;
     }
-    printf("INT%u, %s, group size %u, %u-bit parameters%s", (unsigned)c->bit_width,
-           c->symmetric ? "symmetric" : "affine", (unsigned)c->group_size,
+    printf("INT%u, ", (unsigned)c->bit_width);
+    if (c->method == AQ_METHOD_TRELLIS)
+        printf("trellis of %u states", (unsigned)c->trellis_states);
+    else
+        printf("%s", c->symmetric ? "symmetric" : "affine");
+    printf(", group size %u, %u-bit parameters%s", (unsigned)c->group_size,
            (unsigned)c->parameter_bits, c->fit == AQ_FIT_FAST ? ", fast fit" : "");
 }
 
@@ -1482,15 +1486,25 @@ static void show_shape(char *text, size_t size, const aq_tensor *x) {
     if (x->rank == 0) snprintf(text, size, "scalar");
 }
 
+/* "affine", "trellis 1024, rotated", … */
+static void show_code(char *text, size_t size, const aq_tensor *x) {
+    if (x->spec.code == AQ_CODE_TRELLIS)
+        snprintf(text, size, "%s %u%s", x->code_name, (unsigned)x->spec.states,
+                 x->spec.rotation ? ", rotated" : "");
+    else
+        snprintf(text, size, "%s", x->quantized ? x->code_name : "-");
+}
+
 static void add_tensor(table *rows, const aq_tensor *x) {
-    char shape[256];
+    char shape[256], code[64];
     number text;
     show_shape(shape, sizeof shape, x);
     add_cell(rows, x->name);
     add_cell(rows, shape);
     add_cell(rows, aq_dtype_name(x->dtype));
     add_cell(rows, show_count(text, x->quantized ? x->spec.bits : 8 * aq_dtype_size(x->dtype)));
-    add_cell(rows, x->quantized ? x->code_name : "-");
+    show_code(code, sizeof code, x);
+    add_cell(rows, code);
     add_cell(rows, x->quantized ? show_count(text, x->spec.group_size) : "-");
     add_cell(rows, x->quantized ? parameters_name(x->spec.params) : "-");
     add_cell(rows, show_count(text, x->bytes));
@@ -1569,6 +1583,9 @@ static void json_tensor(const aq_tensor *x) {
     if (x->quantized) {
         printf(", \"bits\": %u, \"code\": ", (unsigned)x->spec.bits);
         json_string(x->code_name);
+        if (x->spec.code == AQ_CODE_TRELLIS)
+            printf(", \"states\": %u, \"rotation\": %u", (unsigned)x->spec.states,
+                   (unsigned)x->spec.rotation);
         printf(", \"group_size\": %u, \"parameters\": \"%s\", \"method\": ",
                (unsigned)x->spec.group_size, parameters_name(x->spec.params));
         json_string(x->method);

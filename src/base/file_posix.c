@@ -213,8 +213,8 @@ AQ_LIB aq_status aq_file_truncate(const aq_file *file, uint64_t size, aq_error *
     return result == 0 ? AQ_OK : aq_system_fail(file->path, "resize", err);
 }
 
-/* A device that was idle until the last byte is a third of the time of a run. Errors are those of the
- * sync at the end. */
+/* The device writes while the rest is computed, not all of it at the end. Errors are those of the sync
+ * then. */
 AQ_LIB void aq_file_begin_sync(const aq_file *file, uint64_t offset, uint64_t size) {
 #if defined(__linux__) && !defined(__ANDROID__) && defined(SYS_sync_file_range)
     const unsigned begin = 2; /* SYNC_FILE_RANGE_WRITE */

@@ -1,4 +1,5 @@
-/* What the states of the trellis codes stand for. */
+/* What the states of the trellis codes stand for. Found by turns: Gaussian weights are coded, then the
+ * tables are solved for least squares (a value is linear in them), rounded and tried one by one. */
 #include "trellis.h"
 
 static const aq_trellis_code aq_trellis_codes[] = {

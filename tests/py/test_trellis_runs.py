@@ -48,6 +48,17 @@ def test_what_is_stored(made):
     assert {why[0] for why in reasons(made / "calibrated")} == {"trellis"}
 
 
+def test_inspect_shows_it(aq, made):
+    """States and rotation, as text and as JSON."""
+    text, shown = (subprocess.run([aq, "inspect", made / "free", *words], check=True, timeout=100,
+                                  capture_output=True, text=True).stdout for words in ([], ["--json"]))
+    stored = entries(made / "free")
+    for tensor in json.loads(shown)["tensors"]:
+        entry = stored.get(tensor["name"], {})
+        assert tensor.get("states") == entry.get("states") and tensor.get("rotation") == entry.get("rotation")
+    assert text.count("trellis 256, rotated") == 24
+
+
 def test_quality_is_as_recorded(aq, made):
     read, _ = aq_reader.read(made / "free" / FILE)
     for name, entry in entries(made / "free").items():

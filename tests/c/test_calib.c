@@ -214,7 +214,7 @@ TEST(moments_are_the_same_everywhere) {
             double sum = 0;
             for (size_t r = 0; r < MANY; r++)
                 sum += (double)rows[r * WIDE + i] * (double)rows[r * WIDE + j];
-            CHECK_RANGE(sum / MANY - 3e-7, first[i * WIDE + j], sum / MANY + 3e-7);
+            CHECK_RANGE(sum / (double)MANY - 3e-7, first[i * WIDE + j], sum / (double)MANY + 3e-7);
         }
     }
 }

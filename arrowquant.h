@@ -340,14 +340,14 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
 
 /* Quantizes weights [rows, cols] of a float dtype, row-major, in this machine's byte order, into
  * the caller's buffers of the sizes that aq_quantized_size gives (`extra` may be NULL unless the
- * parameters are Q8). Allocates nothing, but for a trellis: some 400 KiB a thread (1.4 MiB with 4,096
- * states). Parameters minimise the squared error, each column
- * weighted by column_weights[cols] (mean squared activations, say) unless that is NULL, which it
+ * parameters are Q8). Allocates nothing, but for a trellis. Parameters minimise the squared error, each
+ * column weighted by column_weights[cols] (mean squared activations, say) unless that is NULL, which it
  * must be with AQ_FIT_FAST.
  * `quality` may be NULL. The result is the same, bit for bit, on every ISA and for every thread
  * count. Large tensors use context->num_threads threads.
- * A trellis allocates: work space of up to 2 MB a thread, and 4·rows·cols bytes with a rotation, which
- * takes no column_weights.
+ * A trellis allocates: some 400 KiB a thread (1.4 MiB with 4,096 states), and 4·rows·cols bytes with a
+ * rotation, which takes no column_weights. With ARROWQUANT_NO_STDIO the context's own allocator gives
+ * them, and must be set.
  * Q8: scale = S·(u + 1)/256 and min = M·i/128 with u (uint8) and i (int8) the two bytes of a group
  * and S, M the row's F16 pair; symmetric: scale = S·i/128. All these products are exact in F32.
  * Errors: AQ_ERR_QUANTIZATION for NaN or infinity (err->offset is the index), and for parameters
@@ -8991,6 +8991,10 @@ AQ_LIB size_t aq_format_list(char *buffer, size_t capacity, const char *format, 
 AQ_LIB void *aq_alloc(const aq_context *context, size_t size); /* not zeroed; NULL on failure */
 AQ_LIB void *aq_resize(const aq_context *context, void *pointer, size_t old_size, size_t new_size);
 AQ_LIB void aq_free(const aq_context *context, void *pointer, size_t size); /* NULL allowed */
+/* The same for work space in calls that otherwise allocate nothing. With ARROWQUANT_NO_STDIO they ask
+ * the context's own allocator or ARROWQUANT_MALLOC alone, so that no such call links malloc. */
+AQ_LIB void *aq_alloc_work(const aq_context *context, size_t size);
+AQ_LIB void aq_free_work(const aq_context *context, void *pointer, size_t size);
 
 /* Many small pieces that are freed together. */
 typedef struct aq_arena {
@@ -9309,6 +9313,23 @@ AQ_LIB void aq_free(const aq_context *context, void *pointer, size_t size) {
         (void)context->allocator.resize(context->allocator.user, pointer, size, 0);
     else
         AQ_FREE(pointer);
+}
+
+AQ_LIB void *aq_alloc_work(const aq_context *context, size_t size) {
+#if defined(ARROWQUANT_NO_STDIO) && !defined(ARROWQUANT_MALLOC)
+    if (!context || !context->allocator.resize) return NULL;
+    return context->allocator.resize(context->allocator.user, NULL, 0, size ? size : 1);
+#else
+    return aq_alloc(context, size);
+#endif
+}
+
+AQ_LIB void aq_free_work(const aq_context *context, void *pointer, size_t size) {
+#if defined(ARROWQUANT_NO_STDIO) && !defined(ARROWQUANT_MALLOC)
+    if (pointer) (void)context->allocator.resize(context->allocator.user, pointer, size ? size : 1, 0);
+#else
+    aq_free(context, pointer, size);
+#endif
 }
 
 ARROWQUANT_API void aq_text_free(aq_context *context, char *text, size_t size) {
@@ -18519,7 +18540,7 @@ AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_sp
         bytes > SIZE_MAX) {
         return aq_fail_memory(err, SIZE_MAX);
     }
-    *out = (float *)aq_alloc(context, (size_t)bytes);
+    *out = (float *)aq_alloc_work(context, (size_t)bytes);
     if (!*out) {
         return aq_fail_memory(err, (size_t)bytes);
     }
@@ -18529,7 +18550,7 @@ AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_sp
     if (bad == SIZE_MAX) {
         return AQ_OK;
     }
-    aq_free(context, *out, (size_t)bytes);
+    aq_free_work(context, *out, (size_t)bytes);
     *out = NULL;
     memset(&outcome, 0, sizeof outcome);
     outcome.not_finite = true;
@@ -18974,7 +18995,7 @@ static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *
     if (!aq_mul_size(run->space_bytes, aq_thread_count(context), &bytes)) {
         return aq_fail_memory(err, run->space_bytes);
     }
-    run->spaces = (uint8_t *)aq_alloc(context, bytes);
+    run->spaces = (uint8_t *)aq_alloc_work(context, bytes);
     return run->spaces ? AQ_OK : aq_fail_memory(err, bytes);
 }
 
@@ -19012,10 +19033,10 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
         status = aq_quantize_waves(context, &run, &total, err);
     }
     if (run.spaces) {
-        aq_free(context, run.spaces, run.space_bytes * aq_thread_count(context));
+        aq_free_work(context, run.spaces, run.space_bytes * aq_thread_count(context));
     }
     if (run.rotated) {
-        aq_free(context, run.rotated, (size_t)(rows * cols) * sizeof(float));
+        aq_free_work(context, run.rotated, (size_t)(rows * cols) * sizeof(float));
     }
     if (status == AQ_OK && quality) {
         *quality = total;
@@ -19277,13 +19298,13 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
     threads = aq_thread_count(context);
     if (run.spec.rotation && !run.direct) {
         line_bytes = (size_t)cols * sizeof(float) * threads;
-        run.lines = (float *)aq_alloc(context, line_bytes);
+        run.lines = (float *)aq_alloc_work(context, line_bytes);
         if (!run.lines) {
             return aq_fail_memory(err, line_bytes);
         }
     }
     status = aq_parallel_for(context, threads, (size_t)blocks, aq_dequantize_task, &run, err);
-    aq_free(context, run.lines, line_bytes);
+    aq_free_work(context, run.lines, line_bytes);
     return status;
 }
 

@@ -247,14 +247,14 @@ ARROWQUANT_API aq_status aq_quantized_size(const aq_quant_spec *spec, uint64_t r
 
 /* Quantizes weights [rows, cols] of a float dtype, row-major, in this machine's byte order, into
  * the caller's buffers of the sizes that aq_quantized_size gives (`extra` may be NULL unless the
- * parameters are Q8). Allocates nothing, but for a trellis: some 400 KiB a thread (1.4 MiB with 4,096
- * states). Parameters minimise the squared error, each column
- * weighted by column_weights[cols] (mean squared activations, say) unless that is NULL, which it
+ * parameters are Q8). Allocates nothing, but for a trellis. Parameters minimise the squared error, each
+ * column weighted by column_weights[cols] (mean squared activations, say) unless that is NULL, which it
  * must be with AQ_FIT_FAST.
  * `quality` may be NULL. The result is the same, bit for bit, on every ISA and for every thread
  * count. Large tensors use context->num_threads threads.
- * A trellis allocates: work space of up to 2 MB a thread, and 4·rows·cols bytes with a rotation, which
- * takes no column_weights.
+ * A trellis allocates: some 400 KiB a thread (1.4 MiB with 4,096 states), and 4·rows·cols bytes with a
+ * rotation, which takes no column_weights. With ARROWQUANT_NO_STDIO the context's own allocator gives
+ * them, and must be set.
  * Q8: scale = S·(u + 1)/256 and min = M·i/128 with u (uint8) and i (int8) the two bytes of a group
  * and S, M the row's F16 pair; symmetric: scale = S·i/128. All these products are exact in F32.
  * Errors: AQ_ERR_QUANTIZATION for NaN or infinity (err->offset is the index), and for parameters

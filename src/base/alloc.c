@@ -46,6 +46,23 @@ AQ_LIB void aq_free(const aq_context *context, void *pointer, size_t size) {
         AQ_FREE(pointer);
 }
 
+AQ_LIB void *aq_alloc_work(const aq_context *context, size_t size) {
+#if defined(ARROWQUANT_NO_STDIO) && !defined(ARROWQUANT_MALLOC)
+    if (!context || !context->allocator.resize) return NULL;
+    return context->allocator.resize(context->allocator.user, NULL, 0, size ? size : 1);
+#else
+    return aq_alloc(context, size);
+#endif
+}
+
+AQ_LIB void aq_free_work(const aq_context *context, void *pointer, size_t size) {
+#if defined(ARROWQUANT_NO_STDIO) && !defined(ARROWQUANT_MALLOC)
+    if (pointer) (void)context->allocator.resize(context->allocator.user, pointer, size ? size : 1, 0);
+#else
+    aq_free(context, pointer, size);
+#endif
+}
+
 ARROWQUANT_API void aq_text_free(aq_context *context, char *text, size_t size) {
     aq_free(context, text, size + 1);
 }

@@ -49,6 +49,10 @@ AQ_LIB size_t aq_format_list(char *buffer, size_t capacity, const char *format, 
 AQ_LIB void *aq_alloc(const aq_context *context, size_t size); /* not zeroed; NULL on failure */
 AQ_LIB void *aq_resize(const aq_context *context, void *pointer, size_t old_size, size_t new_size);
 AQ_LIB void aq_free(const aq_context *context, void *pointer, size_t size); /* NULL allowed */
+/* The same for work space in calls that otherwise allocate nothing. With ARROWQUANT_NO_STDIO they ask
+ * the context's own allocator or ARROWQUANT_MALLOC alone, so that no such call links malloc. */
+AQ_LIB void *aq_alloc_work(const aq_context *context, size_t size);
+AQ_LIB void aq_free_work(const aq_context *context, void *pointer, size_t size);
 
 /* Many small pieces that are freed together. */
 typedef struct aq_arena {

@@ -250,13 +250,13 @@ ARROWQUANT_API aq_status aq_dequantize(aq_context *context, const aq_quant_spec 
     threads = aq_thread_count(context);
     if (run.spec.rotation && !run.direct) {
         line_bytes = (size_t)cols * sizeof(float) * threads;
-        run.lines = (float *)aq_alloc(context, line_bytes);
+        run.lines = (float *)aq_alloc_work(context, line_bytes);
         if (!run.lines) {
             return aq_fail_memory(err, line_bytes);
         }
     }
     status = aq_parallel_for(context, threads, (size_t)blocks, aq_dequantize_task, &run, err);
-    aq_free(context, run.lines, line_bytes);
+    aq_free_work(context, run.lines, line_bytes);
     return status;
 }
 

@@ -435,7 +435,7 @@ static aq_status aq_quantize_spaces(const aq_context *context, aq_quantize_run *
     if (!aq_mul_size(run->space_bytes, aq_thread_count(context), &bytes)) {
         return aq_fail_memory(err, run->space_bytes);
     }
-    run->spaces = (uint8_t *)aq_alloc(context, bytes);
+    run->spaces = (uint8_t *)aq_alloc_work(context, bytes);
     return run->spaces ? AQ_OK : aq_fail_memory(err, bytes);
 }
 
@@ -473,10 +473,10 @@ ARROWQUANT_API aq_status aq_quantize(aq_context *context, const aq_quant_spec *s
         status = aq_quantize_waves(context, &run, &total, err);
     }
     if (run.spaces) {
-        aq_free(context, run.spaces, run.space_bytes * aq_thread_count(context));
+        aq_free_work(context, run.spaces, run.space_bytes * aq_thread_count(context));
     }
     if (run.rotated) {
-        aq_free(context, run.rotated, (size_t)(rows * cols) * sizeof(float));
+        aq_free_work(context, run.rotated, (size_t)(rows * cols) * sizeof(float));
     }
     if (status == AQ_OK && quality) {
         *quality = total;

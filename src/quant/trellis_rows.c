@@ -42,7 +42,7 @@ AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_sp
         bytes > SIZE_MAX) {
         return aq_fail_memory(err, SIZE_MAX);
     }
-    *out = (float *)aq_alloc(context, (size_t)bytes);
+    *out = (float *)aq_alloc_work(context, (size_t)bytes);
     if (!*out) {
         return aq_fail_memory(err, (size_t)bytes);
     }
@@ -52,7 +52,7 @@ AQ_LIB aq_status aq_rotated_weights(const aq_context *context, const aq_quant_sp
     if (bad == SIZE_MAX) {
         return AQ_OK;
     }
-    aq_free(context, *out, (size_t)bytes);
+    aq_free_work(context, *out, (size_t)bytes);
     *out = NULL;
     memset(&outcome, 0, sizeof outcome);
     outcome.not_finite = true;

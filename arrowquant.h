@@ -33837,6 +33837,7 @@ static aq_status aq_sample_quantize(aq_equalize_sample *sample, const aq_quant_s
     const aq_plan_tensor *tensor = &sample->tensor;
     aq_quant_layout layout;
     uint64_t extra = 0, bytes = 0;
+    memset(&layout, 0, sizeof(layout)); /* compilers do not see that it is filled */
     aq_status status = aq_quantized_size(spec, sample->rows, tensor->cols, &layout, err);
     if (status != AQ_OK) return status;
     extra = layout.extra_bytes + 4;
@@ -42297,7 +42298,7 @@ AQ_LIB bool aq_convert_put(const float *values, uint64_t count, aq_dtype dtype, 
                            unsigned char *out) {
     size_t size = aq_dtype_size(dtype);
     for (uint64_t i = 0; i < count; i++) {
-        uint32_t stored = 0;
+        uint64_t stored = 0; /* room for any float */
         float back;
         aq_from_f32(NULL, dtype, &values[i], &stored, 1);
         aq_to_f32(NULL, dtype, &stored, &back, 1);

@@ -65,7 +65,7 @@ AQ_LIB bool aq_convert_put(const float *values, uint64_t count, aq_dtype dtype, 
                            unsigned char *out) {
     size_t size = aq_dtype_size(dtype);
     for (uint64_t i = 0; i < count; i++) {
-        uint32_t stored = 0;
+        uint64_t stored = 0; /* room for any float */
         float back;
         aq_from_f32(NULL, dtype, &values[i], &stored, 1);
         aq_to_f32(NULL, dtype, &stored, &back, 1);

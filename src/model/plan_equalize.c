@@ -166,6 +166,7 @@ static aq_status aq_sample_quantize(aq_equalize_sample *sample, const aq_quant_s
     const aq_plan_tensor *tensor = &sample->tensor;
     aq_quant_layout layout;
     uint64_t extra = 0, bytes = 0;
+    memset(&layout, 0, sizeof(layout)); /* compilers do not see that it is filled */
     aq_status status = aq_quantized_size(spec, sample->rows, tensor->cols, &layout, err);
     if (status != AQ_OK) return status;
     extra = layout.extra_bytes + 4;

@@ -4,7 +4,7 @@
 /* Faults of reading a journal, after which a shard is made again; more where each piece of an arena is an
  * allocation of its own. */
 #if defined(AQ_ARENA_FIRST)
-#  define JOURNAL_FAULTS 99
+#  define JOURNAL_FAULTS 105
 #else
 #  define JOURNAL_FAULTS 5
 #endif

@@ -139,7 +139,8 @@ def test_too_small(aq, tmp_path):
 def test_a_plan_is_a_plan(aq, tmp_path):
     """A dry run shows the bits that the run has; threads, kernels and streaming change nothing."""
     words = ("--target-bits", 3, "--group-size", 64, *map(str, BOTH))
-    done = subprocess.run([aq, "quantize", dit.DIGITS, "--dry-run", "--json", *map(str, words)],
+    done = subprocess.run([aq, "quantize", dit.DIGITS, "--dry-run", "--json", "--set", "enable_spatial=false",
+                           *map(str, words)],
                           capture_output=True, text=True, timeout=100, check=True)
     plan = {t["name"]: t for t in json.loads(done.stdout)["tensors"]}
     run(aq, tmp_path / "first", *words, "--min-accuracy", 0.85)

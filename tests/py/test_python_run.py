@@ -195,23 +195,20 @@ except KeyboardInterrupt:
 else:
     print("too late", flush=True)
 '''
-    for _ in range(3):  # a busy machine may be late by itself
-        process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, "PYTHONPATH": str(package)})
-        assert process.stdout.readline() == "go\n"
-        time.sleep(0.25)
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        answer = process.stdout.readline()
-        took = time.monotonic() - began
-        rest = process.stdout.readline()
-        problem = process.stderr.read()
-        process.wait(60)
-        assert answer == "interrupted\n", (answer, problem)
-        assert rest == "True\n" and process.returncode == 0, problem
-        if took < 1.0:
-            break
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(package)})
+    assert process.stdout.readline() == "go\n"
+    time.sleep(0.25)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    answer = process.stdout.readline()
+    took = time.monotonic() - began
+    rest = process.stdout.readline()
+    problem = process.stderr.read()
+    process.wait(60)
+    assert answer == "interrupted\n", (answer, problem)
+    assert rest == "True\n" and process.returncode == 0, problem
     assert took < 1.0
     assert list(tmp_path.iterdir()) == []
 

@@ -124,7 +124,7 @@ extern "C" {
 /* X(constant, value, name, text, hint): the hint says what to do about it. */
 #define AQ_STATUS_LIST(X)                                                                          \
     X(AQ_OK, 0, "ok", "success", "")                                                               \
-    X(AQ_ERR_BIT_WIDTH, 1, "bit_width", "invalid bit width", "use 2, 4 or 8")                      \
+    X(AQ_ERR_BIT_WIDTH, 1, "bit_width", "invalid bit width", "use 2, 4 or 8; a trellis has 3, too") \
     X(AQ_ERR_TIME_GROUPS, 2, "time_groups", "invalid number of time groups", "use 1 to 100")       \
     X(AQ_ERR_GROUP_SIZE, 3, "group_size", "invalid group size", "use 32, 64, 128 or 256")          \
     X(AQ_ERR_ACCURACY, 4, "accuracy", "invalid accuracy threshold", "use a number from 0 to 1")    \
@@ -172,7 +172,7 @@ typedef struct aq_error {
 
 ARROWQUANT_API const char *aq_status_name(aq_status status); /* "bit_width", … */
 ARROWQUANT_API const char *aq_status_text(aq_status status); /* "invalid bit width", … */
-ARROWQUANT_API const char *aq_status_hint(aq_status status); /* "use 2, 4 or 8", … */
+ARROWQUANT_API const char *aq_status_hint(aq_status status); /* "use 1 to 100", … */
 ARROWQUANT_API const char *aq_version(void);                 /* AQ_VERSION of the implementation */
 
 /* =============================================================== context */
@@ -504,7 +504,7 @@ typedef enum aq_method {
     AQ_METHOD_PTQ,  /* least squares; each column weighted by its mean square, if that is known */
     AQ_METHOD_R2Q,  /* 2 bits: two 1-bit residual steps, w ≈ ±a ± b */
     AQ_METHOD_GPTQ, /* feedback of rounding errors by second moments, see aq_quantize_gptq */
-    AQ_METHOD_TRELLIS /* 2 and 4 bits: AQ_CODE_TRELLIS, rows rotated; with feedback where second moments
+    AQ_METHOD_TRELLIS /* 2, 3, 4 bits: AQ_CODE_TRELLIS, rows rotated; with feedback where second moments
                          are known. Native format only; 8 bits are as with auto */
 } aq_method;
 
@@ -552,14 +552,14 @@ typedef enum aq_gguf_type_choice {
  * 16 keeps them. The first match wins. */
 typedef struct aq_layer_bits {
     const char *pattern;
-    uint32_t bits; /* 2, 4, 8 or 16 */
+    uint32_t bits; /* 2, 4, 8 or 16; 3 with AQ_METHOD_TRELLIS */
 } aq_layer_bits;
 
 /* Every switch of a run. Fill it with aq_config_from_profile, then change fields at will. Strings
  * and lists are borrowed from the caller, except after a load (then aq_config_free frees them). */
 typedef struct aq_config {
     aq_profile deployment_profile;
-    uint32_t bit_width;           /* 2, 4 or 8 */
+    uint32_t bit_width;           /* 2, 4 or 8; 3 with AQ_METHOD_TRELLIS */
     uint32_t group_size;          /* 32, 64, 128 or 256 */
     uint32_t num_time_groups;     /* 1 … 100 */
     aq_time_cut time_cut;
@@ -946,7 +946,7 @@ typedef struct aq_plan_tensor {
     const float *input_scales;
     aq_equalization equalization; /* with input_scales: strength and errors that decided */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
-    uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
+    uint32_t bits;              /* 2, 3, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
     aq_reason reason;
     const char *detail;         /* which rule or pattern decided, or "" */
@@ -1034,7 +1034,7 @@ typedef struct aq_result {
  * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
  * headers only, but to equalize channels (enable_spatial with calibration: up to 256 rows of each
  * layer) and with target_bits or target_model_size_mb: then every layer that is to be quantized
- * as usual is quantized in memory with 2, 4 and 8 bits, and each gets the bits (or is kept) that make
+ * as usual is quantized in memory with 2, 4 and 8 bits (and 3 with AQ_METHOD_TRELLIS), and each gets the bits (or is kept) that make
  * the sum of their relative errors least: errors of their outputs where second moments are known, else
  * of their weights. target_bits bounds the mean of stored bits a weight over these layers, parameters
  * counted; target_model_size_mb the output of the components. `config` NULL: the local profile. */
@@ -8232,6 +8232,19 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
                                                 uint16_t *least, uint8_t *choices);
 #endif
 
+#if defined(AQ_HAVE_NEON)
+AQ_SIMD_LIB void aq_neon_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                        size_t count, uint16_t *least, uint8_t *choices);
+AQ_SIMD_LIB void aq_neon_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t at, size_t height, size_t first, size_t rows,
+                                        int8_t *out);
+AQ_SIMD_LIB void aq_neon_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                      size_t height, size_t column, size_t count, const int8_t *x,
+                                      size_t x_step, size_t tokens, int32_t *out);
+AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                        const float *scales, float *out, size_t stride);
+#endif
+
 #ifdef __cplusplus
 }
 #endif
@@ -8406,6 +8419,295 @@ AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, siz
 
 /* ---- end src/simd/scalar_trellis.c ---- */
 
+/* ---- begin src/simd/neon_trellis.c ---- */
+
+/* The search of the trellis code on NEON: 8 states at once. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* The costs of 8 states from `state` on, a multiple of 8. */
+AQ_NEON_INLINE static inline uint16x8_t aq_neon_trellis_cost(const int16_t *values,
+                                                             const uint16_t *least, size_t state,
+                                                             uint32_t bits, int16x8_t target) {
+    int16x8_t distance = vsubq_s16(target, vld1q_s16(values + state));
+    const uint16_t *from = least + (state >> bits);
+    uint16x8_t before = vdupq_n_u16(from[0]);
+    if (bits == 2) {
+        before = vcombine_u16(vdup_n_u16(from[0]), vdup_n_u16(from[1]));
+    }
+    if (bits == 4) {
+        distance = vminq_s16(vabsq_s16(distance), vdupq_n_s16(255));
+    }
+    return vqaddq_u16(before, vreinterpretq_u16_s16(vmulq_s16(distance, distance)));
+}
+
+/* One row; returns the least costs of all, a lane each. */
+AQ_NEON_INLINE static inline uint16x8_t aq_neon_trellis_row(const int16_t *values,
+                                                            const uint16_t *least, size_t ends,
+                                                            uint32_t bits, int16_t target,
+                                                            uint16_t *out, uint8_t *choices) {
+    const int16x8_t aim = vdupq_n_s16(target);
+    uint16x8_t low = vdupq_n_u16(65535u);
+    size_t u;
+    uint32_t i;
+    for (u = 0; u < ends; u += 8) {
+        uint16x8_t best = aq_neon_trellis_cost(values, least, u, bits, aim);
+        uint16x8_t choice = vdupq_n_u16(0);
+        for (i = 1; i < 1u << bits; i++) {
+            uint16x8_t cost = aq_neon_trellis_cost(values, least, u + i * ends, bits, aim);
+            choice = vbslq_u16(vcltq_u16(cost, best), vdupq_n_u16((uint16_t)i), choice);
+            best = vminq_u16(best, cost);
+        }
+        low = vminq_u16(low, best);
+        vst1q_u16(out + u, best);
+        vst1_u8(choices + u, vmovn_u16(choice));
+    }
+    return low;
+}
+
+AQ_NEON_INLINE static inline void aq_neon_trellis_rows(const aq_trellis_search *search,
+                                                       const int16_t *targets, size_t count,
+                                                       uint16_t *least, uint8_t *choices,
+                                                       uint32_t bits) {
+    const size_t ends = (size_t)1 << (search->state_bits - bits);
+    uint16_t *from = least, *to = search->costs, *swap;
+    size_t u;
+    while (count--) {
+        uint16x8_t low = aq_neon_trellis_row(search->values, from, ends, bits, targets[count], to,
+                                             choices + count * ends);
+        if (count % 8 == 0) {
+            low = vdupq_n_u16(vminvq_u16(low));
+            for (u = 0; u < ends; u += 8) {
+                vst1q_u16(to + u, vsubq_u16(vld1q_u16(to + u), low));
+            }
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != least) {
+        memcpy(least, from, ends * sizeof *least);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                        size_t count, uint16_t *least, uint8_t *choices) {
+    if (search->bits == 2) {
+        aq_neon_trellis_rows(search, targets, count, least, choices, 2);
+    } else if (search->bits == 3) {
+        aq_neon_trellis_rows(search, targets, count, least, choices, 3);
+    } else {
+        aq_neon_trellis_rows(search, targets, count, least, choices, 4);
+    }
+}
+
+#endif
+
+/* ---- end src/simd/neon_trellis.c ---- */
+
+/* ---- begin src/simd/neon_trellis_read.c ---- */
+
+/* Reading trellis codes on NEON: values by table look-ups of 16 bytes, and exact products with 8-bit
+ * integers. Columns that are no whole bytes take the scalar way. */
+
+#if defined(AQ_HAVE_NEON)
+
+typedef struct aq_neon_tables {
+    int8x16_t table[3];
+    uint8x16_t mix, last; /* last: the bits of a state's third number */
+} aq_neon_tables;
+
+AQ_NEON_INLINE static inline int8x16_t aq_neon_value(const aq_neon_tables *tables, uint8x16_t a,
+                                                     uint8x16_t b, uint8x16_t c) {
+    uint8x16_t fold = veorq_u8(vandq_u8(veorq_u8(a, b), tables->mix), vandq_u8(c, tables->last));
+    return vaddq_s8(vaddq_s8(vqtbl1q_s8(tables->table[0], a), vqtbl1q_s8(tables->table[1], b)),
+                    vqtbl1q_s8(tables->table[2], fold));
+}
+
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_low_four(uint8x16_t bytes) {
+    return vandq_u8(bytes, vdupq_n_u8(15));
+}
+
+/* The upper two bits of a byte and the lower two of the next one. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_across(uint8x16_t low, uint8x16_t high) {
+    return vorrq_u8(vshrq_n_u8(low, 6), vandq_u8(vshlq_n_u8(high, 2), vdupq_n_u8(12)));
+}
+
+/* 2 bits: the 64 rows whose own bits are the first 16 of these 18 bytes. */
+static void aq_neon_values_2(const aq_neon_tables *tables, const uint8_t *bytes, int8_t *out) {
+    const uint8x16_t v0 = vld1q_u8(bytes), v1 = vld1q_u8(bytes + 1), v2 = vld1q_u8(bytes + 2);
+    uint8x16_t at[8]; /* four bits from bit 2·i on */
+    int8x16x4_t rows;
+    at[0] = aq_neon_low_four(v0);
+    at[1] = aq_neon_low_four(vshrq_n_u8(v0, 2));
+    at[2] = vshrq_n_u8(v0, 4);
+    at[3] = aq_neon_across(v0, v1);
+    at[4] = aq_neon_low_four(v1);
+    at[5] = aq_neon_low_four(vshrq_n_u8(v1, 2));
+    at[6] = vshrq_n_u8(v1, 4);
+    at[7] = aq_neon_across(v1, v2);
+    rows.val[0] = aq_neon_value(tables, at[0], at[2], at[4]);
+    rows.val[1] = aq_neon_value(tables, at[1], at[3], at[5]);
+    rows.val[2] = aq_neon_value(tables, at[2], at[4], at[6]);
+    rows.val[3] = aq_neon_value(tables, at[3], at[5], at[7]);
+    vst4q_s8(out, rows);
+}
+
+/* 4 bits: 32 rows. */
+static void aq_neon_values_4(const aq_neon_tables *tables, const uint8_t *bytes, int8_t *out) {
+    const uint8x16_t v0 = vld1q_u8(bytes), v1 = vld1q_u8(bytes + 1);
+    const uint8x16_t a = aq_neon_low_four(v0), b = vshrq_n_u8(v0, 4), c = aq_neon_low_four(v1);
+    int8x16x2_t rows;
+    rows.val[0] = aq_neon_value(tables, a, b, c);
+    rows.val[1] = aq_neon_value(tables, b, c, vshrq_n_u8(v1, 4));
+    vst2q_s8(out, rows);
+}
+
+/* 3 bits: 16 rows. Eight bits from bit 3·r on, of even rows and of odd ones: two bytes times a power of
+ * two move them to the upper one. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_threes(const uint8_t *bytes) {
+    static const uint8_t even[16] = {0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5, 5, 6};
+    static const uint8_t odd[16] = {0, 1, 1, 2, 1, 2, 2, 3, 3, 4, 4, 5, 4, 5, 5, 6};
+    static const uint16_t even_shift[8] = {256, 4, 16, 64, 256, 4, 16, 64};
+    static const uint16_t odd_shift[8] = {32, 128, 2, 8, 32, 128, 2, 8};
+    const uint8x16_t v = vld1q_u8(bytes);
+    uint16x8_t a = vmulq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(v, vld1q_u8(even))),
+                             vld1q_u16(even_shift));
+    uint16x8_t b = vmulq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(v, vld1q_u8(odd))),
+                             vld1q_u16(odd_shift));
+    return vtrn2q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b));
+}
+
+static void aq_neon_values_3(const aq_neon_tables *tables, const uint8_t *bytes, int8_t *out) {
+    const uint8x16_t low = aq_neon_threes(bytes), high = aq_neon_threes(bytes + 1);
+    vst1q_s8(out, aq_neon_value(tables, aq_neon_low_four(low), vshrq_n_u8(low, 4), high));
+}
+
+/* All rows of a column, rounded up to 64. */
+static void aq_neon_column(const aq_trellis_code *code, const uint8_t *bytes, size_t height,
+                           int8_t *out) {
+    const size_t size = height * code->bits / 8;
+    aq_neon_tables tables;
+    uint8_t ring[192]; /* the column, and itself again */
+    size_t i, part;
+    for (i = 0; i < sizeof ring; i += part) {
+        part = sizeof ring - i < size ? sizeof ring - i : size;
+        memcpy(ring + i, bytes, part);
+    }
+    for (i = 0; i < 3; i++) {
+        tables.table[i] = vld1q_s8(code->table[i]);
+    }
+    tables.mix = vdupq_n_u8((uint8_t)code->mix);
+    tables.last = vdupq_n_u8((uint8_t)((1u << (code->state_bits - 8u)) - 1u));
+    if (code->bits == 2) {
+        for (i = 0; i < height; i += 64) aq_neon_values_2(&tables, ring + i / 4, out + i);
+    } else if (code->bits == 3) {
+        for (i = 0; i < height; i += 16) aq_neon_values_3(&tables, ring + i / 8 * 3, out + i);
+    } else {
+        for (i = 0; i < height; i += 32) aq_neon_values_4(&tables, ring + i / 2, out + i);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t at, size_t height, size_t first, size_t rows,
+                                        int8_t *out) {
+    int8_t all[AQ_TRELLIS_COLUMN];
+    if (height * code->bits % 8) {
+        aq_scalar_trellis_values(code, codes, at, height, first, rows, out);
+    } else if (rows == AQ_TRELLIS_COLUMN) {
+        aq_neon_column(code, codes + at / 8, height, out);
+    } else {
+        aq_neon_column(code, codes + at / 8, height, all);
+        memcpy(out, all + first, rows);
+    }
+}
+
+/* out += x0·a + x1·b: two products fit 16 bits. */
+static void aq_neon_trellis_add(const int8_t *a, const int8_t *b, int8_t x0, int8_t x1,
+                                size_t height, int32_t *out) {
+    const int8x8_t first = vdup_n_s8(x0), second = vdup_n_s8(x1);
+    size_t row = 0;
+    for (; row + 8 <= height; row += 8) {
+        int16x8_t sum = vmlal_s8(vmull_s8(vld1_s8(a + row), first), vld1_s8(b + row), second);
+        vst1q_s32(out + row, vaddw_s16(vld1q_s32(out + row), vget_low_s16(sum)));
+        vst1q_s32(out + row + 4, vaddw_s16(vld1q_s32(out + row + 4), vget_high_s16(sum)));
+    }
+    for (; row < height; row++) {
+        out[row] += x0 * a[row] + x1 * b[row];
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                      size_t height, size_t column, size_t count, const int8_t *x,
+                                      size_t x_step, size_t tokens, int32_t *out) {
+    int8_t values[2][AQ_TRELLIS_COLUMN];
+    const size_t ring = height * code->bits;
+    size_t i, token;
+    memset(out, 0, tokens * height * sizeof *out);
+    for (i = 0; i < count; i += 2) {
+        const bool both = i + 1 < count;
+        aq_neon_trellis_values(code, codes, (column + i) * ring, height, 0, height, values[0]);
+        if (both) {
+            aq_neon_trellis_values(code, codes, (column + i + 1) * ring, height, 0, height,
+                                   values[1]);
+        }
+        for (token = 0; token < tokens; token++) {
+            const int8_t *own = x + token * x_step + i;
+            aq_neon_trellis_add(values[0], values[both ? 1 : 0], own[0], both ? own[1] : 0, height,
+                                out + token * height);
+        }
+    }
+}
+
+/* ---- weights */
+
+/* 16 columns of 16 rows, turned: line i of `out` has row i. */
+AQ_NEON_INLINE static inline void aq_neon_trellis_turn(const int8_t *values, int8x16_t out[16]) {
+    int8x16_t other[16], *from = out, *to = other, *swap;
+    size_t i, step;
+    for (i = 0; i < 16; i++) {
+        out[i] = vld1q_s8(values + i * AQ_TRELLIS_COLUMN);
+    }
+    for (step = 0; step < 4; step++) { /* each doubles how many columns of a row lie together */
+        for (i = 0; i < 8; i++) {
+            to[2 * i] = vzip1q_s8(from[i], from[i + 8]);
+            to[2 * i + 1] = vzip2q_s8(from[i], from[i + 8]);
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+}
+
+AQ_NEON_INLINE static inline void aq_neon_trellis_line(int8x8_t values, float scale, float *out) {
+    AQ_SIMD_EXACT_BODY
+    int16x8_t wide = vmovl_s8(values);
+    vst1q_f32(out, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), scale));
+    vst1q_f32(out + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))), scale));
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows,
+                                                      size_t columns, const float *scales,
+                                                      float *out, size_t stride) {
+    AQ_SIMD_EXACT_BODY
+    size_t row = 0, i;
+    for (; columns == 16 && row + 16 <= rows; row += 16) {
+        int8x16_t lines[16];
+        aq_neon_trellis_turn(values + row, lines);
+        for (i = 0; i < 16; i++) {
+            float *to = out + (row + i) * stride;
+            aq_neon_trellis_line(vget_low_s8(lines[i]), scales[row + i], to);
+            aq_neon_trellis_line(vget_high_s8(lines[i]), scales[row + i], to + 8);
+        }
+    }
+    aq_scalar_trellis_spread(values + row, rows - row, columns, scales + row, out + row * stride,
+                             stride);
+}
+
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_trellis_read.c ---- */
+
 /* ---- begin src/simd/avx2_trellis.c ---- */
 
 /* The search of the trellis code on AVX2: 16 states at once. The states that lead to the same next
@@ -8544,7 +8846,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
 /* ---- begin src/simd/avx2_trellis_read.c ---- */
 
 /* Reading trellis codes on AVX2: the windows of 32 rows at once, their values by byte shuffles, and
- * exact products with 8-bit integers. 3 bits, and columns that are no whole bytes, take the scalar way. */
+ * exact products with 8-bit integers. Columns that are no whole bytes take the scalar way. */
 
 #if defined(AQ_HAVE_AVX2)
 
@@ -8577,7 +8879,7 @@ AQ_AVX2_INLINE static inline aq_avx2_tables aq_avx2_tables_of(const aq_trellis_c
 }
 
 static bool aq_avx2_reads(const aq_trellis_code *code, size_t height) {
-    return code->bits != 3 && height * code->bits % 8 == 0;
+    return height * code->bits % 8 == 0;
 }
 
 AQ_AVX2_INLINE static inline void aq_avx2_ring_load(aq_avx2_ring *ring, const uint8_t *bytes,
@@ -8618,29 +8920,38 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_low_four(__m256i bytes, int shift) 
     return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(15));
 }
 
-/* 2 bits: out[j] has rows j, j + 4, j + 8 … of the 128 whose own bits are these 32 bytes. */
+/* The upper two bits of a byte and the lower two of the next one. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_across(__m256i low, __m256i high) {
+    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 6), _mm256_set1_epi8(3)),
+                           _mm256_and_si256(_mm256_slli_epi16(high, 2), _mm256_set1_epi8(12)));
+}
+
+/* 2 bits: out[j] has rows j, j + 4, j + 8 … of the 128 whose own bits are these 32 bytes; v1 and v2 are
+ * what lies one and two bytes behind. */
 AQ_AVX2_INLINE static inline void aq_avx2_values_2(const aq_avx2_tables *tables, __m256i v0,
-                                                   __m256i next, bool third, __m256i out[4]) {
-    const __m256i high = _mm256_permute2x128_si256(v0, next, 0x21);
-    __m256i v1 = _mm256_alignr_epi8(high, v0, 1), v2 = _mm256_alignr_epi8(high, v0, 2);
-    __m256i at[8]; /* four bits from bit 2·i on */
-    int i;
-    for (i = 0; i < 3; i++) {
-        at[i] = aq_avx2_low_four(v0, 2 * i);
-        at[4 + i] = aq_avx2_low_four(v1, 2 * i);
-    }
-    at[3] = _mm256_or_si256(
-        _mm256_and_si256(_mm256_srli_epi16(v0, 6), _mm256_set1_epi8(3)),
-        _mm256_and_si256(_mm256_slli_epi16(v1, 2), _mm256_set1_epi8(12)));
-    at[7] = at[3];
+                                                   __m256i v1, __m256i v2, bool third,
+                                                   __m256i out[4]) {
+    /* four bits from bit 2·i on */
+    const __m256i at0 = aq_avx2_low_four(v0, 0), at1 = aq_avx2_low_four(v0, 2);
+    const __m256i at2 = aq_avx2_low_four(v0, 4), at3 = aq_avx2_across(v0, v1);
+    const __m256i at4 = aq_avx2_low_four(v1, 0), at5 = aq_avx2_low_four(v1, 2);
+    out[0] = aq_avx2_value(tables, at0, at2, at4, third);
+    out[1] = aq_avx2_value(tables, at1, at3, at5, third);
     if (third) {
-        at[7] = _mm256_or_si256(
-            _mm256_and_si256(_mm256_srli_epi16(v1, 6), _mm256_set1_epi8(3)),
-            _mm256_and_si256(_mm256_slli_epi16(v2, 2), _mm256_set1_epi8(12)));
+        out[2] = aq_avx2_value(tables, at2, at4, aq_avx2_low_four(v1, 4), true);
+        out[3] = aq_avx2_value(tables, at3, at5, aq_avx2_across(v1, v2), true);
+    } else {
+        out[2] = aq_avx2_value(tables, at2, at4, at4, false);
+        out[3] = aq_avx2_value(tables, at3, at5, at5, false);
     }
-    for (i = 0; i < 4; i++) {
-        out[i] = aq_avx2_value(tables, at[i], at[i + 2], at[i + 4], third);
-    }
+}
+
+/* The same of a vector and the one that follows it. */
+AQ_AVX2_INLINE static inline void aq_avx2_next_2(const aq_avx2_tables *tables, __m256i v0,
+                                                 __m256i next, bool third, __m256i out[4]) {
+    const __m256i high = _mm256_permute2x128_si256(v0, next, 0x21);
+    aq_avx2_values_2(tables, v0, _mm256_alignr_epi8(high, v0, 1), _mm256_alignr_epi8(high, v0, 2),
+                     third, out);
 }
 
 /* 4 bits: rows 2·i and 2·i + 1 of 64. */
@@ -8656,9 +8967,76 @@ AQ_AVX2_INLINE static inline void aq_avx2_values_4(const aq_avx2_tables *tables,
     out[1] = aq_avx2_value(tables, at[1], at[2], at[3], third);
 }
 
+/* A column of 3 bits: the bytes that 32 rows need are read where they lie, but for the last rows, whose
+ * bytes and the column's first ones are copied. */
+typedef struct aq_avx2_threes {
+    const uint8_t *bytes;
+    size_t blocks, direct; /* of 32 rows; those that are read in place */
+    uint8_t last[48];
+} aq_avx2_threes;
+
+AQ_AVX2_INLINE static inline void aq_avx2_threes_load(aq_avx2_threes *out, const uint8_t *bytes,
+                                                      size_t size) {
+    size_t at, filled, part;
+    out->bytes = bytes;
+    out->blocks = (size + 11) / 12;
+    out->direct = size < 22 ? 0 : (size - 22) / 12 + 1;
+    at = 12 * out->direct;
+    if (size == 96) { /* the same, by moves of fixed size */
+        memcpy(out->last, bytes + 84, 12);
+        memcpy(out->last + 12, bytes, 36);
+        return;
+    }
+    for (filled = 0; filled < sizeof out->last; filled += part, at = 0) {
+        part = size - at < sizeof out->last - filled ? size - at : sizeof out->last - filled;
+        memcpy(out->last + filled, bytes + at, part);
+    }
+}
+
+/* 3 bits: the values of rows 32·block …, in order. Row r of 16 has its bits from bit 3·r on: two bytes
+ * times a power of two move 8 of them to the upper one, for even rows and odd ones apart. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_values_3(const aq_avx2_tables *tables,
+                                                      const aq_avx2_threes *threes, size_t block,
+                                                      bool third) {
+    const __m256i even = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5, 5, 6));
+    const __m256i odd = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 3, 4, 4, 5, 4, 5, 5, 6));
+    const __m256i even_shift = _mm256_set1_epi64x(INT64_C(0x0040001000040100));
+    const __m256i odd_shift = _mm256_set1_epi64x(INT64_C(0x0008000200800020));
+    const __m256i high = _mm256_set1_epi16((short)0xFF00), ones = _mm256_set1_epi8(1);
+    const uint8_t *from = block < threes->direct ? threes->bytes + 12 * block
+                                                 : threes->last + 12 * (block - threes->direct);
+    __m256i v = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from)),
+        _mm_loadu_si128((const __m128i *)(const void *)(from + 6)), 1);
+    __m256i a = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, even), even_shift);
+    __m256i b = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, odd), odd_shift);
+    __m256i low = _mm256_or_si256(_mm256_srli_epi16(a, 8), _mm256_and_si256(b, high)), c = low;
+    if (third) {
+        a = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, _mm256_add_epi8(even, ones)), even_shift);
+        b = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, _mm256_add_epi8(odd, ones)), odd_shift);
+        c = _mm256_or_si256(_mm256_srli_epi16(a, 8), _mm256_and_si256(b, high));
+    }
+    return aq_avx2_value(tables, aq_avx2_low_four(low, 0), aq_avx2_low_four(low, 4), c, third);
+}
+
 AQ_AVX2_INLINE static inline void aq_avx2_store(void *out, __m256i low, __m256i high) {
     _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(low, high, 0x20));
     _mm256_storeu_si256((__m256i *)out + 1, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_column_3(const aq_trellis_code *code,
+                                                   const uint8_t *bytes, size_t height,
+                                                   int8_t *out) {
+    const aq_avx2_tables tables = aq_avx2_tables_of(code, 0);
+    aq_avx2_threes threes;
+    size_t i;
+    aq_avx2_threes_load(&threes, bytes, height / 8 * 3);
+    for (i = 0; i < threes.blocks; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 32 * i),
+                            aq_avx2_values_3(&tables, &threes, i, true));
+    }
 }
 
 /* All rows of a column in their order, rounded up to 128. */
@@ -8668,11 +9046,15 @@ AQ_AVX2_INLINE static inline void aq_avx2_column(const aq_trellis_code *code, co
     aq_avx2_ring ring;
     __m256i v[4];
     size_t i;
+    if (code->bits == 3) {
+        aq_avx2_column_3(code, bytes, height, out);
+        return;
+    }
     aq_avx2_ring_load(&ring, bytes, height * code->bits / 8);
     for (i = 0; i < ring.count; i++) {
         if (code->bits == 2) {
             __m256i a, b, c, d;
-            aq_avx2_values_2(&tables, ring.bytes[i], ring.bytes[i + 1], true, v);
+            aq_avx2_next_2(&tables, ring.bytes[i], ring.bytes[i + 1], true, v);
             a = _mm256_unpacklo_epi8(v[0], v[1]);
             b = _mm256_unpacklo_epi8(v[2], v[3]);
             c = _mm256_unpackhi_epi8(v[0], v[1]);
@@ -8743,7 +9125,7 @@ AQ_AVX2_INLINE static inline size_t aq_avx2_quad_2(const aq_avx2_tables *tables,
     for (i = 0; i < ring[0].count; i++) {
         __m256i v[4][4];
         for (c = 0; c < 4; c++) {
-            aq_avx2_values_2(tables, ring[c].bytes[i], ring[c].bytes[i + 1], third, v[c]);
+            aq_avx2_next_2(tables, ring[c].bytes[i], ring[c].bytes[i + 1], third, v[c]);
         }
         for (j = 0; j < 4; j++) {
             __m256i row[4];
@@ -8754,6 +9136,25 @@ AQ_AVX2_INLINE static inline size_t aq_avx2_quad_2(const aq_avx2_tables *tables,
         }
     }
     return 512 * ring[0].count;
+}
+
+/* The same of 3 bits. */
+AQ_AVX2_INLINE static inline size_t aq_avx2_quad_3(const aq_avx2_tables *tables,
+                                                   const uint8_t *bytes, size_t size, bool third,
+                                                   uint8_t *out) {
+    aq_avx2_threes threes[4];
+    size_t i, c;
+    for (c = 0; c < 4; c++) {
+        aq_avx2_threes_load(&threes[c], bytes + c * size, size);
+    }
+    for (i = 0; i < threes[0].blocks; i++) {
+        __m256i v[4];
+        for (c = 0; c < 4; c++) {
+            v[c] = aq_avx2_values_3(tables, &threes[c], i, third);
+        }
+        aq_avx2_interleave(v, out + 128 * i);
+    }
+    return 128 * threes[0].blocks;
 }
 
 /* sums[i] += four products each; `bytes` of values. */
@@ -8777,30 +9178,135 @@ static size_t aq_avx2_place_2(size_t row) {
     return row / 128 * 128 + 32 * j + i % 16 / 4 * 8 + i / 16 * 4 + i % 4;
 }
 
+/* In the order of aq_avx2_quad_3. */
+static size_t aq_avx2_place_3(size_t row) {
+    return row / 32 * 32 + row % 16 / 4 * 8 + row % 32 / 16 * 4 + row % 4;
+}
+
 /* The sums in the order of the rows, without what the 64 added to the values brought in. */
-static void aq_avx2_put_sums(const int32_t *sums, size_t height, int32_t offset, int32_t *out) {
+static void aq_avx2_put_sums(const int32_t *sums, size_t height, uint32_t bits, int32_t offset,
+                             int32_t *out) {
     size_t row;
     for (row = 0; row < height; row++) {
-        out[row] = sums[aq_avx2_place_2(row)] - offset;
+        out[row] = sums[bits == 2 ? aq_avx2_place_2(row) : aq_avx2_place_3(row)] - offset;
     }
+}
+
+/* sums [8] += four products of each byte quad of `a` by x0, and of `b` by x1. */
+AQ_AVX2_INLINE static inline void aq_avx2_add_quads(__m256i a, __m256i x0, __m256i b, __m256i x1,
+                                                    int32_t *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i *sum = (__m256i *)(void *)sums;
+    __m256i both = _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(a, x0), ones),
+                                    _mm256_madd_epi16(_mm256_maddubs_epi16(b, x1), ones));
+    _mm256_storeu_si256(sum, _mm256_add_epi32(_mm256_loadu_si256(sum), both));
+}
+
+/* One vector of rows of eight columns. */
+AQ_AVX2_INLINE static inline void aq_avx2_add_rows(const __m256i *v, size_t step, __m256i x0,
+                                                   __m256i x1, int32_t *sums) {
+    __m256i a = _mm256_unpacklo_epi8(v[0], v[step]);
+    __m256i b = _mm256_unpacklo_epi8(v[2 * step], v[3 * step]);
+    __m256i c = _mm256_unpackhi_epi8(v[0], v[step]);
+    __m256i d = _mm256_unpackhi_epi8(v[2 * step], v[3 * step]);
+    __m256i e = _mm256_unpacklo_epi8(v[4 * step], v[5 * step]);
+    __m256i f = _mm256_unpacklo_epi8(v[6 * step], v[7 * step]);
+    __m256i g = _mm256_unpackhi_epi8(v[4 * step], v[5 * step]);
+    __m256i h = _mm256_unpackhi_epi8(v[6 * step], v[7 * step]);
+    aq_avx2_add_quads(_mm256_unpacklo_epi16(a, b), x0, _mm256_unpacklo_epi16(e, f), x1, sums);
+    aq_avx2_add_quads(_mm256_unpackhi_epi16(a, b), x0, _mm256_unpackhi_epi16(e, f), x1, sums + 8);
+    aq_avx2_add_quads(_mm256_unpacklo_epi16(c, d), x0, _mm256_unpacklo_epi16(g, h), x1, sums + 16);
+    aq_avx2_add_quads(_mm256_unpackhi_epi16(c, d), x0, _mm256_unpackhi_epi16(g, h), x1, sums + 24);
+}
+
+/* Eight columns of a whole strip of 2 bits by one vector: x0 and x1 are four and four, sums [256] in the order
+ * of aq_avx2_quad_2. The vector behind the second one of a column is its first. */
+AQ_AVX2_INLINE static inline void aq_avx2_eight(const aq_avx2_tables *tables, const uint8_t *bytes,
+                                                bool third, __m256i x0, __m256i x1, int32_t *sums) {
+    __m256i v[8][4];
+    size_t c;
+    for (c = 0; c < 8; c++) {
+        const uint8_t *at = bytes + 64 * c;
+        aq_avx2_values_2(tables, _mm256_loadu_si256((const __m256i *)(const void *)at),
+                         _mm256_loadu_si256((const __m256i *)(const void *)(at + 1)),
+                         _mm256_loadu_si256((const __m256i *)(const void *)(at + 2)), third, v[c]);
+    }
+    for (c = 0; c < 4; c++) {
+        aq_avx2_add_rows(&v[0][c], 4, x0, x1, sums + 32 * c);
+    }
+    for (c = 0; c < 8; c++) {
+        const uint8_t *at = bytes + 64 * c;
+        aq_avx2_next_2(tables, _mm256_loadu_si256((const __m256i *)(const void *)(at + 32)),
+                       _mm256_loadu_si256((const __m256i *)(const void *)at), third, v[c]);
+    }
+    for (c = 0; c < 4; c++) {
+        aq_avx2_add_rows(&v[0][c], 4, x0, x1, sums + 128 + 32 * c);
+    }
+}
+
+/* The sums of a strip in the order of its rows: lanes of 16 rows, turned. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn_sums(const int32_t *sums, int32_t offset,
+                                                    int32_t *out) {
+    const __m128i all = _mm_set1_epi32(offset);
+    size_t part, i, j;
+    for (part = 0; part < 256; part += 128) {
+        for (i = 0; i < 8; i++) { /* rows 16·i … */
+            const int32_t *from = sums + part + i % 4 * 8 + i / 4 * 4;
+            __m128i s[4], low[2], high[2];
+            for (j = 0; j < 4; j++) {
+                s[j] = _mm_sub_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 32 * j)),
+                                     all);
+            }
+            for (j = 0; j < 2; j++) {
+                low[j] = _mm_unpacklo_epi32(s[2 * j], s[2 * j + 1]);
+                high[j] = _mm_unpackhi_epi32(s[2 * j], s[2 * j + 1]);
+            }
+            {
+                __m128i *to = (__m128i *)(void *)(out + part + 16 * i);
+                _mm_storeu_si128(to, _mm_unpacklo_epi64(low[0], low[1]));
+                _mm_storeu_si128(to + 1, _mm_unpackhi_epi64(low[0], low[1]));
+                _mm_storeu_si128(to + 2, _mm_unpacklo_epi64(high[0], high[1]));
+                _mm_storeu_si128(to + 3, _mm_unpackhi_epi64(high[0], high[1]));
+            }
+        }
+    }
+}
+
+/* A whole strip of 2 bits by one vector; `count` a multiple of 8. */
+AQ_AVX2_INLINE static inline void aq_avx2_strip_dots(const aq_trellis_code *code,
+                                                     const uint8_t *bytes, size_t count,
+                                                     const int8_t *x, bool third, int32_t *out) {
+    const aq_avx2_tables tables = aq_avx2_tables_of(code, 64);
+    int32_t sums[AQ_TRELLIS_COLUMN], offset = 0;
+    size_t i;
+    memset(sums, 0, sizeof sums);
+    for (i = 0; i < count; i += 8) {
+        aq_avx2_eight(&tables, bytes + 64 * i, third, aq_avx2_four(x + i), aq_avx2_four(x + i + 4),
+                      sums);
+    }
+    for (i = 0; i < count; i++) {
+        offset += 64 * x[i];
+    }
+    aq_avx2_turn_sums(sums, offset, out);
 }
 
 #define AQ_DOT_TOKENS 8u
 
 /* At most AQ_DOT_TOKENS tokens, `count` a multiple of 4. */
-AQ_AVX2_INLINE static inline void aq_avx2_dots_2(const aq_trellis_code *code, const uint8_t *bytes,
-                                                 size_t height, size_t count, const int8_t *x,
-                                                 size_t x_step, size_t tokens, bool third,
-                                                 int32_t *out) {
+AQ_AVX2_INLINE static inline void aq_avx2_quads(const aq_trellis_code *code, const uint8_t *bytes,
+                                                size_t height, size_t count, const int8_t *x,
+                                                size_t x_step, size_t tokens, uint32_t bits,
+                                                bool third, int32_t *out) {
     const aq_avx2_tables tables = aq_avx2_tables_of(code, 64);
     int32_t sums[AQ_DOT_TOKENS][AQ_TRELLIS_COLUMN], offset[AQ_DOT_TOKENS];
     uint8_t values[4 * AQ_TRELLIS_COLUMN];
-    const size_t size = height / 4;
+    const size_t size = height * bits / 8;
     size_t i, token, filled;
     memset(sums, 0, tokens * sizeof sums[0]);
     memset(offset, 0, sizeof offset);
     for (i = 0; i < count; i += 4) {
-        filled = aq_avx2_quad_2(&tables, bytes + i * size, size, third, values);
+        filled = bits == 2 ? aq_avx2_quad_2(&tables, bytes + i * size, size, third, values)
+                           : aq_avx2_quad_3(&tables, bytes + i * size, size, third, values);
         for (token = 0; token < tokens; token++) {
             const int8_t *own = x + token * x_step + i;
             aq_avx2_quad_dots(values, filled, aq_avx2_four(own), sums[token]);
@@ -8808,7 +9314,28 @@ AQ_AVX2_INLINE static inline void aq_avx2_dots_2(const aq_trellis_code *code, co
         }
     }
     for (token = 0; token < tokens; token++) {
-        aq_avx2_put_sums(sums[token], height, offset[token], out + token * height);
+        aq_avx2_put_sums(sums[token], height, bits, offset[token], out + token * height);
+    }
+}
+
+AQ_AVX2 static void aq_avx2_dots_of(const aq_trellis_code *code, const uint8_t *bytes,
+                                    size_t height, size_t count, const int8_t *x, size_t x_step,
+                                    size_t tokens, int32_t *out) {
+    bool third = code->state_bits > 8;
+    if (code->bits == 2 && height == AQ_TRELLIS_COLUMN && tokens == 1 && count % 8 == 0) {
+        if (third) {
+            aq_avx2_strip_dots(code, bytes, count, x, true, out);
+        } else {
+            aq_avx2_strip_dots(code, bytes, count, x, false, out);
+        }
+    } else if (code->bits == 2 && third) {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 2, true, out);
+    } else if (code->bits == 2) {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 2, false, out);
+    } else if (third) {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 3, true, out);
+    } else {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 3, false, out);
     }
 }
 
@@ -8846,17 +9373,12 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
                                               int32_t *out) {
     const size_t ring = height * code->bits;
     size_t done = 0, token, part;
-    if (code->bits == 2 && aq_avx2_reads(code, height) && count >= 4) {
+    if (code->bits < 4 && aq_avx2_reads(code, height) && count >= 4) {
         done = count / 4 * 4;
         for (token = 0; token < tokens; token += part) {
             part = tokens - token < AQ_DOT_TOKENS ? tokens - token : AQ_DOT_TOKENS;
-            if (code->state_bits > 8) {
-                aq_avx2_dots_2(code, codes + column * ring / 8, height, done, x + token * x_step,
-                               x_step, part, true, out + token * height);
-            } else {
-                aq_avx2_dots_2(code, codes + column * ring / 8, height, done, x + token * x_step,
-                               x_step, part, false, out + token * height);
-            }
+            aq_avx2_dots_of(code, codes + column * ring / 8, height, done, x + token * x_step,
+                            x_step, part, out + token * height);
         }
     } else {
         memset(out, 0, tokens * height * sizeof *out);
@@ -8929,10 +9451,22 @@ static const struct aq_trellis_kernels aq_trellis_avx2 = {
 };
 #endif
 
+#if defined(AQ_HAVE_NEON)
+static const struct aq_trellis_kernels aq_trellis_neon = {
+    "neon", aq_neon_trellis_search, aq_neon_trellis_values, aq_neon_trellis_dots,
+    aq_neon_trellis_spread,
+};
+#endif
+
 AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels) {
 #if defined(AQ_HAVE_AVX2)
     if (strcmp(kernels->name, "avx2") == 0 || strcmp(kernels->name, "avx512") == 0) {
         return &aq_trellis_avx2;
+    }
+#endif
+#if defined(AQ_HAVE_NEON)
+    if (strcmp(kernels->name, "neon") == 0) {
+        return &aq_trellis_neon;
     }
 #endif
     (void)kernels;
@@ -13728,7 +14262,8 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
  *   kind         AQ_KIND_<kind>, see aq_field_kind
  *   member       of aq_config; of a list the pointer
  *   path         YAML path, levels separated by dots; also the name for aq_config_set
- *   low, high    least and greatest number; of a BITS field the powers of two between them
+ *   low, high    least and greatest number; of a BITS field the powers of two between them, and 3 where
+ *                2 is one
  *   edge, …      the profiles' defaults; of an enumeration its value; of text and lists 0: none
  *   environment  variable that overrides it, or ""
  *   status       of a value that is refused
@@ -13738,7 +14273,7 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       AQ_PROFILE_EDGE, AQ_PROFILE_LOCAL, AQ_PROFILE_CLOUD, "", AQ_ERR_CONFIGURATION,               \
       "where the model will run; gives the defaults of the other fields")                          \
     X(bit_width, BITS, bit_width, "bit_width", 2, 8, 2, 4, 8, "ARROW_QUANT_BIT_WIDTH",             \
-      AQ_ERR_BIT_WIDTH, "bits of a quantized weight")                                              \
+      AQ_ERR_BIT_WIDTH, "bits of a quantized weight; 3 with method: trellis alone")                 \
     X(group_size, BITS, group_size, "group_size", 32, 256, 256, 128, 64,                           \
       "ARROW_QUANT_GROUP_SIZE", AQ_ERR_GROUP_SIZE, "weights that share one scale and zero point")  \
     X(symmetric, BOOL, symmetric, "symmetric", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
@@ -13850,7 +14385,7 @@ typedef enum aq_field_id {
 typedef enum aq_field_kind {
     AQ_KIND_BOOL,
     AQ_KIND_INT,           /* uint32_t */
-    AQ_KIND_BITS,          /* uint32_t, a power of two */
+    AQ_KIND_BITS,          /* uint32_t, a power of two, or 3 bits */
     AQ_KIND_STATES,        /* uint32_t, a power of four */
     AQ_KIND_SIZE,          /* uint64_t */
     AQ_KIND_FLOAT,         /* double */
@@ -13916,9 +14451,9 @@ AQ_LIB aq_status aq_config_copy(aq_arena *arena, const aq_config *from, aq_confi
 /* ---- checks (config/config_check.c) */
 
 #define AQ_RANGE_TEXT 128
-/* "2, 4 or 8", "an integer from 1 to 100", … */
+/* "2, 3, 4 or 8", "an integer from 1 to 100", … */
 AQ_LIB const char *aq_field_range(aq_field_id id, char buffer[AQ_RANGE_TEXT]);
-/* "…: bit_width: expected 2, 4 or 8, found " and what was found. */
+/* "…: bit_width: expected 2, 3, 4 or 8, found " and what was found. */
 AQ_LIB aq_status aq_field_fail(aq_field_id id, const aq_field_origin *origin, const char *found,
                                aq_error *err);
 /* The same, when a text was found; it is cut when it is long. */
@@ -14343,6 +14878,10 @@ static const char *aq_field_names(aq_field_kind kind, char buffer[AQ_RANGE_TEXT]
     return buffer;
 }
 
+static bool aq_field_is_width(const aq_field *field) {
+    return (field->kind == AQ_KIND_BITS || field->kind == AQ_KIND_BITS_LIST) && field->low < 3.0;
+}
+
 static const char *aq_field_powers(const aq_field *field, char buffer[AQ_RANGE_TEXT]) {
     size_t used = 0;
     unsigned value, step = field->kind == AQ_KIND_STATES ? 4u : 2u;
@@ -14351,7 +14890,8 @@ static const char *aq_field_powers(const aq_field *field, char buffer[AQ_RANGE_T
         const char *join = value == (unsigned)field->low            ? ""
                            : value * step > (unsigned)field->high ? " or "
                                                                   : ", ";
-        used += aq_format(buffer + used, AQ_RANGE_TEXT - used, "%s%u", join, value);
+        used += aq_format(buffer + used, AQ_RANGE_TEXT - used, "%s%u%s", join, value,
+                          value == 2 && aq_field_is_width(field) ? ", 3" : "");
     }
     return buffer;
 }
@@ -14480,6 +15020,7 @@ AQ_LIB bool aq_field_fits(aq_field_id id, double number) {
     if (!(number >= field->low && number <= field->high)) return false;
     value = (unsigned)number;
     if (field->kind == AQ_KIND_STATES && (value & 0x55555555u) == 0) return false;
+    if (value == 3 && aq_field_is_width(field)) return true;
     if (field->kind != AQ_KIND_BITS && field->kind != AQ_KIND_BITS_LIST &&
         field->kind != AQ_KIND_STATES)
         return true;
@@ -14556,13 +15097,28 @@ static aq_status aq_field_check(const aq_config *config, aq_field_id id, aq_erro
     return aq_field_fail(id, NULL, found, err);
 }
 
+/* 3 bits are a trellis code's alone. */
+static aq_status aq_check_three_bits(const aq_config *config, aq_error *err) {
+    size_t i;
+    if (config->method == AQ_METHOD_TRELLIS) return AQ_OK;
+    if (config->bit_width == 3)
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit_width: 3 bits need method: trellis, which is %s; "
+                       "the others have 2, 4 or 8", aq_method_name(config->method));
+    for (i = 0; i < config->layer_bits_count; i++)
+        if (config->layer_bits[i].bits == 3)
+            return aq_fail(err, AQ_ERR_BIT_WIDTH, "layer_bits: 3 bits for \"%s\" need method: "
+                           "trellis, which is %s; the others have 2, 4, 8 or 16",
+                           config->layer_bits[i].pattern, aq_method_name(config->method));
+    return AQ_OK;
+}
+
 ARROWQUANT_API aq_status aq_config_validate(const aq_config *config, aq_error *err) {
     unsigned i;
     aq_status status = AQ_OK;
     if (!config) return AQ_OK; /* the local profile */
     for (i = 0; i < AQ_FIELD_COUNT && status == AQ_OK; i++)
         status = aq_field_check(config, (aq_field_id)i, err);
-    return status;
+    return status == AQ_OK ? aq_check_three_bits(config, err) : status;
 }
 
 #undef AQ_FOUND_TEXT
@@ -20771,7 +21327,7 @@ ARROWQUANT_API aq_status aq_measure_output(aq_context *context, const aq_quant_s
 extern "C" {
 #endif
 
-#define AQ_OPTIONS 4u
+#define AQ_OPTIONS 5u
 #define AQ_NO_OPTION UINT64_MAX /* bytes of an option that there is not */
 
 typedef struct aq_option {
@@ -20805,6 +21361,7 @@ AQ_LIB aq_status aq_knapsack(const aq_context *context, const aq_option *options
  * the list, those of the best bounds stay, and the best bound that left is what remains unproven. */
 
 #define AQ_STATES_MAX 8192u
+#define AQ_STATE_LISTS (1u + 4u + 4u + 2u * AQ_OPTIONS) /* of aq_state_room */
 #define AQ_PRICE_STEPS 200u
 
 /* A partial choice, and the one it was made from. */
@@ -20997,9 +21554,9 @@ AQ_SIMD_EXACT static size_t aq_state_cut(aq_sack *sack, aq_state *states, size_t
     return kept;
 }
 
-/* Room for the lists: the one at work, and those of four options before they are one. */
+/* Room for the lists: the one at work, and those of all options before they are one. */
 typedef struct aq_state_room {
-    aq_state *now, *spare, *half, *options;
+    aq_state *now, *spare, *four, *half, *options;
 } aq_state_room;
 
 static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, size_t item) {
@@ -21012,9 +21569,11 @@ static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, si
     }
     aq_state_merge(parts[0], counts[0], parts[1], counts[1], room->half);
     aq_state_merge(parts[2], counts[2], parts[3], counts[3], room->half + 2 * AQ_STATES_MAX);
+    all = counts[0] + counts[1] + counts[2] + counts[3];
     aq_state_merge(room->half, counts[0] + counts[1], room->half + 2 * AQ_STATES_MAX,
-                   counts[2] + counts[3], room->spare);
-    all = aq_state_thin(room->spare, counts[0] + counts[1] + counts[2] + counts[3]);
+                   counts[2] + counts[3], room->four);
+    aq_state_merge(room->four, all, parts[4], counts[4], room->spare);
+    all = aq_state_thin(room->spare, all + counts[4]);
     all = aq_state_cut(sack, room->spare, all);
     memcpy(room->now, room->spare, all * sizeof(aq_state));
     return all;
@@ -21024,13 +21583,14 @@ static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, si
 static aq_status aq_sack_search(aq_sack *sack, aq_arena *arena, aq_error *err) {
     size_t bytes = (sack->items + 1) * sizeof(aq_trace *), count = 1, item, i, best = 0;
     aq_trace **traces = (aq_trace **)aq_arena_alloc(arena, bytes);
-    aq_state *states = (aq_state *)aq_arena_alloc(arena, 13 * (size_t)AQ_STATES_MAX *
+    aq_state *states = (aq_state *)aq_arena_alloc(arena, AQ_STATE_LISTS * (size_t)AQ_STATES_MAX *
                                                              sizeof(aq_state));
     aq_state_room room;
-    if (!traces || !states) return aq_fail_memory(err, 13 * AQ_STATES_MAX * sizeof(aq_state));
+    if (!traces || !states) return aq_fail_memory(err, AQ_STATE_LISTS * AQ_STATES_MAX * sizeof(aq_state));
     room.now = states;
     room.spare = states + AQ_STATES_MAX;
-    room.half = room.spare + 4 * AQ_STATES_MAX;
+    room.four = room.spare + AQ_OPTIONS * AQ_STATES_MAX;
+    room.half = room.four + 4 * AQ_STATES_MAX;
     room.options = room.half + 4 * AQ_STATES_MAX;
     for (item = 0; item < sack->items && count; item++) {
         count = aq_state_step(sack, &room, count, item);
@@ -21106,6 +21666,7 @@ AQ_LIB aq_status aq_knapsack(const aq_context *context, const aq_option *options
 }
 
 #undef AQ_STATES_MAX
+#undef AQ_STATE_LISTS
 #undef AQ_PRICE_STEPS
 
 /* ---- end src/quant/knapsack.c ---- */
@@ -23739,13 +24300,24 @@ static bool aq_line_up(uint64_t bytes, size_t *out) {
     return true;
 }
 
+/* Rows that are decoded at once: a strip of a trellis, whose columns are decoded as a whole. */
+static size_t aq_float_rows(const aq_weights *weights) {
+#ifndef ARROWQUANT_NO_THREADS
+    if (weights->trellis) {
+        return AQ_TRELLIS_ROWS;
+    }
+#endif
+    (void)weights;
+    return AQ_FLOAT_ROWS;
+}
+
 static bool aq_float_scratch(const aq_weights *weights, size_t tokens, size_t *shared,
                              size_t *own) {
     uint64_t bytes = 0;
     size_t stretch = aq_size_min(weights->cols, AQ_LINEAR_STRETCH);
     return aq_mul_u64(tokens, weights->cols, &bytes) && aq_mul_u64(bytes, sizeof(float), &bytes) &&
            aq_line_up(bytes, shared) &&
-           aq_line_up((uint64_t)AQ_FLOAT_ROWS * stretch * sizeof(float), own);
+           aq_line_up((uint64_t)aq_float_rows(weights) * stretch * sizeof(float), own);
 }
 
 /* Both kinds of activations at once, so that the caller need not know which. */
@@ -23803,7 +24375,7 @@ static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_
     const aq_weights *weights = &run->weights;
     const size_t cols = weights->cols, stride = weights->rows;
     float *decoded = (float *)(void *)own, *y = run->y + token * stride + row;
-    size_t begin, i, t;
+    size_t begin, i, t, n;
     for (t = 0; t < tokens; t++) {
         memset(y + t * stride, 0, rows * sizeof *y);
     }
@@ -23813,12 +24385,13 @@ static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_
         weights->infer->product(decoded, count, rows, run->wide + token * cols + begin, cols,
                                 tokens, count, y, stride);
     }
-    if (weights->linear->bias) {
+    for (begin = 0; weights->linear->bias && begin < rows; begin += n) {
         float bias[AQ_LINEAR_ROWS];
-        aq_weights_bias(weights, row, rows, bias);
+        n = aq_size_min(rows - begin, AQ_LINEAR_ROWS);
+        aq_weights_bias(weights, row + begin, n, bias);
         for (t = 0; t < tokens; t++) {
-            for (i = 0; i < rows; i++) {
-                y[t * stride + i] += bias[i];
+            for (i = 0; i < n; i++) {
+                y[t * stride + begin + i] += bias[i];
             }
         }
     }
@@ -23868,7 +24441,7 @@ static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
     size_t tasks, work, unit;
     run->block = is_float             ? aq_float_block
                  : run->weights.trellis ? aq_trellis_forward : aq_int8_block;
-    run->block_rows = is_float             ? AQ_FLOAT_ROWS
+    run->block_rows = is_float             ? aq_float_rows(&run->weights)
                       : run->weights.trellis ? AQ_TRELLIS_ROWS : AQ_LINEAR_ROWS;
     if (!run->wide) {
         run->task_tokens = AQ_TASK_PRODUCTS / 8 / cols + 1;
@@ -24412,6 +24985,8 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
 #  define AQ_TRELLIS_TOKENS 64u
 #endif
 
+#define AQ_TRELLIS_LINE 64u /* scales of a row that are widened at once */
+
 typedef struct aq_trellis_shared {
     size_t stride;          /* of a token's INT8 values */
     size_t scales, end;
@@ -24500,12 +25075,19 @@ AQ_LIB void aq_trellis_prepare(const aq_forward *run, size_t token, uint8_t *own
 
 /* The strip's scales: [groups][256]. */
 static void aq_trellis_scales(const aq_weights *weights, const aq_trellis_part *part, float *out) {
+    const bool wide = weights->linear->spec.params == AQ_PARAM_F32;
     const size_t each = (size_t)weights->layout.row_param_bytes;
-    size_t row, group;
+    float line[AQ_TRELLIS_LINE];
+    size_t row, group, i, count;
     for (row = 0; row < part->height; row++) {
-        for (group = 0; group < weights->groups; group++) {
-            out[group * AQ_TRELLIS_ROWS + row] =
-                aq_trellis_stored(&weights->linear->spec, part->params + row * each, group);
+        for (group = 0; group < weights->groups; group += count) {
+            count = weights->groups - group;
+            count = count < AQ_TRELLIS_LINE ? count : AQ_TRELLIS_LINE;
+            aq_widen_file(weights->kernels, wide ? AQ_DTYPE_F32 : AQ_DTYPE_F16,
+                          part->params + row * each + group * (wide ? 4u : 2u), line, count);
+            for (i = 0; i < count; i++) {
+                out[(group + i) * AQ_TRELLIS_ROWS + row] = line[i];
+            }
         }
     }
 }
@@ -24577,6 +25159,7 @@ AQ_LIB void aq_trellis_forward(const aq_forward *run, size_t row, size_t rows, s
 }
 
 #undef AQ_TRELLIS_TOKENS
+#undef AQ_TRELLIS_LINE
 
 /* ---- end src/infer/trellis_forward.c ---- */
 
@@ -31826,7 +32409,7 @@ extern "C" {
 #endif
 
 typedef struct aq_decision {
-    uint32_t bits; /* 2, 4, 8; 16: keep */
+    uint32_t bits; /* 2, 3, 4, 8; 16: keep */
     aq_reason reason;
     const char *detail; /* the rule or pattern that decided, or "" */
 } aq_decision;
@@ -31834,6 +32417,8 @@ typedef struct aq_decision {
 /* `name` as the file has it; rows and cols as DESIGN sees it: [d0, d1·d2·…]. */
 AQ_LIB aq_decision aq_decide(const aq_config *config, const char *name, aq_dtype dtype,
                              uint32_t rank, uint64_t rows, uint64_t cols);
+/* What a layer gets that misses a gate at these bits. */
+AQ_LIB uint32_t aq_more_bits(const aq_config *config, uint32_t bits);
 /* The built-in rule by which a name is sensitive, or NULL. Words are whole: "ahead" is no "head". */
 AQ_LIB const char *aq_sensitive_rule(const char *name);
 /* Does an entry of sensitive_layers name this tensor: itself, its module, or a module above? */
@@ -32028,6 +32613,8 @@ AQ_LIB const aq_container *aq_container_native(void);
 AQ_LIB const aq_container *aq_container_compressed(void);
 AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
 AQ_LIB const aq_container *aq_container_arrow(void);
+/* The spec of a trellis in the native format, rotated. */
+AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits);
 /* AQ_ERR_UNSUPPORTED: method: trellis in a format that has no code for it. */
 AQ_LIB aq_status aq_refuse_trellis(const char *format, aq_error *err);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
@@ -32110,6 +32697,8 @@ AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *ten
 /* model/container.c. What becomes of a tensor at its bits: spec and bytes, or kept when the container
  * has no code for it. */
 AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* The same in a trellis code, which the native format has at 2, 3 and 4 bits. */
+AQ_LIB aq_status aq_plan_store_trellis(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
 /* The tensor is kept: its dtype and bytes in the output. */
 AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
 /* Tensors that are stored as one are stored alike: *level is false when one of them is wider than the
@@ -32257,9 +32846,13 @@ AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err);
 AQ_LIB void aq_run_factor_free(aq_run *run);
-/* model/run_rotation.c: for a trellis with second moments decides tensor->spec.rotation. */
+/* model/run_trials.c: for a trellis with second moments decides tensor->spec.rotation. */
 AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
                                  aq_error *err);
+/* With method auto, before anything else is done: a trellis in place of GPTQ, where 2 bits err less so and
+ * are stored in no more bytes. */
+AQ_LIB aq_status aq_run_choose(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                               aq_error *err);
 /* H of the layer's input into out [cols, cols]: of the equalized one, where it is equalized. */
 AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor *tensor, float *out,
                                 aq_error *err);
@@ -33353,6 +33946,11 @@ AQ_LIB const char *aq_sensitive_rule(const char *name) {
     }
 }
 
+AQ_LIB uint32_t aq_more_bits(const aq_config *config, uint32_t bits) {
+    if (bits == 2 && config->method == AQ_METHOD_TRELLIS) return 3;
+    return bits == 3 ? 4 : 2 * bits;
+}
+
 AQ_LIB bool aq_names_layer(const char *entry, const char *tensor) {
     size_t size = strlen(entry);
     return strncmp(entry, tensor, size) == 0 && (tensor[size] == 0 || tensor[size] == '.');
@@ -34147,14 +34745,17 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
     struct aq_plan_state *state = plan->state;
     size_t layers = 0, rough = 0;
     uint32_t most = 0;
-    bool plain = false;
+    bool plain = false, may_turn = false; /* from GPTQ to a trellis, see aq_run_choose */
     double score = 0.0;
     aq_status status = AQ_OK;
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[i];
         const aq_time_groups *groups = tensor->time_groups;
         aq_markov markov;
-        if (!groups) continue;
+        if (!groups || tensor->spec.code == AQ_CODE_TRELLIS) continue; /* which stores none */
+        may_turn = may_turn || (tensor->bits == 2 && tensor->method == AQ_METHOD_GPTQ &&
+                                config->method == AQ_METHOD_AUTO &&
+                                config->output_format == AQ_OUTPUT_NATIVE);
         aq_markov_measure(groups->scale[0], groups->zero_point[0], groups->count,
                           config->markov_validation.smoothness_threshold, &markov);
         layers++;
@@ -34177,7 +34778,8 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
     char text[AQ_DOUBLE_TEXT];
     aq_format_double((double)(int64_t)(score / (double)layers * 10000.0 + 0.5) / 10000.0, text);
     return aq_note(&state->arena, &state->notes, err, "time groups: %u of them for the inputs of "
-                   "%zu layers, smoothness %s, violations in %zu layers", most, layers, text, rough);
+                   "%zu layers, smoothness %s, violations in %zu layers%s", most, layers, text, rough,
+                   may_turn ? "; layers that become a trellis store none" : "");
 }
 
 #undef AQ_USUAL_TIMESTEPS
@@ -34197,18 +34799,23 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
 #define AQ_WRITE_RANKS 5u
 #define AQ_ROTATION_SEED 1u /* one is as good as another */
 
+AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
+    aq_quant_spec spec = aq_plan_spec(config, bits);
+    spec.code = AQ_CODE_TRELLIS;
+    spec.states = config->trellis_states;
+    spec.rotation = AQ_ROTATION_SEED;
+    spec.params = AQ_PARAM_F16;
+    return spec;
+}
+
 static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                 aq_quant_spec *spec, const char **detail, aq_error *err) {
     (void)tensor;
     (void)detail;
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
-    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8) {
-        spec->code = AQ_CODE_TRELLIS;
-        spec->states = plan->config.trellis_states;
-        spec->rotation = AQ_ROTATION_SEED;
-        spec->params = AQ_PARAM_F16;
-    }
+    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8)
+        *spec = aq_native_trellis(&plan->config, bits);
     if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
         spec->code = AQ_CODE_RESIDUAL;
         if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
@@ -34310,7 +34917,8 @@ static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor
     part->shape[2] = per_group;
     (part++)->bytes = layout->param_bytes;
     part = aq_native_scale_part(tensor, part);
-    part = aq_native_time_parts(tensor->time_groups, part);
+    if (spec->code != AQ_CODE_TRELLIS) /* which takes no static integers */
+        part = aq_native_time_parts(tensor->time_groups, part);
     *count = (size_t)(part - parts);
     return AQ_OK;
 }
@@ -34620,8 +35228,8 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
     if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
         return AQ_OK;
     if (config->method == AQ_METHOD_TRELLIS)
-        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: trellis is for 2 and 4 bits, and no layer is "
-                       "to have these; set bit_width or layer_bits, or use method: auto");
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: trellis is for 2, 3 and 4 bits, and no layer "
+                       "is to have these; set bit_width or layer_bits, or use method: auto");
     if (config->method == AQ_METHOD_R2Q)
         return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits in the native format, and "
                        "no layer is to have that; set bit_width or layer_bits, or use method: auto");
@@ -35713,6 +36321,12 @@ AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *
     return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
 }
 
+AQ_LIB aq_status aq_plan_store_trellis(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err) {
+    tensor->spec = aq_native_trellis(&plan->config, tensor->bits);
+    tensor->method = AQ_METHOD_TRELLIS;
+    return aq_stored_bytes(plan, tensor, &tensor->spec, &tensor->output_bytes, err);
+}
+
 AQ_LIB aq_status aq_stack_level(aq_plan *plan, const size_t *stack, size_t count, bool *level,
                                 aq_error *err) {
     uint32_t most = 0;
@@ -36751,7 +37365,7 @@ static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t
     return good;
 }
 
-static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
+static bool aq_journal_read_tensor(aq_arena *arena, uint32_t states, const aq_json_node *row,
                                    aq_plan_tensor *tensor) {
     const aq_json_node *node = row->first;
     uint64_t bits, reason, code, params, rotation, method, flags;
@@ -36782,7 +37396,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
         read.spec.code = (aq_code)code;
         read.spec.params = (aq_param_type)params;
         read.spec.rotation = (uint32_t)rotation;
-        if (read.spec.code != AQ_CODE_TRELLIS) read.spec.states = 0;
+        read.spec.states = read.spec.code == AQ_CODE_TRELLIS ? states : 0;
     }
     read.bits = (uint32_t)bits;
     read.reason = (aq_reason)reason;
@@ -36837,7 +37451,7 @@ static bool aq_journal_read_output(aq_run *run, size_t output, aq_arena *scratch
     if (found != bytes) return false;
     if (size) memcpy(read, tensors, size);
     for (const aq_json_node *row = rows->first; row; row = row->next)
-        if (!aq_journal_read_tensor(arena, row, &read[i++])) return false;
+        if (!aq_journal_read_tensor(arena, plan->config.trellis_states, row, &read[i++])) return false;
     run->out.stored_first = run->out.stored_count;
     if (!aq_journal_read_stored(run, aq_json_get(line, "stored"))) {
         run->out.stored_count = run->out.stored_first;
@@ -37420,31 +38034,33 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
 
 /* ---- end src/model/run_gptq.c ---- */
 
-/* ---- begin src/model/run_rotation.c ---- */
+/* ---- begin src/model/run_trials.c ---- */
 
-/* Whether the rotation of a trellis pays, layer by layer: up to 256 rows are coded with feedback both
- * ways, quickly, and the lesser error of their output decides. Depends on weights and statistics alone,
- * so that a run that is taken up finds the same. */
+/* What is decided by measuring, layer by layer: up to 256 rows are coded with feedback both ways, quickly,
+ * and the lesser error of their output decides. Whether the rotation of a trellis pays; whether a trellis
+ * beats GPTQ at 2 bits. Depends on weights and statistics alone, so that a run that is taken up finds the
+ * same. */
 
 #ifndef ARROWQUANT_NO_STDIO
 
-typedef struct aq_rotation_trial {
+typedef struct aq_trial {
     aq_run *run;
-    aq_plan_tensor tensor; /* a copy, of few states */
+    aq_plan_tensor tensor; /* a copy, with the spec that is tried */
     uint64_t rows;
     aq_quant_layout layout;
-    float *weights, *turned; /* [rows, cols] */
+    float *weights;        /* [rows, cols] */
+    void *line;            /* a row as it is stored */
     unsigned char *codes, *params;
-    double *errors;          /* [rows] */
+    double *errors;        /* [rows] */
     void *space, *memory;
     size_t bytes;
-} aq_rotation_trial;
+} aq_trial;
 
 static size_t aq_trial_round(uint64_t bytes) {
     return (size_t)((bytes + 63) & ~(uint64_t)63);
 }
 
-static aq_status aq_trial_open(aq_rotation_trial *trial, aq_error *err) {
+static aq_status aq_trial_open(aq_trial *trial, aq_error *err) {
     const aq_plan_tensor *tensor = &trial->tensor;
     uint64_t values = 0;
     aq_status status =
@@ -37453,97 +38069,142 @@ static aq_status aq_trial_open(aq_rotation_trial *trial, aq_error *err) {
     if (!aq_mul_u64(trial->rows, tensor->cols, &values) || values > SIZE_MAX / 64)
         return aq_fail_memory(err, SIZE_MAX);
     size_t floats = aq_trial_round(values * sizeof(float));
+    size_t line = aq_trial_round(tensor->cols * sizeof(float));
     size_t codes = aq_trial_round(trial->layout.code_bytes);
     size_t params = aq_trial_round(trial->layout.param_bytes);
     size_t errors = aq_trial_round(trial->rows * sizeof(double));
-    trial->bytes = 2 * floats + codes + params + errors +
+    trial->bytes = floats + line + codes + params + errors +
                    (size_t)aq_gptq_bytes(&tensor->spec, &trial->run->factor, trial->rows);
     trial->memory = aq_alloc(trial->run->context, trial->bytes);
     if (!trial->memory) return aq_fail_memory(err, trial->bytes);
     trial->weights = (float *)trial->memory;
-    trial->turned = trial->weights + floats / sizeof(float);
-    trial->codes = (unsigned char *)trial->memory + 2 * floats;
+    trial->line = (unsigned char *)trial->memory + floats;
+    trial->codes = (unsigned char *)trial->line + line;
     trial->params = trial->codes + codes;
     trial->errors = (double *)(void *)(trial->params + params);
     trial->space = (unsigned char *)(void *)trial->errors + errors;
     return AQ_OK;
 }
 
-/* The rows as F32. `turned` has room for them as they are stored, unless they are F64. */
-static aq_status aq_trial_load(aq_rotation_trial *trial, const aq_fp8_scale *scale, aq_error *err) {
+/* The rows as F32, as they are quantized but for the rotation. */
+static aq_status aq_trial_load(aq_trial *trial, const aq_fp8_scale *scale, aq_error *err) {
     const aq_plan_tensor *tensor = &trial->tensor;
     size_t size = aq_dtype_size(tensor->dtype), cols = (size_t)tensor->cols;
     aq_status status = AQ_OK;
     for (uint64_t row = 0; status == AQ_OK && row < trial->rows; row++) {
         float *out = trial->weights + (size_t)row * cols;
-        status = aq_run_read(trial->run, tensor, row * cols * size, trial->turned, cols * size, err);
+        status = aq_run_read(trial->run, tensor, row * cols * size, trial->line, cols * size, err);
         if (status != AQ_OK) break;
-        aq_little_endian(trial->turned, cols, size);
-        aq_to_f32(trial->run->context, tensor->dtype, trial->turned, out, cols);
+        aq_little_endian(trial->line, cols, size);
+        aq_to_f32(trial->run->context, tensor->dtype, trial->line, out, cols);
         if (scale->values) aq_fp8_apply(scale, out, row, 1, cols);
     }
+    if (status == AQ_OK && tensor->input_scales)
+        aq_fold_columns(trial->weights, trial->rows, tensor->cols, tensor->input_scales);
     return status;
 }
 
-/* The error of the output with this seed; below 0: not to be had. */
-static aq_status aq_trial_error(aq_rotation_trial *trial, uint32_t seed, double *error,
-                                aq_error *err) {
+/* The error of the rows' output; untouched when it is not to be had. */
+static void aq_trial_code(aq_trial *trial, double *error) {
     aq_plan_tensor *tensor = &trial->tensor;
     aq_run *run = trial->run;
     aq_block_outcome outcome;
     aq_output_sums sums;
     double value = 0.0;
-    bool usable = true;
-    tensor->spec.rotation = seed;
-    *error = -1.0;
-    aq_status status = aq_run_factor(run, tensor, &usable, err);
-    if (status != AQ_OK || !usable) return status;
-    memcpy(trial->turned, trial->weights, (size_t)(trial->rows * tensor->cols) * sizeof(float));
-    if (aq_rotate_finite(aq_kernels_of(run->context), seed, trial->turned, (size_t)trial->rows,
-                         (size_t)tensor->cols, &value) != SIZE_MAX)
-        return AQ_OK;
+    if (aq_rotate_finite(aq_kernels_of(run->context), aq_spec_rotation(&tensor->spec),
+                         trial->weights, (size_t)trial->rows, (size_t)tensor->cols,
+                         &value) != SIZE_MAX)
+        return;
     sums.signal = NULL;
     sums.error = trial->errors;
-    aq_gptq_block(run->context, &run->factor, &tensor->spec, trial->turned, AQ_DTYPE_F32,
+    aq_gptq_block(run->context, &run->factor, &tensor->spec, trial->weights, AQ_DTYPE_F32,
                   trial->rows, trial->codes, trial->params, NULL, trial->space, &outcome, &sums);
-    if (aq_outcome_is_final(&outcome)) return AQ_OK;
+    if (aq_outcome_is_final(&outcome)) return;
     *error = 0.0;
     for (uint64_t row = 0; row < trial->rows; row++) *error += trial->errors[row];
-    return AQ_OK;
 }
 
-AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
-                                 aq_error *err) {
-    aq_rotation_trial trial;
-    double plain = -1.0, turned = -1.0;
+/* The error of the output with this spec, in units that compare; below 0: not to be had. */
+static aq_status aq_try(aq_run *run, const aq_plan_tensor *tensor, const aq_quant_spec *spec,
+                        const aq_fp8_scale *scale, double *error, aq_error *err) {
+    aq_trial trial;
     bool usable = true;
-    uint32_t seed = tensor->spec.rotation;
-    if (!seed || aq_dtype_size(tensor->dtype) > sizeof(float)) return AQ_OK;
+    *error = -1.0;
     memset(&trial, 0, sizeof(trial));
     trial.run = run;
     trial.tensor = *tensor;
-    trial.tensor.spec.states = 256;
-    trial.tensor.spec.fit = AQ_FIT_FAST;
+    trial.tensor.spec = *spec;
     trial.tensor.spec.params = AQ_PARAM_F32;
-    trial.tensor.spec.rotation = 0;
     trial.rows = tensor->rows < AQ_TRELLIS_ROWS ? tensor->rows : AQ_TRELLIS_ROWS;
     aq_status status = aq_run_factor(run, &trial.tensor, &usable, err);
     if (status != AQ_OK || !usable) return status;
     status = aq_trial_open(&trial, err);
     if (status == AQ_OK) status = aq_trial_load(&trial, scale, err);
-    if (status == AQ_OK) status = aq_trial_error(&trial, 0, &plain, err);
-    if (status == AQ_OK) status = aq_trial_error(&trial, seed, &turned, err);
+    if (status == AQ_OK) aq_trial_code(&trial, error);
     aq_free(run->context, trial.memory, trial.bytes);
-    if (status != AQ_OK || plain < 0.0 || turned < 0.0) return status;
-    tensor->spec.rotation = turned < plain ? seed : 0;
-    tensor->method_detail = turned < plain ? "second moments are known, a rotated input errs less"
-                                           : "second moments are known, a rotated input errs more";
+    return status;
+}
+
+/* Both bases, quickly. The better one to *rotation, its error to *error; below 0: one is not to be had. */
+static aq_status aq_try_rotation(aq_run *run, const aq_plan_tensor *tensor, uint32_t seed,
+                                 const aq_fp8_scale *scale, uint32_t *rotation, double *error,
+                                 aq_error *err) {
+    aq_quant_spec spec = tensor->spec;
+    double plain = -1.0, turned = -1.0;
+    spec.states = 256;
+    spec.fit = AQ_FIT_FAST;
+    spec.rotation = 0;
+    aq_status status = aq_try(run, tensor, &spec, scale, &plain, err);
+    spec.rotation = seed;
+    if (status == AQ_OK && plain >= 0.0) status = aq_try(run, tensor, &spec, scale, &turned, err);
+    *rotation = turned < plain ? seed : 0;
+    *error = turned < plain ? turned : plain;
+    if (plain < 0.0 || turned < 0.0) *error = -1.0;
+    return status;
+}
+
+AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                                 aq_error *err) {
+    uint32_t seed = tensor->spec.rotation, rotation = 0;
+    double error = -1.0;
+    if (run->plan->config.method == AQ_METHOD_AUTO) return AQ_OK; /* known from aq_run_choose */
+    if (!seed || aq_dtype_size(tensor->dtype) > sizeof(float)) return AQ_OK;
+    aq_status status = aq_try_rotation(run, tensor, seed, scale, &rotation, &error, err);
+    if (status != AQ_OK || error < 0.0) return status;
+    tensor->spec.rotation = rotation;
+    tensor->method_detail = rotation ? "second moments are known, a rotated input errs less"
+                                     : "second moments are known, a rotated input errs more";
+    return AQ_OK;
+}
+
+AQ_LIB aq_status aq_run_choose(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                               aq_error *err) {
+    aq_plan_tensor other = *tensor;
+    double gptq = -1.0, trellis = -1.0;
+    uint32_t rotation = 0;
+    if (run->plan->config.method != AQ_METHOD_AUTO || tensor->method != AQ_METHOD_GPTQ ||
+        run->plan->state->container->format != AQ_OUTPUT_NATIVE || tensor->bits != 2 ||
+        aq_dtype_size(tensor->dtype) > sizeof(float))
+        return AQ_OK;
+    aq_status status = aq_plan_store_trellis(run->plan, &other, err);
+    if (status != AQ_OK || other.output_bytes > tensor->output_bytes) return status;
+    status = aq_try(run, tensor, &tensor->spec, scale, &gptq, err);
+    if (status == AQ_OK && gptq >= 0.0)
+        status = aq_try_rotation(run, &other, other.spec.rotation, scale, &rotation, &trellis, err);
+    if (status != AQ_OK || trellis < 0.0) return status;
+    tensor->method_detail = "second moments are known, a trellis errs more";
+    if (trellis < gptq) {
+        *tensor = other;
+        tensor->spec.rotation = rotation;
+        tensor->method_detail = rotation ? "second moments are known, it errs less than GPTQ, rotated"
+                                         : "second moments are known, it errs less than GPTQ";
+    }
     return AQ_OK;
 }
 
 #endif /* ARROWQUANT_NO_STDIO */
 
-/* ---- end src/model/run_rotation.c ---- */
+/* ---- end src/model/run_trials.c ---- */
 
 /* ---- begin src/model/run_tensor.c ---- */
 
@@ -38112,7 +38773,7 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
         if (status != AQ_OK) return status;
         const char *detail = tensor->detail;
         tensor->reason = tensor->bits < 8 ? AQ_REASON_RAISED : AQ_REASON_KEPT_BY_GATE;
-        tensor->bits *= 2;
+        tensor->bits = aq_more_bits(config, tensor->bits);
         if (tensor->bits == 16) return aq_plan_keep(run->plan, tensor, err);
         status = aq_plan_store(run->plan, tensor, err);
         if (status != AQ_OK || tensor->bits == 16) return status;
@@ -38161,14 +38822,15 @@ static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *te
     memset(job, 0, sizeof(*job));
     job->run = run;
     job->tensor = tensor;
+    if (tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &job->scale, &job->scales, &job->scale_count, err);
+    if (status == AQ_OK) status = aq_run_choose(run, tensor, &job->scale, err);
     job->block_rows = aq_spec_block_rows(&tensor->spec, tensor->cols);
     job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
     job->chunk_rows = job->block_rows * run->chunk_blocks;
     if (tensor->spec.code == AQ_CODE_TRELLIS) job->chunk_rows = job->block_rows; /* large, and slow */
     if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
     job->chunk_count = (size_t)((tensor->rows - 1) / job->chunk_rows + 1);
-    if (tensor->scale != AQ_NO_TENSOR)
-        status = aq_run_scale(run, tensor, &job->scale, &job->scales, &job->scale_count, err);
     size_t outcome_bytes = job->block_count * sizeof(aq_block_outcome);
     job->outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
     job->crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context,
@@ -38284,7 +38946,8 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
 /* ---- begin src/model/allocate.c ---- */
 
 /* Mixed precision: bits by layer, so that the sum of the layers' errors is least under a budget of
- * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, by the method that it will have, and
+ * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, and 3 with a trellis, by the method that
+ * it will have, and
  * its error measured: that of its output where second moments are known, else that of its weights,
  * each relative to what it is an error of. Entropy is told and decides nothing. */
 
@@ -38293,7 +38956,9 @@ AQ_LIB aq_status aq_run_tensor(aq_run *run, aq_plan_tensor *tensor, aq_error *er
 #define AQ_ENTROPY_BINS 256u
 #define AQ_ENTROPY_WEIGHTS 65536u
 
-/* A layer whose bits are to be chosen; option i has 2 << i bits. */
+static const uint32_t aq_option_bits[AQ_OPTIONS] = { 2, 3, 4, 8, 16 };
+
+/* A layer whose bits are to be chosen, of aq_option_bits. */
 typedef struct aq_candidate {
     aq_plan_tensor *tensor;
     bool by_output;
@@ -38377,6 +39042,8 @@ static aq_status aq_measure_option(aq_allocation *work, aq_candidate *candidate,
     bool usable = true;
     tensor.bits = bits;
     option->bytes = AQ_NO_OPTION;
+    option->error = 0.0;
+    if (bits == 3 && work->plan->config.method != AQ_METHOD_TRELLIS) return AQ_OK;
     aq_status status = aq_plan_store(work->plan, &tensor, err);
     if (status != AQ_OK || tensor.bits != bits) return status;
     status = aq_run_measure(&work->run, &tensor, &usable, err);
@@ -38399,10 +39066,11 @@ static aq_status aq_measure_candidate(aq_allocation *work, size_t index, aq_erro
     aq_status status = aq_plan_keep(work->plan, &kept, err);
     if (status == AQ_OK) status = aq_run_input(&work->run, kept.shard, err);
     if (status == AQ_OK) status = aq_entropy(&work->run, &kept, &candidate->entropy, err);
-    for (uint32_t i = 0; status == AQ_OK && i < 3; i++)
-        status = aq_measure_option(work, candidate, 2u << i, kept.output_bytes, &options[i], err);
-    options[3].bytes = kept.scale == AQ_NO_TENSOR ? kept.output_bytes : AQ_NO_OPTION;
-    options[3].error = 0.0;
+    for (uint32_t i = 0; status == AQ_OK && i < AQ_OPTIONS - 1; i++)
+        status = aq_measure_option(work, candidate, aq_option_bits[i], kept.output_bytes,
+                                   &options[i], err);
+    options[AQ_OPTIONS - 1].bytes = kept.scale == AQ_NO_TENSOR ? kept.output_bytes : AQ_NO_OPTION;
+    options[AQ_OPTIONS - 1].error = 0.0;
     return status;
 }
 
@@ -38444,16 +39112,19 @@ AQ_SIMD_EXACT static aq_status aq_candidate_detail(aq_allocation *work, size_t i
     AQ_SIMD_EXACT_BODY
     aq_candidate *candidate = &work->candidates[index];
     const aq_option *options = work->options + index * AQ_OPTIONS;
-    char number[4][AQ_DOUBLE_TEXT], text[320];
-    for (size_t i = 0; i < 3; i++) {
+    bool three = work->plan->config.method == AQ_METHOD_TRELLIS;
+    char number[AQ_OPTIONS][AQ_DOUBLE_TEXT], text[320];
+    for (size_t i = 0; i < AQ_OPTIONS - 1; i++) {
         double error = options[i].error, places = 1.0;
         while (error > 0.0 && error * places < 100.0) places *= 10.0; /* three digits */
         aq_format_double(floor(error * places + 0.5) / places, number[i]);
         if (options[i].bytes == AQ_NO_OPTION) aq_format(number[i], sizeof(number[i]), "-");
     }
-    aq_format_double(floor(candidate->entropy * 1000.0 + 0.5) / 1000.0, number[3]);
-    aq_format(text, sizeof(text), "%s error at 2, 4, 8 bits: %s, %s, %s; entropy %s",
-              candidate->by_output ? "output" : "weight", number[0], number[1], number[2], number[3]);
+    aq_format_double(floor(candidate->entropy * 1000.0 + 0.5) / 1000.0, number[AQ_OPTIONS - 1]);
+    aq_format(text, sizeof(text), "%s error at 2, %s4, 8 bits: %s%s%s, %s, %s; entropy %s",
+              candidate->by_output ? "output" : "weight", three ? "3, " : "", number[0],
+              three ? ", " : "", three ? number[1] : "", number[2], number[3],
+              number[AQ_OPTIONS - 1]);
     candidate->tensor->detail = aq_arena_string(&work->plan->state->arena, text);
     return candidate->tensor->detail ? AQ_OK : aq_fail_memory(err, sizeof(text));
 }
@@ -38461,7 +39132,7 @@ AQ_SIMD_EXACT static aq_status aq_candidate_detail(aq_allocation *work, size_t i
 static aq_status aq_candidate_settle(aq_allocation *work, size_t index, aq_error *err) {
     aq_plan_tensor *tensor = work->candidates[index].tensor;
     aq_status status;
-    tensor->bits = 2u << work->picked[index];
+    tensor->bits = aq_option_bits[work->picked[index]];
     status = tensor->bits == 16 ? aq_plan_keep(work->plan, tensor, err)
                                 : aq_plan_store(work->plan, tensor, err);
     if (status != AQ_OK) return status;

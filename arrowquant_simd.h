@@ -7028,6 +7028,19 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
                                                 uint16_t *least, uint8_t *choices);
 #endif
 
+#if defined(AQ_HAVE_NEON)
+AQ_SIMD_LIB void aq_neon_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                        size_t count, uint16_t *least, uint8_t *choices);
+AQ_SIMD_LIB void aq_neon_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t at, size_t height, size_t first, size_t rows,
+                                        int8_t *out);
+AQ_SIMD_LIB void aq_neon_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                      size_t height, size_t column, size_t count, const int8_t *x,
+                                      size_t x_step, size_t tokens, int32_t *out);
+AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                        const float *scales, float *out, size_t stride);
+#endif
+
 #ifdef __cplusplus
 }
 #endif
@@ -7202,6 +7215,295 @@ AQ_SIMD_LIB void aq_scalar_trellis_spread(const int8_t *values, size_t rows, siz
 
 /* ---- end src/simd/scalar_trellis.c ---- */
 
+/* ---- begin src/simd/neon_trellis.c ---- */
+
+/* The search of the trellis code on NEON: 8 states at once. */
+
+#if defined(AQ_HAVE_NEON)
+
+/* The costs of 8 states from `state` on, a multiple of 8. */
+AQ_NEON_INLINE static inline uint16x8_t aq_neon_trellis_cost(const int16_t *values,
+                                                             const uint16_t *least, size_t state,
+                                                             uint32_t bits, int16x8_t target) {
+    int16x8_t distance = vsubq_s16(target, vld1q_s16(values + state));
+    const uint16_t *from = least + (state >> bits);
+    uint16x8_t before = vdupq_n_u16(from[0]);
+    if (bits == 2) {
+        before = vcombine_u16(vdup_n_u16(from[0]), vdup_n_u16(from[1]));
+    }
+    if (bits == 4) {
+        distance = vminq_s16(vabsq_s16(distance), vdupq_n_s16(255));
+    }
+    return vqaddq_u16(before, vreinterpretq_u16_s16(vmulq_s16(distance, distance)));
+}
+
+/* One row; returns the least costs of all, a lane each. */
+AQ_NEON_INLINE static inline uint16x8_t aq_neon_trellis_row(const int16_t *values,
+                                                            const uint16_t *least, size_t ends,
+                                                            uint32_t bits, int16_t target,
+                                                            uint16_t *out, uint8_t *choices) {
+    const int16x8_t aim = vdupq_n_s16(target);
+    uint16x8_t low = vdupq_n_u16(65535u);
+    size_t u;
+    uint32_t i;
+    for (u = 0; u < ends; u += 8) {
+        uint16x8_t best = aq_neon_trellis_cost(values, least, u, bits, aim);
+        uint16x8_t choice = vdupq_n_u16(0);
+        for (i = 1; i < 1u << bits; i++) {
+            uint16x8_t cost = aq_neon_trellis_cost(values, least, u + i * ends, bits, aim);
+            choice = vbslq_u16(vcltq_u16(cost, best), vdupq_n_u16((uint16_t)i), choice);
+            best = vminq_u16(best, cost);
+        }
+        low = vminq_u16(low, best);
+        vst1q_u16(out + u, best);
+        vst1_u8(choices + u, vmovn_u16(choice));
+    }
+    return low;
+}
+
+AQ_NEON_INLINE static inline void aq_neon_trellis_rows(const aq_trellis_search *search,
+                                                       const int16_t *targets, size_t count,
+                                                       uint16_t *least, uint8_t *choices,
+                                                       uint32_t bits) {
+    const size_t ends = (size_t)1 << (search->state_bits - bits);
+    uint16_t *from = least, *to = search->costs, *swap;
+    size_t u;
+    while (count--) {
+        uint16x8_t low = aq_neon_trellis_row(search->values, from, ends, bits, targets[count], to,
+                                             choices + count * ends);
+        if (count % 8 == 0) {
+            low = vdupq_n_u16(vminvq_u16(low));
+            for (u = 0; u < ends; u += 8) {
+                vst1q_u16(to + u, vsubq_u16(vld1q_u16(to + u), low));
+            }
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != least) {
+        memcpy(least, from, ends * sizeof *least);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                        size_t count, uint16_t *least, uint8_t *choices) {
+    if (search->bits == 2) {
+        aq_neon_trellis_rows(search, targets, count, least, choices, 2);
+    } else if (search->bits == 3) {
+        aq_neon_trellis_rows(search, targets, count, least, choices, 3);
+    } else {
+        aq_neon_trellis_rows(search, targets, count, least, choices, 4);
+    }
+}
+
+#endif
+
+/* ---- end src/simd/neon_trellis.c ---- */
+
+/* ---- begin src/simd/neon_trellis_read.c ---- */
+
+/* Reading trellis codes on NEON: values by table look-ups of 16 bytes, and exact products with 8-bit
+ * integers. Columns that are no whole bytes take the scalar way. */
+
+#if defined(AQ_HAVE_NEON)
+
+typedef struct aq_neon_tables {
+    int8x16_t table[3];
+    uint8x16_t mix, last; /* last: the bits of a state's third number */
+} aq_neon_tables;
+
+AQ_NEON_INLINE static inline int8x16_t aq_neon_value(const aq_neon_tables *tables, uint8x16_t a,
+                                                     uint8x16_t b, uint8x16_t c) {
+    uint8x16_t fold = veorq_u8(vandq_u8(veorq_u8(a, b), tables->mix), vandq_u8(c, tables->last));
+    return vaddq_s8(vaddq_s8(vqtbl1q_s8(tables->table[0], a), vqtbl1q_s8(tables->table[1], b)),
+                    vqtbl1q_s8(tables->table[2], fold));
+}
+
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_low_four(uint8x16_t bytes) {
+    return vandq_u8(bytes, vdupq_n_u8(15));
+}
+
+/* The upper two bits of a byte and the lower two of the next one. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_across(uint8x16_t low, uint8x16_t high) {
+    return vorrq_u8(vshrq_n_u8(low, 6), vandq_u8(vshlq_n_u8(high, 2), vdupq_n_u8(12)));
+}
+
+/* 2 bits: the 64 rows whose own bits are the first 16 of these 18 bytes. */
+static void aq_neon_values_2(const aq_neon_tables *tables, const uint8_t *bytes, int8_t *out) {
+    const uint8x16_t v0 = vld1q_u8(bytes), v1 = vld1q_u8(bytes + 1), v2 = vld1q_u8(bytes + 2);
+    uint8x16_t at[8]; /* four bits from bit 2·i on */
+    int8x16x4_t rows;
+    at[0] = aq_neon_low_four(v0);
+    at[1] = aq_neon_low_four(vshrq_n_u8(v0, 2));
+    at[2] = vshrq_n_u8(v0, 4);
+    at[3] = aq_neon_across(v0, v1);
+    at[4] = aq_neon_low_four(v1);
+    at[5] = aq_neon_low_four(vshrq_n_u8(v1, 2));
+    at[6] = vshrq_n_u8(v1, 4);
+    at[7] = aq_neon_across(v1, v2);
+    rows.val[0] = aq_neon_value(tables, at[0], at[2], at[4]);
+    rows.val[1] = aq_neon_value(tables, at[1], at[3], at[5]);
+    rows.val[2] = aq_neon_value(tables, at[2], at[4], at[6]);
+    rows.val[3] = aq_neon_value(tables, at[3], at[5], at[7]);
+    vst4q_s8(out, rows);
+}
+
+/* 4 bits: 32 rows. */
+static void aq_neon_values_4(const aq_neon_tables *tables, const uint8_t *bytes, int8_t *out) {
+    const uint8x16_t v0 = vld1q_u8(bytes), v1 = vld1q_u8(bytes + 1);
+    const uint8x16_t a = aq_neon_low_four(v0), b = vshrq_n_u8(v0, 4), c = aq_neon_low_four(v1);
+    int8x16x2_t rows;
+    rows.val[0] = aq_neon_value(tables, a, b, c);
+    rows.val[1] = aq_neon_value(tables, b, c, vshrq_n_u8(v1, 4));
+    vst2q_s8(out, rows);
+}
+
+/* 3 bits: 16 rows. Eight bits from bit 3·r on, of even rows and of odd ones: two bytes times a power of
+ * two move them to the upper one. */
+AQ_NEON_INLINE static inline uint8x16_t aq_neon_threes(const uint8_t *bytes) {
+    static const uint8_t even[16] = {0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5, 5, 6};
+    static const uint8_t odd[16] = {0, 1, 1, 2, 1, 2, 2, 3, 3, 4, 4, 5, 4, 5, 5, 6};
+    static const uint16_t even_shift[8] = {256, 4, 16, 64, 256, 4, 16, 64};
+    static const uint16_t odd_shift[8] = {32, 128, 2, 8, 32, 128, 2, 8};
+    const uint8x16_t v = vld1q_u8(bytes);
+    uint16x8_t a = vmulq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(v, vld1q_u8(even))),
+                             vld1q_u16(even_shift));
+    uint16x8_t b = vmulq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(v, vld1q_u8(odd))),
+                             vld1q_u16(odd_shift));
+    return vtrn2q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b));
+}
+
+static void aq_neon_values_3(const aq_neon_tables *tables, const uint8_t *bytes, int8_t *out) {
+    const uint8x16_t low = aq_neon_threes(bytes), high = aq_neon_threes(bytes + 1);
+    vst1q_s8(out, aq_neon_value(tables, aq_neon_low_four(low), vshrq_n_u8(low, 4), high));
+}
+
+/* All rows of a column, rounded up to 64. */
+static void aq_neon_column(const aq_trellis_code *code, const uint8_t *bytes, size_t height,
+                           int8_t *out) {
+    const size_t size = height * code->bits / 8;
+    aq_neon_tables tables;
+    uint8_t ring[192]; /* the column, and itself again */
+    size_t i, part;
+    for (i = 0; i < sizeof ring; i += part) {
+        part = sizeof ring - i < size ? sizeof ring - i : size;
+        memcpy(ring + i, bytes, part);
+    }
+    for (i = 0; i < 3; i++) {
+        tables.table[i] = vld1q_s8(code->table[i]);
+    }
+    tables.mix = vdupq_n_u8((uint8_t)code->mix);
+    tables.last = vdupq_n_u8((uint8_t)((1u << (code->state_bits - 8u)) - 1u));
+    if (code->bits == 2) {
+        for (i = 0; i < height; i += 64) aq_neon_values_2(&tables, ring + i / 4, out + i);
+    } else if (code->bits == 3) {
+        for (i = 0; i < height; i += 16) aq_neon_values_3(&tables, ring + i / 8 * 3, out + i);
+    } else {
+        for (i = 0; i < height; i += 32) aq_neon_values_4(&tables, ring + i / 2, out + i);
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t at, size_t height, size_t first, size_t rows,
+                                        int8_t *out) {
+    int8_t all[AQ_TRELLIS_COLUMN];
+    if (height * code->bits % 8) {
+        aq_scalar_trellis_values(code, codes, at, height, first, rows, out);
+    } else if (rows == AQ_TRELLIS_COLUMN) {
+        aq_neon_column(code, codes + at / 8, height, out);
+    } else {
+        aq_neon_column(code, codes + at / 8, height, all);
+        memcpy(out, all + first, rows);
+    }
+}
+
+/* out += x0·a + x1·b: two products fit 16 bits. */
+static void aq_neon_trellis_add(const int8_t *a, const int8_t *b, int8_t x0, int8_t x1,
+                                size_t height, int32_t *out) {
+    const int8x8_t first = vdup_n_s8(x0), second = vdup_n_s8(x1);
+    size_t row = 0;
+    for (; row + 8 <= height; row += 8) {
+        int16x8_t sum = vmlal_s8(vmull_s8(vld1_s8(a + row), first), vld1_s8(b + row), second);
+        vst1q_s32(out + row, vaddw_s16(vld1q_s32(out + row), vget_low_s16(sum)));
+        vst1q_s32(out + row + 4, vaddw_s16(vld1q_s32(out + row + 4), vget_high_s16(sum)));
+    }
+    for (; row < height; row++) {
+        out[row] += x0 * a[row] + x1 * b[row];
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                      size_t height, size_t column, size_t count, const int8_t *x,
+                                      size_t x_step, size_t tokens, int32_t *out) {
+    int8_t values[2][AQ_TRELLIS_COLUMN];
+    const size_t ring = height * code->bits;
+    size_t i, token;
+    memset(out, 0, tokens * height * sizeof *out);
+    for (i = 0; i < count; i += 2) {
+        const bool both = i + 1 < count;
+        aq_neon_trellis_values(code, codes, (column + i) * ring, height, 0, height, values[0]);
+        if (both) {
+            aq_neon_trellis_values(code, codes, (column + i + 1) * ring, height, 0, height,
+                                   values[1]);
+        }
+        for (token = 0; token < tokens; token++) {
+            const int8_t *own = x + token * x_step + i;
+            aq_neon_trellis_add(values[0], values[both ? 1 : 0], own[0], both ? own[1] : 0, height,
+                                out + token * height);
+        }
+    }
+}
+
+/* ---- weights */
+
+/* 16 columns of 16 rows, turned: line i of `out` has row i. */
+AQ_NEON_INLINE static inline void aq_neon_trellis_turn(const int8_t *values, int8x16_t out[16]) {
+    int8x16_t other[16], *from = out, *to = other, *swap;
+    size_t i, step;
+    for (i = 0; i < 16; i++) {
+        out[i] = vld1q_s8(values + i * AQ_TRELLIS_COLUMN);
+    }
+    for (step = 0; step < 4; step++) { /* each doubles how many columns of a row lie together */
+        for (i = 0; i < 8; i++) {
+            to[2 * i] = vzip1q_s8(from[i], from[i + 8]);
+            to[2 * i + 1] = vzip2q_s8(from[i], from[i + 8]);
+        }
+        swap = from;
+        from = to;
+        to = swap;
+    }
+}
+
+AQ_NEON_INLINE static inline void aq_neon_trellis_line(int8x8_t values, float scale, float *out) {
+    AQ_SIMD_EXACT_BODY
+    int16x8_t wide = vmovl_s8(values);
+    vst1q_f32(out, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), scale));
+    vst1q_f32(out + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))), scale));
+}
+
+AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows,
+                                                      size_t columns, const float *scales,
+                                                      float *out, size_t stride) {
+    AQ_SIMD_EXACT_BODY
+    size_t row = 0, i;
+    for (; columns == 16 && row + 16 <= rows; row += 16) {
+        int8x16_t lines[16];
+        aq_neon_trellis_turn(values + row, lines);
+        for (i = 0; i < 16; i++) {
+            float *to = out + (row + i) * stride;
+            aq_neon_trellis_line(vget_low_s8(lines[i]), scales[row + i], to);
+            aq_neon_trellis_line(vget_high_s8(lines[i]), scales[row + i], to + 8);
+        }
+    }
+    aq_scalar_trellis_spread(values + row, rows - row, columns, scales + row, out + row * stride,
+                             stride);
+}
+
+#endif /* AQ_HAVE_NEON */
+
+/* ---- end src/simd/neon_trellis_read.c ---- */
+
 /* ---- begin src/simd/avx2_trellis.c ---- */
 
 /* The search of the trellis code on AVX2: 16 states at once. The states that lead to the same next
@@ -7340,7 +7642,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
 /* ---- begin src/simd/avx2_trellis_read.c ---- */
 
 /* Reading trellis codes on AVX2: the windows of 32 rows at once, their values by byte shuffles, and
- * exact products with 8-bit integers. 3 bits, and columns that are no whole bytes, take the scalar way. */
+ * exact products with 8-bit integers. Columns that are no whole bytes take the scalar way. */
 
 #if defined(AQ_HAVE_AVX2)
 
@@ -7373,7 +7675,7 @@ AQ_AVX2_INLINE static inline aq_avx2_tables aq_avx2_tables_of(const aq_trellis_c
 }
 
 static bool aq_avx2_reads(const aq_trellis_code *code, size_t height) {
-    return code->bits != 3 && height * code->bits % 8 == 0;
+    return height * code->bits % 8 == 0;
 }
 
 AQ_AVX2_INLINE static inline void aq_avx2_ring_load(aq_avx2_ring *ring, const uint8_t *bytes,
@@ -7414,29 +7716,38 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_low_four(__m256i bytes, int shift) 
     return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(15));
 }
 
-/* 2 bits: out[j] has rows j, j + 4, j + 8 … of the 128 whose own bits are these 32 bytes. */
+/* The upper two bits of a byte and the lower two of the next one. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_across(__m256i low, __m256i high) {
+    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 6), _mm256_set1_epi8(3)),
+                           _mm256_and_si256(_mm256_slli_epi16(high, 2), _mm256_set1_epi8(12)));
+}
+
+/* 2 bits: out[j] has rows j, j + 4, j + 8 … of the 128 whose own bits are these 32 bytes; v1 and v2 are
+ * what lies one and two bytes behind. */
 AQ_AVX2_INLINE static inline void aq_avx2_values_2(const aq_avx2_tables *tables, __m256i v0,
-                                                   __m256i next, bool third, __m256i out[4]) {
-    const __m256i high = _mm256_permute2x128_si256(v0, next, 0x21);
-    __m256i v1 = _mm256_alignr_epi8(high, v0, 1), v2 = _mm256_alignr_epi8(high, v0, 2);
-    __m256i at[8]; /* four bits from bit 2·i on */
-    int i;
-    for (i = 0; i < 3; i++) {
-        at[i] = aq_avx2_low_four(v0, 2 * i);
-        at[4 + i] = aq_avx2_low_four(v1, 2 * i);
-    }
-    at[3] = _mm256_or_si256(
-        _mm256_and_si256(_mm256_srli_epi16(v0, 6), _mm256_set1_epi8(3)),
-        _mm256_and_si256(_mm256_slli_epi16(v1, 2), _mm256_set1_epi8(12)));
-    at[7] = at[3];
+                                                   __m256i v1, __m256i v2, bool third,
+                                                   __m256i out[4]) {
+    /* four bits from bit 2·i on */
+    const __m256i at0 = aq_avx2_low_four(v0, 0), at1 = aq_avx2_low_four(v0, 2);
+    const __m256i at2 = aq_avx2_low_four(v0, 4), at3 = aq_avx2_across(v0, v1);
+    const __m256i at4 = aq_avx2_low_four(v1, 0), at5 = aq_avx2_low_four(v1, 2);
+    out[0] = aq_avx2_value(tables, at0, at2, at4, third);
+    out[1] = aq_avx2_value(tables, at1, at3, at5, third);
     if (third) {
-        at[7] = _mm256_or_si256(
-            _mm256_and_si256(_mm256_srli_epi16(v1, 6), _mm256_set1_epi8(3)),
-            _mm256_and_si256(_mm256_slli_epi16(v2, 2), _mm256_set1_epi8(12)));
+        out[2] = aq_avx2_value(tables, at2, at4, aq_avx2_low_four(v1, 4), true);
+        out[3] = aq_avx2_value(tables, at3, at5, aq_avx2_across(v1, v2), true);
+    } else {
+        out[2] = aq_avx2_value(tables, at2, at4, at4, false);
+        out[3] = aq_avx2_value(tables, at3, at5, at5, false);
     }
-    for (i = 0; i < 4; i++) {
-        out[i] = aq_avx2_value(tables, at[i], at[i + 2], at[i + 4], third);
-    }
+}
+
+/* The same of a vector and the one that follows it. */
+AQ_AVX2_INLINE static inline void aq_avx2_next_2(const aq_avx2_tables *tables, __m256i v0,
+                                                 __m256i next, bool third, __m256i out[4]) {
+    const __m256i high = _mm256_permute2x128_si256(v0, next, 0x21);
+    aq_avx2_values_2(tables, v0, _mm256_alignr_epi8(high, v0, 1), _mm256_alignr_epi8(high, v0, 2),
+                     third, out);
 }
 
 /* 4 bits: rows 2·i and 2·i + 1 of 64. */
@@ -7452,9 +7763,76 @@ AQ_AVX2_INLINE static inline void aq_avx2_values_4(const aq_avx2_tables *tables,
     out[1] = aq_avx2_value(tables, at[1], at[2], at[3], third);
 }
 
+/* A column of 3 bits: the bytes that 32 rows need are read where they lie, but for the last rows, whose
+ * bytes and the column's first ones are copied. */
+typedef struct aq_avx2_threes {
+    const uint8_t *bytes;
+    size_t blocks, direct; /* of 32 rows; those that are read in place */
+    uint8_t last[48];
+} aq_avx2_threes;
+
+AQ_AVX2_INLINE static inline void aq_avx2_threes_load(aq_avx2_threes *out, const uint8_t *bytes,
+                                                      size_t size) {
+    size_t at, filled, part;
+    out->bytes = bytes;
+    out->blocks = (size + 11) / 12;
+    out->direct = size < 22 ? 0 : (size - 22) / 12 + 1;
+    at = 12 * out->direct;
+    if (size == 96) { /* the same, by moves of fixed size */
+        memcpy(out->last, bytes + 84, 12);
+        memcpy(out->last + 12, bytes, 36);
+        return;
+    }
+    for (filled = 0; filled < sizeof out->last; filled += part, at = 0) {
+        part = size - at < sizeof out->last - filled ? size - at : sizeof out->last - filled;
+        memcpy(out->last + filled, bytes + at, part);
+    }
+}
+
+/* 3 bits: the values of rows 32·block …, in order. Row r of 16 has its bits from bit 3·r on: two bytes
+ * times a power of two move 8 of them to the upper one, for even rows and odd ones apart. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_values_3(const aq_avx2_tables *tables,
+                                                      const aq_avx2_threes *threes, size_t block,
+                                                      bool third) {
+    const __m256i even = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5, 5, 6));
+    const __m256i odd = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 3, 4, 4, 5, 4, 5, 5, 6));
+    const __m256i even_shift = _mm256_set1_epi64x(INT64_C(0x0040001000040100));
+    const __m256i odd_shift = _mm256_set1_epi64x(INT64_C(0x0008000200800020));
+    const __m256i high = _mm256_set1_epi16((short)0xFF00), ones = _mm256_set1_epi8(1);
+    const uint8_t *from = block < threes->direct ? threes->bytes + 12 * block
+                                                 : threes->last + 12 * (block - threes->direct);
+    __m256i v = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from)),
+        _mm_loadu_si128((const __m128i *)(const void *)(from + 6)), 1);
+    __m256i a = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, even), even_shift);
+    __m256i b = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, odd), odd_shift);
+    __m256i low = _mm256_or_si256(_mm256_srli_epi16(a, 8), _mm256_and_si256(b, high)), c = low;
+    if (third) {
+        a = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, _mm256_add_epi8(even, ones)), even_shift);
+        b = _mm256_mullo_epi16(_mm256_shuffle_epi8(v, _mm256_add_epi8(odd, ones)), odd_shift);
+        c = _mm256_or_si256(_mm256_srli_epi16(a, 8), _mm256_and_si256(b, high));
+    }
+    return aq_avx2_value(tables, aq_avx2_low_four(low, 0), aq_avx2_low_four(low, 4), c, third);
+}
+
 AQ_AVX2_INLINE static inline void aq_avx2_store(void *out, __m256i low, __m256i high) {
     _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(low, high, 0x20));
     _mm256_storeu_si256((__m256i *)out + 1, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_column_3(const aq_trellis_code *code,
+                                                   const uint8_t *bytes, size_t height,
+                                                   int8_t *out) {
+    const aq_avx2_tables tables = aq_avx2_tables_of(code, 0);
+    aq_avx2_threes threes;
+    size_t i;
+    aq_avx2_threes_load(&threes, bytes, height / 8 * 3);
+    for (i = 0; i < threes.blocks; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 32 * i),
+                            aq_avx2_values_3(&tables, &threes, i, true));
+    }
 }
 
 /* All rows of a column in their order, rounded up to 128. */
@@ -7464,11 +7842,15 @@ AQ_AVX2_INLINE static inline void aq_avx2_column(const aq_trellis_code *code, co
     aq_avx2_ring ring;
     __m256i v[4];
     size_t i;
+    if (code->bits == 3) {
+        aq_avx2_column_3(code, bytes, height, out);
+        return;
+    }
     aq_avx2_ring_load(&ring, bytes, height * code->bits / 8);
     for (i = 0; i < ring.count; i++) {
         if (code->bits == 2) {
             __m256i a, b, c, d;
-            aq_avx2_values_2(&tables, ring.bytes[i], ring.bytes[i + 1], true, v);
+            aq_avx2_next_2(&tables, ring.bytes[i], ring.bytes[i + 1], true, v);
             a = _mm256_unpacklo_epi8(v[0], v[1]);
             b = _mm256_unpacklo_epi8(v[2], v[3]);
             c = _mm256_unpackhi_epi8(v[0], v[1]);
@@ -7539,7 +7921,7 @@ AQ_AVX2_INLINE static inline size_t aq_avx2_quad_2(const aq_avx2_tables *tables,
     for (i = 0; i < ring[0].count; i++) {
         __m256i v[4][4];
         for (c = 0; c < 4; c++) {
-            aq_avx2_values_2(tables, ring[c].bytes[i], ring[c].bytes[i + 1], third, v[c]);
+            aq_avx2_next_2(tables, ring[c].bytes[i], ring[c].bytes[i + 1], third, v[c]);
         }
         for (j = 0; j < 4; j++) {
             __m256i row[4];
@@ -7550,6 +7932,25 @@ AQ_AVX2_INLINE static inline size_t aq_avx2_quad_2(const aq_avx2_tables *tables,
         }
     }
     return 512 * ring[0].count;
+}
+
+/* The same of 3 bits. */
+AQ_AVX2_INLINE static inline size_t aq_avx2_quad_3(const aq_avx2_tables *tables,
+                                                   const uint8_t *bytes, size_t size, bool third,
+                                                   uint8_t *out) {
+    aq_avx2_threes threes[4];
+    size_t i, c;
+    for (c = 0; c < 4; c++) {
+        aq_avx2_threes_load(&threes[c], bytes + c * size, size);
+    }
+    for (i = 0; i < threes[0].blocks; i++) {
+        __m256i v[4];
+        for (c = 0; c < 4; c++) {
+            v[c] = aq_avx2_values_3(tables, &threes[c], i, third);
+        }
+        aq_avx2_interleave(v, out + 128 * i);
+    }
+    return 128 * threes[0].blocks;
 }
 
 /* sums[i] += four products each; `bytes` of values. */
@@ -7573,30 +7974,135 @@ static size_t aq_avx2_place_2(size_t row) {
     return row / 128 * 128 + 32 * j + i % 16 / 4 * 8 + i / 16 * 4 + i % 4;
 }
 
+/* In the order of aq_avx2_quad_3. */
+static size_t aq_avx2_place_3(size_t row) {
+    return row / 32 * 32 + row % 16 / 4 * 8 + row % 32 / 16 * 4 + row % 4;
+}
+
 /* The sums in the order of the rows, without what the 64 added to the values brought in. */
-static void aq_avx2_put_sums(const int32_t *sums, size_t height, int32_t offset, int32_t *out) {
+static void aq_avx2_put_sums(const int32_t *sums, size_t height, uint32_t bits, int32_t offset,
+                             int32_t *out) {
     size_t row;
     for (row = 0; row < height; row++) {
-        out[row] = sums[aq_avx2_place_2(row)] - offset;
+        out[row] = sums[bits == 2 ? aq_avx2_place_2(row) : aq_avx2_place_3(row)] - offset;
     }
+}
+
+/* sums [8] += four products of each byte quad of `a` by x0, and of `b` by x1. */
+AQ_AVX2_INLINE static inline void aq_avx2_add_quads(__m256i a, __m256i x0, __m256i b, __m256i x1,
+                                                    int32_t *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i *sum = (__m256i *)(void *)sums;
+    __m256i both = _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(a, x0), ones),
+                                    _mm256_madd_epi16(_mm256_maddubs_epi16(b, x1), ones));
+    _mm256_storeu_si256(sum, _mm256_add_epi32(_mm256_loadu_si256(sum), both));
+}
+
+/* One vector of rows of eight columns. */
+AQ_AVX2_INLINE static inline void aq_avx2_add_rows(const __m256i *v, size_t step, __m256i x0,
+                                                   __m256i x1, int32_t *sums) {
+    __m256i a = _mm256_unpacklo_epi8(v[0], v[step]);
+    __m256i b = _mm256_unpacklo_epi8(v[2 * step], v[3 * step]);
+    __m256i c = _mm256_unpackhi_epi8(v[0], v[step]);
+    __m256i d = _mm256_unpackhi_epi8(v[2 * step], v[3 * step]);
+    __m256i e = _mm256_unpacklo_epi8(v[4 * step], v[5 * step]);
+    __m256i f = _mm256_unpacklo_epi8(v[6 * step], v[7 * step]);
+    __m256i g = _mm256_unpackhi_epi8(v[4 * step], v[5 * step]);
+    __m256i h = _mm256_unpackhi_epi8(v[6 * step], v[7 * step]);
+    aq_avx2_add_quads(_mm256_unpacklo_epi16(a, b), x0, _mm256_unpacklo_epi16(e, f), x1, sums);
+    aq_avx2_add_quads(_mm256_unpackhi_epi16(a, b), x0, _mm256_unpackhi_epi16(e, f), x1, sums + 8);
+    aq_avx2_add_quads(_mm256_unpacklo_epi16(c, d), x0, _mm256_unpacklo_epi16(g, h), x1, sums + 16);
+    aq_avx2_add_quads(_mm256_unpackhi_epi16(c, d), x0, _mm256_unpackhi_epi16(g, h), x1, sums + 24);
+}
+
+/* Eight columns of a whole strip of 2 bits by one vector: x0 and x1 are four and four, sums [256] in the order
+ * of aq_avx2_quad_2. The vector behind the second one of a column is its first. */
+AQ_AVX2_INLINE static inline void aq_avx2_eight(const aq_avx2_tables *tables, const uint8_t *bytes,
+                                                bool third, __m256i x0, __m256i x1, int32_t *sums) {
+    __m256i v[8][4];
+    size_t c;
+    for (c = 0; c < 8; c++) {
+        const uint8_t *at = bytes + 64 * c;
+        aq_avx2_values_2(tables, _mm256_loadu_si256((const __m256i *)(const void *)at),
+                         _mm256_loadu_si256((const __m256i *)(const void *)(at + 1)),
+                         _mm256_loadu_si256((const __m256i *)(const void *)(at + 2)), third, v[c]);
+    }
+    for (c = 0; c < 4; c++) {
+        aq_avx2_add_rows(&v[0][c], 4, x0, x1, sums + 32 * c);
+    }
+    for (c = 0; c < 8; c++) {
+        const uint8_t *at = bytes + 64 * c;
+        aq_avx2_next_2(tables, _mm256_loadu_si256((const __m256i *)(const void *)(at + 32)),
+                       _mm256_loadu_si256((const __m256i *)(const void *)at), third, v[c]);
+    }
+    for (c = 0; c < 4; c++) {
+        aq_avx2_add_rows(&v[0][c], 4, x0, x1, sums + 128 + 32 * c);
+    }
+}
+
+/* The sums of a strip in the order of its rows: lanes of 16 rows, turned. */
+AQ_AVX2_INLINE static inline void aq_avx2_turn_sums(const int32_t *sums, int32_t offset,
+                                                    int32_t *out) {
+    const __m128i all = _mm_set1_epi32(offset);
+    size_t part, i, j;
+    for (part = 0; part < 256; part += 128) {
+        for (i = 0; i < 8; i++) { /* rows 16·i … */
+            const int32_t *from = sums + part + i % 4 * 8 + i / 4 * 4;
+            __m128i s[4], low[2], high[2];
+            for (j = 0; j < 4; j++) {
+                s[j] = _mm_sub_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 32 * j)),
+                                     all);
+            }
+            for (j = 0; j < 2; j++) {
+                low[j] = _mm_unpacklo_epi32(s[2 * j], s[2 * j + 1]);
+                high[j] = _mm_unpackhi_epi32(s[2 * j], s[2 * j + 1]);
+            }
+            {
+                __m128i *to = (__m128i *)(void *)(out + part + 16 * i);
+                _mm_storeu_si128(to, _mm_unpacklo_epi64(low[0], low[1]));
+                _mm_storeu_si128(to + 1, _mm_unpackhi_epi64(low[0], low[1]));
+                _mm_storeu_si128(to + 2, _mm_unpacklo_epi64(high[0], high[1]));
+                _mm_storeu_si128(to + 3, _mm_unpackhi_epi64(high[0], high[1]));
+            }
+        }
+    }
+}
+
+/* A whole strip of 2 bits by one vector; `count` a multiple of 8. */
+AQ_AVX2_INLINE static inline void aq_avx2_strip_dots(const aq_trellis_code *code,
+                                                     const uint8_t *bytes, size_t count,
+                                                     const int8_t *x, bool third, int32_t *out) {
+    const aq_avx2_tables tables = aq_avx2_tables_of(code, 64);
+    int32_t sums[AQ_TRELLIS_COLUMN], offset = 0;
+    size_t i;
+    memset(sums, 0, sizeof sums);
+    for (i = 0; i < count; i += 8) {
+        aq_avx2_eight(&tables, bytes + 64 * i, third, aq_avx2_four(x + i), aq_avx2_four(x + i + 4),
+                      sums);
+    }
+    for (i = 0; i < count; i++) {
+        offset += 64 * x[i];
+    }
+    aq_avx2_turn_sums(sums, offset, out);
 }
 
 #define AQ_DOT_TOKENS 8u
 
 /* At most AQ_DOT_TOKENS tokens, `count` a multiple of 4. */
-AQ_AVX2_INLINE static inline void aq_avx2_dots_2(const aq_trellis_code *code, const uint8_t *bytes,
-                                                 size_t height, size_t count, const int8_t *x,
-                                                 size_t x_step, size_t tokens, bool third,
-                                                 int32_t *out) {
+AQ_AVX2_INLINE static inline void aq_avx2_quads(const aq_trellis_code *code, const uint8_t *bytes,
+                                                size_t height, size_t count, const int8_t *x,
+                                                size_t x_step, size_t tokens, uint32_t bits,
+                                                bool third, int32_t *out) {
     const aq_avx2_tables tables = aq_avx2_tables_of(code, 64);
     int32_t sums[AQ_DOT_TOKENS][AQ_TRELLIS_COLUMN], offset[AQ_DOT_TOKENS];
     uint8_t values[4 * AQ_TRELLIS_COLUMN];
-    const size_t size = height / 4;
+    const size_t size = height * bits / 8;
     size_t i, token, filled;
     memset(sums, 0, tokens * sizeof sums[0]);
     memset(offset, 0, sizeof offset);
     for (i = 0; i < count; i += 4) {
-        filled = aq_avx2_quad_2(&tables, bytes + i * size, size, third, values);
+        filled = bits == 2 ? aq_avx2_quad_2(&tables, bytes + i * size, size, third, values)
+                           : aq_avx2_quad_3(&tables, bytes + i * size, size, third, values);
         for (token = 0; token < tokens; token++) {
             const int8_t *own = x + token * x_step + i;
             aq_avx2_quad_dots(values, filled, aq_avx2_four(own), sums[token]);
@@ -7604,7 +8110,28 @@ AQ_AVX2_INLINE static inline void aq_avx2_dots_2(const aq_trellis_code *code, co
         }
     }
     for (token = 0; token < tokens; token++) {
-        aq_avx2_put_sums(sums[token], height, offset[token], out + token * height);
+        aq_avx2_put_sums(sums[token], height, bits, offset[token], out + token * height);
+    }
+}
+
+AQ_AVX2 static void aq_avx2_dots_of(const aq_trellis_code *code, const uint8_t *bytes,
+                                    size_t height, size_t count, const int8_t *x, size_t x_step,
+                                    size_t tokens, int32_t *out) {
+    bool third = code->state_bits > 8;
+    if (code->bits == 2 && height == AQ_TRELLIS_COLUMN && tokens == 1 && count % 8 == 0) {
+        if (third) {
+            aq_avx2_strip_dots(code, bytes, count, x, true, out);
+        } else {
+            aq_avx2_strip_dots(code, bytes, count, x, false, out);
+        }
+    } else if (code->bits == 2 && third) {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 2, true, out);
+    } else if (code->bits == 2) {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 2, false, out);
+    } else if (third) {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 3, true, out);
+    } else {
+        aq_avx2_quads(code, bytes, height, count, x, x_step, tokens, 3, false, out);
     }
 }
 
@@ -7642,17 +8169,12 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
                                               int32_t *out) {
     const size_t ring = height * code->bits;
     size_t done = 0, token, part;
-    if (code->bits == 2 && aq_avx2_reads(code, height) && count >= 4) {
+    if (code->bits < 4 && aq_avx2_reads(code, height) && count >= 4) {
         done = count / 4 * 4;
         for (token = 0; token < tokens; token += part) {
             part = tokens - token < AQ_DOT_TOKENS ? tokens - token : AQ_DOT_TOKENS;
-            if (code->state_bits > 8) {
-                aq_avx2_dots_2(code, codes + column * ring / 8, height, done, x + token * x_step,
-                               x_step, part, true, out + token * height);
-            } else {
-                aq_avx2_dots_2(code, codes + column * ring / 8, height, done, x + token * x_step,
-                               x_step, part, false, out + token * height);
-            }
+            aq_avx2_dots_of(code, codes + column * ring / 8, height, done, x + token * x_step,
+                            x_step, part, out + token * height);
         }
     } else {
         memset(out, 0, tokens * height * sizeof *out);
@@ -7725,10 +8247,22 @@ static const struct aq_trellis_kernels aq_trellis_avx2 = {
 };
 #endif
 
+#if defined(AQ_HAVE_NEON)
+static const struct aq_trellis_kernels aq_trellis_neon = {
+    "neon", aq_neon_trellis_search, aq_neon_trellis_values, aq_neon_trellis_dots,
+    aq_neon_trellis_spread,
+};
+#endif
+
 AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels) {
 #if defined(AQ_HAVE_AVX2)
     if (strcmp(kernels->name, "avx2") == 0 || strcmp(kernels->name, "avx512") == 0) {
         return &aq_trellis_avx2;
+    }
+#endif
+#if defined(AQ_HAVE_NEON)
+    if (strcmp(kernels->name, "neon") == 0) {
+        return &aq_trellis_neon;
     }
 #endif
     (void)kernels;

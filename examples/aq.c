@@ -77,7 +77,7 @@ static const flag FLAGS[] = {
     { "--profile", "NAME", CONFIGURED, FLAG_PROFILE, NULL, NULL,
       "edge (INT2), local (INT4, the default) or cloud (INT8)" },
     { "--config", "FILE", CONFIGURED, FLAG_CONFIG, NULL, NULL, "read a YAML config" },
-    { "--bits", "N", CONFIGURED, FLAG_FIELD, "bit_width", NULL, "bits a weight: 2, 4 or 8" },
+    { "--bits", "N", CONFIGURED, FLAG_FIELD, "bit_width", NULL, "bits a weight: 2, 4 or 8; 3 with --method trellis" },
     { "--group-size", "N", CONFIGURED, FLAG_FIELD, "group_size", NULL,
       "weights that share a scale: 32, 64, 128 or 256" },
     { "--format", "NAME", CONFIGURED | CONVERT, FLAG_FIELD, "format", NULL,
@@ -107,7 +107,7 @@ static const flag FLAGS[] = {
     { "--quantize-sensitive", NULL, CONFIGURED, FLAG_FIELD, "skip_sensitive_layers", "false",
       "quantize embeddings, norms, first and last layers too" },
     { "--layer-bits", "PATTERN=BITS", CONFIGURED, FLAG_LAYER_BITS, NULL, NULL,
-      "bits of matching layers: 2, 4, 8 or 16; repeatable" },
+      "bits of matching layers: 2, 3, 4, 8 or 16; repeatable" },
     { "--keep", "NAME|PATTERN", CONFIGURED, FLAG_KEEP, NULL, NULL,
       "leave a layer, or what matches a glob, as it is; repeatable" },
     { "--components", "A,B", CONFIGURED, FLAG_COMPONENTS, NULL, NULL,
@@ -578,10 +578,10 @@ static int apply_components(tool *t, const given *g) {
 static int parse_layer_bits(tool *t, const given *g, aq_layer_bits *out) {
     const char *equals = strrchr(g->value, '=');
     if (!equals || equals == g->value ||
-        (strcmp(equals, "=2") && strcmp(equals, "=4") && strcmp(equals, "=8") &&
-         strcmp(equals, "=16")))
+        (strcmp(equals, "=2") && strcmp(equals, "=3") && strcmp(equals, "=4") &&
+         strcmp(equals, "=8") && strcmp(equals, "=16")))
         return usage_error("for example --layer-bits '*.attn1.*=8'",
-                           "--layer-bits %s: expected PATTERN=BITS with 2, 4, 8 or 16 bits",
+                           "--layer-bits %s: expected PATTERN=BITS with 2, 3, 4, 8 or 16 bits",
                            g->value);
     out->pattern = keep_text(t, g->value, (size_t)(equals - g->value));
     out->bits = (uint32_t)strtoul(equals + 1, NULL, 10);
@@ -1119,7 +1119,7 @@ static void print_spec(const aq_config *c) {
 }
 
 static int print_plan(tool *t, const aq_plan *plan) {
-    static const uint32_t BITS[] = { 2, 4, 8, 16 };
+    static const uint32_t BITS[] = { 2, 3, 4, 8, 16 };
     size_t b, i;
     number in, out;
     printf("plan for ");

@@ -1848,7 +1848,7 @@ static PyGetSetDef quantized_members[] = {
     { "shape", quantized_shape, NULL, "shape of the original", NULL },
     { "ndim", quantized_integer, NULL, "number of axes", WHICH("d") },
     { "size", quantized_integer, NULL, "number of weights", WHICH("s") },
-    { "bit_width", quantized_integer, NULL, "bits of a code: 2, 4 or 8", WHICH("b") },
+    { "bit_width", quantized_integer, NULL, "bits of a code: 2, 4 or 8, of a trellis 2, 3 or 4", WHICH("b") },
     { "group_size", quantized_integer, NULL, "weights that share a scale", WHICH("g") },
     { "nbytes", quantized_integer, NULL, "bytes of codes and parameters", WHICH("n") },
     { "code", quantized_text, NULL, "how weights are coded: 'affine', 'symmetric', 'zero_point', 'residual', 'Q4_K', …", WHICH("c") },

@@ -19,7 +19,7 @@ class DiffusionQuantConfig(_core.Config):
     defaults of all others, whatever the order of the keywords.
 
     Args:
-        bit_width: bits of a weight, 2, 4 or 8.
+        bit_width: bits of a weight, 2, 4 or 8; 3 with method="trellis".
         modality: text, code, image or audio; detected when it is not given.
         num_time_groups: groups of timesteps, 1 to 100.
         group_size: weights that share a scale, 32, 64, 128 or 256.

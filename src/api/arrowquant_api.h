@@ -31,7 +31,7 @@ extern "C" {
 /* X(constant, value, name, text, hint): the hint says what to do about it. */
 #define AQ_STATUS_LIST(X)                                                                          \
     X(AQ_OK, 0, "ok", "success", "")                                                               \
-    X(AQ_ERR_BIT_WIDTH, 1, "bit_width", "invalid bit width", "use 2, 4 or 8")                      \
+    X(AQ_ERR_BIT_WIDTH, 1, "bit_width", "invalid bit width", "use 2, 4 or 8; a trellis has 3, too") \
     X(AQ_ERR_TIME_GROUPS, 2, "time_groups", "invalid number of time groups", "use 1 to 100")       \
     X(AQ_ERR_GROUP_SIZE, 3, "group_size", "invalid group size", "use 32, 64, 128 or 256")          \
     X(AQ_ERR_ACCURACY, 4, "accuracy", "invalid accuracy threshold", "use a number from 0 to 1")    \
@@ -79,7 +79,7 @@ typedef struct aq_error {
 
 ARROWQUANT_API const char *aq_status_name(aq_status status); /* "bit_width", … */
 ARROWQUANT_API const char *aq_status_text(aq_status status); /* "invalid bit width", … */
-ARROWQUANT_API const char *aq_status_hint(aq_status status); /* "use 2, 4 or 8", … */
+ARROWQUANT_API const char *aq_status_hint(aq_status status); /* "use 1 to 100", … */
 ARROWQUANT_API const char *aq_version(void);                 /* AQ_VERSION of the implementation */
 
 /* =============================================================== context */
@@ -411,7 +411,7 @@ typedef enum aq_method {
     AQ_METHOD_PTQ,  /* least squares; each column weighted by its mean square, if that is known */
     AQ_METHOD_R2Q,  /* 2 bits: two 1-bit residual steps, w ≈ ±a ± b */
     AQ_METHOD_GPTQ, /* feedback of rounding errors by second moments, see aq_quantize_gptq */
-    AQ_METHOD_TRELLIS /* 2 and 4 bits: AQ_CODE_TRELLIS, rows rotated; with feedback where second moments
+    AQ_METHOD_TRELLIS /* 2, 3, 4 bits: AQ_CODE_TRELLIS, rows rotated; with feedback where second moments
                          are known. Native format only; 8 bits are as with auto */
 } aq_method;
 
@@ -459,14 +459,14 @@ typedef enum aq_gguf_type_choice {
  * 16 keeps them. The first match wins. */
 typedef struct aq_layer_bits {
     const char *pattern;
-    uint32_t bits; /* 2, 4, 8 or 16 */
+    uint32_t bits; /* 2, 4, 8 or 16; 3 with AQ_METHOD_TRELLIS */
 } aq_layer_bits;
 
 /* Every switch of a run. Fill it with aq_config_from_profile, then change fields at will. Strings
  * and lists are borrowed from the caller, except after a load (then aq_config_free frees them). */
 typedef struct aq_config {
     aq_profile deployment_profile;
-    uint32_t bit_width;           /* 2, 4 or 8 */
+    uint32_t bit_width;           /* 2, 4 or 8; 3 with AQ_METHOD_TRELLIS */
     uint32_t group_size;          /* 32, 64, 128 or 256 */
     uint32_t num_time_groups;     /* 1 … 100 */
     aq_time_cut time_cut;
@@ -853,7 +853,7 @@ typedef struct aq_plan_tensor {
     const float *input_scales;
     aq_equalization equalization; /* with input_scales: strength and errors that decided */
     size_t scale;               /* FP8: index of the tensor that scales it, or SIZE_MAX */
-    uint32_t bits;              /* 2, 4, 8; 16: kept as it is */
+    uint32_t bits;              /* 2, 3, 4, 8; 16: kept as it is */
     aq_quant_spec spec;         /* when bits < 16 */
     aq_reason reason;
     const char *detail;         /* which rule or pattern decided, or "" */
@@ -941,7 +941,7 @@ typedef struct aq_result {
  * .safetensors file or a .safetensors.index.json) and decides what becomes of each tensor. Reads
  * headers only, but to equalize channels (enable_spatial with calibration: up to 256 rows of each
  * layer) and with target_bits or target_model_size_mb: then every layer that is to be quantized
- * as usual is quantized in memory with 2, 4 and 8 bits, and each gets the bits (or is kept) that make
+ * as usual is quantized in memory with 2, 4 and 8 bits (and 3 with AQ_METHOD_TRELLIS), and each gets the bits (or is kept) that make
  * the sum of their relative errors least: errors of their outputs where second moments are known, else
  * of their weights. target_bits bounds the mean of stored bits a weight over these layers, parameters
  * counted; target_model_size_mb the output of the components. `config` NULL: the local profile. */

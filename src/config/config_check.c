@@ -20,6 +20,10 @@ static const char *aq_field_names(aq_field_kind kind, char buffer[AQ_RANGE_TEXT]
     return buffer;
 }
 
+static bool aq_field_is_width(const aq_field *field) {
+    return (field->kind == AQ_KIND_BITS || field->kind == AQ_KIND_BITS_LIST) && field->low < 3.0;
+}
+
 static const char *aq_field_powers(const aq_field *field, char buffer[AQ_RANGE_TEXT]) {
     size_t used = 0;
     unsigned value, step = field->kind == AQ_KIND_STATES ? 4u : 2u;
@@ -28,7 +32,8 @@ static const char *aq_field_powers(const aq_field *field, char buffer[AQ_RANGE_T
         const char *join = value == (unsigned)field->low            ? ""
                            : value * step > (unsigned)field->high ? " or "
                                                                   : ", ";
-        used += aq_format(buffer + used, AQ_RANGE_TEXT - used, "%s%u", join, value);
+        used += aq_format(buffer + used, AQ_RANGE_TEXT - used, "%s%u%s", join, value,
+                          value == 2 && aq_field_is_width(field) ? ", 3" : "");
     }
     return buffer;
 }
@@ -157,6 +162,7 @@ AQ_LIB bool aq_field_fits(aq_field_id id, double number) {
     if (!(number >= field->low && number <= field->high)) return false;
     value = (unsigned)number;
     if (field->kind == AQ_KIND_STATES && (value & 0x55555555u) == 0) return false;
+    if (value == 3 && aq_field_is_width(field)) return true;
     if (field->kind != AQ_KIND_BITS && field->kind != AQ_KIND_BITS_LIST &&
         field->kind != AQ_KIND_STATES)
         return true;
@@ -233,13 +239,28 @@ static aq_status aq_field_check(const aq_config *config, aq_field_id id, aq_erro
     return aq_field_fail(id, NULL, found, err);
 }
 
+/* 3 bits are a trellis code's alone. */
+static aq_status aq_check_three_bits(const aq_config *config, aq_error *err) {
+    size_t i;
+    if (config->method == AQ_METHOD_TRELLIS) return AQ_OK;
+    if (config->bit_width == 3)
+        return aq_fail(err, AQ_ERR_BIT_WIDTH, "bit_width: 3 bits need method: trellis, which is %s; "
+                       "the others have 2, 4 or 8", aq_method_name(config->method));
+    for (i = 0; i < config->layer_bits_count; i++)
+        if (config->layer_bits[i].bits == 3)
+            return aq_fail(err, AQ_ERR_BIT_WIDTH, "layer_bits: 3 bits for \"%s\" need method: "
+                           "trellis, which is %s; the others have 2, 4, 8 or 16",
+                           config->layer_bits[i].pattern, aq_method_name(config->method));
+    return AQ_OK;
+}
+
 ARROWQUANT_API aq_status aq_config_validate(const aq_config *config, aq_error *err) {
     unsigned i;
     aq_status status = AQ_OK;
     if (!config) return AQ_OK; /* the local profile */
     for (i = 0; i < AQ_FIELD_COUNT && status == AQ_OK; i++)
         status = aq_field_check(config, (aq_field_id)i, err);
-    return status;
+    return status == AQ_OK ? aq_check_three_bits(config, err) : status;
 }
 
 #undef AQ_FOUND_TEXT

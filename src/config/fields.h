@@ -14,7 +14,8 @@
  *   kind         AQ_KIND_<kind>, see aq_field_kind
  *   member       of aq_config; of a list the pointer
  *   path         YAML path, levels separated by dots; also the name for aq_config_set
- *   low, high    least and greatest number; of a BITS field the powers of two between them
+ *   low, high    least and greatest number; of a BITS field the powers of two between them, and 3 where
+ *                2 is one
  *   edge, …      the profiles' defaults; of an enumeration its value; of text and lists 0: none
  *   environment  variable that overrides it, or ""
  *   status       of a value that is refused
@@ -24,7 +25,7 @@
       AQ_PROFILE_EDGE, AQ_PROFILE_LOCAL, AQ_PROFILE_CLOUD, "", AQ_ERR_CONFIGURATION,               \
       "where the model will run; gives the defaults of the other fields")                          \
     X(bit_width, BITS, bit_width, "bit_width", 2, 8, 2, 4, 8, "ARROW_QUANT_BIT_WIDTH",             \
-      AQ_ERR_BIT_WIDTH, "bits of a quantized weight")                                              \
+      AQ_ERR_BIT_WIDTH, "bits of a quantized weight; 3 with method: trellis alone")                 \
     X(group_size, BITS, group_size, "group_size", 32, 256, 256, 128, 64,                           \
       "ARROW_QUANT_GROUP_SIZE", AQ_ERR_GROUP_SIZE, "weights that share one scale and zero point")  \
     X(symmetric, BOOL, symmetric, "symmetric", 0, 1, 0, 0, 0, "", AQ_ERR_CONFIGURATION,            \
@@ -136,7 +137,7 @@ typedef enum aq_field_id {
 typedef enum aq_field_kind {
     AQ_KIND_BOOL,
     AQ_KIND_INT,           /* uint32_t */
-    AQ_KIND_BITS,          /* uint32_t, a power of two */
+    AQ_KIND_BITS,          /* uint32_t, a power of two, or 3 bits */
     AQ_KIND_STATES,        /* uint32_t, a power of four */
     AQ_KIND_SIZE,          /* uint64_t */
     AQ_KIND_FLOAT,         /* double */
@@ -202,9 +203,9 @@ AQ_LIB aq_status aq_config_copy(aq_arena *arena, const aq_config *from, aq_confi
 /* ---- checks (config/config_check.c) */
 
 #define AQ_RANGE_TEXT 128
-/* "2, 4 or 8", "an integer from 1 to 100", … */
+/* "2, 3, 4 or 8", "an integer from 1 to 100", … */
 AQ_LIB const char *aq_field_range(aq_field_id id, char buffer[AQ_RANGE_TEXT]);
-/* "…: bit_width: expected 2, 4 or 8, found " and what was found. */
+/* "…: bit_width: expected 2, 3, 4 or 8, found " and what was found. */
 AQ_LIB aq_status aq_field_fail(aq_field_id id, const aq_field_origin *origin, const char *found,
                                aq_error *err);
 /* The same, when a text was found; it is cut when it is long. */

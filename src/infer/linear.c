@@ -26,13 +26,24 @@ static bool aq_line_up(uint64_t bytes, size_t *out) {
     return true;
 }
 
+/* Rows that are decoded at once: a strip of a trellis, whose columns are decoded as a whole. */
+static size_t aq_float_rows(const aq_weights *weights) {
+#ifndef ARROWQUANT_NO_THREADS
+    if (weights->trellis) {
+        return AQ_TRELLIS_ROWS;
+    }
+#endif
+    (void)weights;
+    return AQ_FLOAT_ROWS;
+}
+
 static bool aq_float_scratch(const aq_weights *weights, size_t tokens, size_t *shared,
                              size_t *own) {
     uint64_t bytes = 0;
     size_t stretch = aq_size_min(weights->cols, AQ_LINEAR_STRETCH);
     return aq_mul_u64(tokens, weights->cols, &bytes) && aq_mul_u64(bytes, sizeof(float), &bytes) &&
            aq_line_up(bytes, shared) &&
-           aq_line_up((uint64_t)AQ_FLOAT_ROWS * stretch * sizeof(float), own);
+           aq_line_up((uint64_t)aq_float_rows(weights) * stretch * sizeof(float), own);
 }
 
 /* Both kinds of activations at once, so that the caller need not know which. */
@@ -90,7 +101,7 @@ static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_
     const aq_weights *weights = &run->weights;
     const size_t cols = weights->cols, stride = weights->rows;
     float *decoded = (float *)(void *)own, *y = run->y + token * stride + row;
-    size_t begin, i, t;
+    size_t begin, i, t, n;
     for (t = 0; t < tokens; t++) {
         memset(y + t * stride, 0, rows * sizeof *y);
     }
@@ -100,12 +111,13 @@ static void aq_float_block(const aq_forward *run, size_t row, size_t rows, size_
         weights->infer->product(decoded, count, rows, run->wide + token * cols + begin, cols,
                                 tokens, count, y, stride);
     }
-    if (weights->linear->bias) {
+    for (begin = 0; weights->linear->bias && begin < rows; begin += n) {
         float bias[AQ_LINEAR_ROWS];
-        aq_weights_bias(weights, row, rows, bias);
+        n = aq_size_min(rows - begin, AQ_LINEAR_ROWS);
+        aq_weights_bias(weights, row + begin, n, bias);
         for (t = 0; t < tokens; t++) {
-            for (i = 0; i < rows; i++) {
-                y[t * stride + i] += bias[i];
+            for (i = 0; i < n; i++) {
+                y[t * stride + begin + i] += bias[i];
             }
         }
     }
@@ -155,7 +167,7 @@ static aq_status aq_forward_run(aq_forward *run, aq_error *err) {
     size_t tasks, work, unit;
     run->block = is_float             ? aq_float_block
                  : run->weights.trellis ? aq_trellis_forward : aq_int8_block;
-    run->block_rows = is_float             ? AQ_FLOAT_ROWS
+    run->block_rows = is_float             ? aq_float_rows(&run->weights)
                       : run->weights.trellis ? AQ_TRELLIS_ROWS : AQ_LINEAR_ROWS;
     if (!run->wide) {
         run->task_tokens = AQ_TASK_PRODUCTS / 8 / cols + 1;

@@ -12,6 +12,8 @@
 #  define AQ_TRELLIS_TOKENS 64u
 #endif
 
+#define AQ_TRELLIS_LINE 64u /* scales of a row that are widened at once */
+
 typedef struct aq_trellis_shared {
     size_t stride;          /* of a token's INT8 values */
     size_t scales, end;
@@ -100,12 +102,19 @@ AQ_LIB void aq_trellis_prepare(const aq_forward *run, size_t token, uint8_t *own
 
 /* The strip's scales: [groups][256]. */
 static void aq_trellis_scales(const aq_weights *weights, const aq_trellis_part *part, float *out) {
+    const bool wide = weights->linear->spec.params == AQ_PARAM_F32;
     const size_t each = (size_t)weights->layout.row_param_bytes;
-    size_t row, group;
+    float line[AQ_TRELLIS_LINE];
+    size_t row, group, i, count;
     for (row = 0; row < part->height; row++) {
-        for (group = 0; group < weights->groups; group++) {
-            out[group * AQ_TRELLIS_ROWS + row] =
-                aq_trellis_stored(&weights->linear->spec, part->params + row * each, group);
+        for (group = 0; group < weights->groups; group += count) {
+            count = weights->groups - group;
+            count = count < AQ_TRELLIS_LINE ? count : AQ_TRELLIS_LINE;
+            aq_widen_file(weights->kernels, wide ? AQ_DTYPE_F32 : AQ_DTYPE_F16,
+                          part->params + row * each + group * (wide ? 4u : 2u), line, count);
+            for (i = 0; i < count; i++) {
+                out[(group + i) * AQ_TRELLIS_ROWS + row] = line[i];
+            }
         }
     }
 }
@@ -177,3 +186,4 @@ AQ_LIB void aq_trellis_forward(const aq_forward *run, size_t row, size_t rows, s
 }
 
 #undef AQ_TRELLIS_TOKENS
+#undef AQ_TRELLIS_LINE

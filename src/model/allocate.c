@@ -1,5 +1,6 @@
 /* Mixed precision: bits by layer, so that the sum of the layers' errors is least under a budget of
- * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, by the method that it will have, and
+ * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, and 3 with a trellis, by the method that
+ * it will have, and
  * its error measured: that of its output where second moments are known, else that of its weights,
  * each relative to what it is an error of. Entropy is told and decides nothing. */
 #include "../quant/knapsack.h"
@@ -14,7 +15,9 @@
 #define AQ_ENTROPY_BINS 256u
 #define AQ_ENTROPY_WEIGHTS 65536u
 
-/* A layer whose bits are to be chosen; option i has 2 << i bits. */
+static const uint32_t aq_option_bits[AQ_OPTIONS] = { 2, 3, 4, 8, 16 };
+
+/* A layer whose bits are to be chosen, of aq_option_bits. */
 typedef struct aq_candidate {
     aq_plan_tensor *tensor;
     bool by_output;
@@ -98,6 +101,8 @@ static aq_status aq_measure_option(aq_allocation *work, aq_candidate *candidate,
     bool usable = true;
     tensor.bits = bits;
     option->bytes = AQ_NO_OPTION;
+    option->error = 0.0;
+    if (bits == 3 && work->plan->config.method != AQ_METHOD_TRELLIS) return AQ_OK;
     aq_status status = aq_plan_store(work->plan, &tensor, err);
     if (status != AQ_OK || tensor.bits != bits) return status;
     status = aq_run_measure(&work->run, &tensor, &usable, err);
@@ -120,10 +125,11 @@ static aq_status aq_measure_candidate(aq_allocation *work, size_t index, aq_erro
     aq_status status = aq_plan_keep(work->plan, &kept, err);
     if (status == AQ_OK) status = aq_run_input(&work->run, kept.shard, err);
     if (status == AQ_OK) status = aq_entropy(&work->run, &kept, &candidate->entropy, err);
-    for (uint32_t i = 0; status == AQ_OK && i < 3; i++)
-        status = aq_measure_option(work, candidate, 2u << i, kept.output_bytes, &options[i], err);
-    options[3].bytes = kept.scale == AQ_NO_TENSOR ? kept.output_bytes : AQ_NO_OPTION;
-    options[3].error = 0.0;
+    for (uint32_t i = 0; status == AQ_OK && i < AQ_OPTIONS - 1; i++)
+        status = aq_measure_option(work, candidate, aq_option_bits[i], kept.output_bytes,
+                                   &options[i], err);
+    options[AQ_OPTIONS - 1].bytes = kept.scale == AQ_NO_TENSOR ? kept.output_bytes : AQ_NO_OPTION;
+    options[AQ_OPTIONS - 1].error = 0.0;
     return status;
 }
 
@@ -165,16 +171,19 @@ AQ_SIMD_EXACT static aq_status aq_candidate_detail(aq_allocation *work, size_t i
     AQ_SIMD_EXACT_BODY
     aq_candidate *candidate = &work->candidates[index];
     const aq_option *options = work->options + index * AQ_OPTIONS;
-    char number[4][AQ_DOUBLE_TEXT], text[320];
-    for (size_t i = 0; i < 3; i++) {
+    bool three = work->plan->config.method == AQ_METHOD_TRELLIS;
+    char number[AQ_OPTIONS][AQ_DOUBLE_TEXT], text[320];
+    for (size_t i = 0; i < AQ_OPTIONS - 1; i++) {
         double error = options[i].error, places = 1.0;
         while (error > 0.0 && error * places < 100.0) places *= 10.0; /* three digits */
         aq_format_double(floor(error * places + 0.5) / places, number[i]);
         if (options[i].bytes == AQ_NO_OPTION) aq_format(number[i], sizeof(number[i]), "-");
     }
-    aq_format_double(floor(candidate->entropy * 1000.0 + 0.5) / 1000.0, number[3]);
-    aq_format(text, sizeof(text), "%s error at 2, 4, 8 bits: %s, %s, %s; entropy %s",
-              candidate->by_output ? "output" : "weight", number[0], number[1], number[2], number[3]);
+    aq_format_double(floor(candidate->entropy * 1000.0 + 0.5) / 1000.0, number[AQ_OPTIONS - 1]);
+    aq_format(text, sizeof(text), "%s error at 2, %s4, 8 bits: %s%s%s, %s, %s; entropy %s",
+              candidate->by_output ? "output" : "weight", three ? "3, " : "", number[0],
+              three ? ", " : "", three ? number[1] : "", number[2], number[3],
+              number[AQ_OPTIONS - 1]);
     candidate->tensor->detail = aq_arena_string(&work->plan->state->arena, text);
     return candidate->tensor->detail ? AQ_OK : aq_fail_memory(err, sizeof(text));
 }
@@ -182,7 +191,7 @@ AQ_SIMD_EXACT static aq_status aq_candidate_detail(aq_allocation *work, size_t i
 static aq_status aq_candidate_settle(aq_allocation *work, size_t index, aq_error *err) {
     aq_plan_tensor *tensor = work->candidates[index].tensor;
     aq_status status;
-    tensor->bits = 2u << work->picked[index];
+    tensor->bits = aq_option_bits[work->picked[index]];
     status = tensor->bits == 16 ? aq_plan_keep(work->plan, tensor, err)
                                 : aq_plan_store(work->plan, tensor, err);
     if (status != AQ_OK) return status;

@@ -69,6 +69,12 @@ AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *
     return aq_stored_bytes(plan, tensor, &spec, &tensor->output_bytes, err);
 }
 
+AQ_LIB aq_status aq_plan_store_trellis(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err) {
+    tensor->spec = aq_native_trellis(&plan->config, tensor->bits);
+    tensor->method = AQ_METHOD_TRELLIS;
+    return aq_stored_bytes(plan, tensor, &tensor->spec, &tensor->output_bytes, err);
+}
+
 AQ_LIB aq_status aq_stack_level(aq_plan *plan, const size_t *stack, size_t count, bool *level,
                                 aq_error *err) {
     uint32_t most = 0;

@@ -9,18 +9,23 @@
 #define AQ_WRITE_RANKS 5u
 #define AQ_ROTATION_SEED 1u /* one is as good as another */
 
+AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
+    aq_quant_spec spec = aq_plan_spec(config, bits);
+    spec.code = AQ_CODE_TRELLIS;
+    spec.states = config->trellis_states;
+    spec.rotation = AQ_ROTATION_SEED;
+    spec.params = AQ_PARAM_F16;
+    return spec;
+}
+
 static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                 aq_quant_spec *spec, const char **detail, aq_error *err) {
     (void)tensor;
     (void)detail;
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
-    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8) {
-        spec->code = AQ_CODE_TRELLIS;
-        spec->states = plan->config.trellis_states;
-        spec->rotation = AQ_ROTATION_SEED;
-        spec->params = AQ_PARAM_F16;
-    }
+    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8)
+        *spec = aq_native_trellis(&plan->config, bits);
     if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
         spec->code = AQ_CODE_RESIDUAL;
         if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
@@ -122,7 +127,8 @@ static aq_status aq_native_layer_parts(const aq_plan *plan, const aq_plan_tensor
     part->shape[2] = per_group;
     (part++)->bytes = layout->param_bytes;
     part = aq_native_scale_part(tensor, part);
-    part = aq_native_time_parts(tensor->time_groups, part);
+    if (spec->code != AQ_CODE_TRELLIS) /* which takes no static integers */
+        part = aq_native_time_parts(tensor->time_groups, part);
     *count = (size_t)(part - parts);
     return AQ_OK;
 }

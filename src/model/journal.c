@@ -158,7 +158,7 @@ static bool aq_journal_number(const aq_json_node **node, uint64_t most, uint64_t
     return good;
 }
 
-static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
+static bool aq_journal_read_tensor(aq_arena *arena, uint32_t states, const aq_json_node *row,
                                    aq_plan_tensor *tensor) {
     const aq_json_node *node = row->first;
     uint64_t bits, reason, code, params, rotation, method, flags;
@@ -189,7 +189,7 @@ static bool aq_journal_read_tensor(aq_arena *arena, const aq_json_node *row,
         read.spec.code = (aq_code)code;
         read.spec.params = (aq_param_type)params;
         read.spec.rotation = (uint32_t)rotation;
-        if (read.spec.code != AQ_CODE_TRELLIS) read.spec.states = 0;
+        read.spec.states = read.spec.code == AQ_CODE_TRELLIS ? states : 0;
     }
     read.bits = (uint32_t)bits;
     read.reason = (aq_reason)reason;
@@ -244,7 +244,7 @@ static bool aq_journal_read_output(aq_run *run, size_t output, aq_arena *scratch
     if (found != bytes) return false;
     if (size) memcpy(read, tensors, size);
     for (const aq_json_node *row = rows->first; row; row = row->next)
-        if (!aq_journal_read_tensor(arena, row, &read[i++])) return false;
+        if (!aq_journal_read_tensor(arena, plan->config.trellis_states, row, &read[i++])) return false;
     run->out.stored_first = run->out.stored_count;
     if (!aq_journal_read_stored(run, aq_json_get(line, "stored"))) {
         run->out.stored_count = run->out.stored_first;

@@ -105,8 +105,8 @@ AQ_LIB aq_status aq_plan_check_methods(const aq_plan *plan, aq_error *err) {
     if (!quantized || served || config->method == AQ_METHOD_AUTO || config->method == AQ_METHOD_PTQ)
         return AQ_OK;
     if (config->method == AQ_METHOD_TRELLIS)
-        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: trellis is for 2 and 4 bits, and no layer is "
-                       "to have these; set bit_width or layer_bits, or use method: auto");
+        return aq_fail(err, AQ_ERR_CONFIGURATION, "method: trellis is for 2, 3 and 4 bits, and no layer "
+                       "is to have these; set bit_width or layer_bits, or use method: auto");
     if (config->method == AQ_METHOD_R2Q)
         return aq_fail(err, AQ_ERR_CONFIGURATION, "method: r2q is for 2 bits in the native format, and "
                        "no layer is to have that; set bit_width or layer_bits, or use method: auto");

@@ -71,6 +71,8 @@ AQ_LIB aq_fp8_shape aq_plan_shape(const aq_plan *plan, const aq_plan_tensor *ten
 /* model/container.c. What becomes of a tensor at its bits: spec and bytes, or kept when the container
  * has no code for it. */
 AQ_LIB aq_status aq_plan_store(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
+/* The same in a trellis code, which the native format has at 2, 3 and 4 bits. */
+AQ_LIB aq_status aq_plan_store_trellis(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
 /* The tensor is kept: its dtype and bytes in the output. */
 AQ_LIB aq_status aq_plan_keep(aq_plan *plan, aq_plan_tensor *tensor, aq_error *err);
 /* Tensors that are stored as one are stored alike: *level is false when one of them is wider than the

@@ -130,14 +130,17 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
     struct aq_plan_state *state = plan->state;
     size_t layers = 0, rough = 0;
     uint32_t most = 0;
-    bool plain = false;
+    bool plain = false, may_turn = false; /* from GPTQ to a trellis, see aq_run_choose */
     double score = 0.0;
     aq_status status = AQ_OK;
     for (size_t i = 0; status == AQ_OK && i < plan->tensor_count; i++) {
         const aq_plan_tensor *tensor = &plan->tensors[i];
         const aq_time_groups *groups = tensor->time_groups;
         aq_markov markov;
-        if (!groups) continue;
+        if (!groups || tensor->spec.code == AQ_CODE_TRELLIS) continue; /* which stores none */
+        may_turn = may_turn || (tensor->bits == 2 && tensor->method == AQ_METHOD_GPTQ &&
+                                config->method == AQ_METHOD_AUTO &&
+                                config->output_format == AQ_OUTPUT_NATIVE);
         aq_markov_measure(groups->scale[0], groups->zero_point[0], groups->count,
                           config->markov_validation.smoothness_threshold, &markov);
         layers++;
@@ -160,7 +163,8 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
     char text[AQ_DOUBLE_TEXT];
     aq_format_double((double)(int64_t)(score / (double)layers * 10000.0 + 0.5) / 10000.0, text);
     return aq_note(&state->arena, &state->notes, err, "time groups: %u of them for the inputs of "
-                   "%zu layers, smoothness %s, violations in %zu layers", most, layers, text, rough);
+                   "%zu layers, smoothness %s, violations in %zu layers%s", most, layers, text, rough,
+                   may_turn ? "; layers that become a trellis store none" : "");
 }
 
 #undef AQ_USUAL_TIMESTEPS

@@ -112,6 +112,11 @@ AQ_LIB const char *aq_sensitive_rule(const char *name) {
     }
 }
 
+AQ_LIB uint32_t aq_more_bits(const aq_config *config, uint32_t bits) {
+    if (bits == 2 && config->method == AQ_METHOD_TRELLIS) return 3;
+    return bits == 3 ? 4 : 2 * bits;
+}
+
 AQ_LIB bool aq_names_layer(const char *entry, const char *tensor) {
     size_t size = strlen(entry);
     return strncmp(entry, tensor, size) == 0 && (tensor[size] == 0 || tensor[size] == '.');

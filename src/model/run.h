@@ -97,9 +97,13 @@ AQ_LIB aq_status aq_convert_tensor(aq_run *run, aq_plan_tensor *tensor, const aq
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err);
 AQ_LIB void aq_run_factor_free(aq_run *run);
-/* model/run_rotation.c: for a trellis with second moments decides tensor->spec.rotation. */
+/* model/run_trials.c: for a trellis with second moments decides tensor->spec.rotation. */
 AQ_LIB aq_status aq_run_rotation(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
                                  aq_error *err);
+/* With method auto, before anything else is done: a trellis in place of GPTQ, where 2 bits err less so and
+ * are stored in no more bytes. */
+AQ_LIB aq_status aq_run_choose(aq_run *run, aq_plan_tensor *tensor, const aq_fp8_scale *scale,
+                               aq_error *err);
 /* H of the layer's input into out [cols, cols]: of the equalized one, where it is equalized. */
 AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor *tensor, float *out,
                                 aq_error *err);

@@ -8,6 +8,7 @@
 #include "../quant/trellis.h"
 #include "../simd/simd.h"
 #include "method.h"
+#include "policy.h"
 #include "run.h"
 
 #include <math.h>
@@ -570,7 +571,7 @@ static aq_status aq_job_run(aq_tensor_job *job, aq_plan_tensor *tensor, aq_error
         if (status != AQ_OK) return status;
         const char *detail = tensor->detail;
         tensor->reason = tensor->bits < 8 ? AQ_REASON_RAISED : AQ_REASON_KEPT_BY_GATE;
-        tensor->bits *= 2;
+        tensor->bits = aq_more_bits(config, tensor->bits);
         if (tensor->bits == 16) return aq_plan_keep(run->plan, tensor, err);
         status = aq_plan_store(run->plan, tensor, err);
         if (status != AQ_OK || tensor->bits == 16) return status;
@@ -619,14 +620,15 @@ static aq_status aq_job_open(aq_tensor_job *job, aq_run *run, aq_plan_tensor *te
     memset(job, 0, sizeof(*job));
     job->run = run;
     job->tensor = tensor;
+    if (tensor->scale != AQ_NO_TENSOR)
+        status = aq_run_scale(run, tensor, &job->scale, &job->scales, &job->scale_count, err);
+    if (status == AQ_OK) status = aq_run_choose(run, tensor, &job->scale, err);
     job->block_rows = aq_spec_block_rows(&tensor->spec, tensor->cols);
     job->block_count = (size_t)((tensor->rows - 1) / job->block_rows + 1);
     job->chunk_rows = job->block_rows * run->chunk_blocks;
     if (tensor->spec.code == AQ_CODE_TRELLIS) job->chunk_rows = job->block_rows; /* large, and slow */
     if (job->chunk_rows > tensor->rows) job->chunk_rows = tensor->rows;
     job->chunk_count = (size_t)((tensor->rows - 1) / job->chunk_rows + 1);
-    if (tensor->scale != AQ_NO_TENSOR)
-        status = aq_run_scale(run, tensor, &job->scale, &job->scales, &job->scale_count, err);
     size_t outcome_bytes = job->block_count * sizeof(aq_block_outcome);
     job->outcomes = (aq_block_outcome *)aq_alloc(run->context, outcome_bytes);
     job->crcs = (uint32_t (*)[AQ_PARTS_MAX])aq_alloc(run->context,

@@ -11,6 +11,7 @@
 #include "../simd/simd.h"
 
 #define AQ_STATES_MAX 8192u
+#define AQ_STATE_LISTS (1u + 4u + 4u + 2u * AQ_OPTIONS) /* of aq_state_room */
 #define AQ_PRICE_STEPS 200u
 
 /* A partial choice, and the one it was made from. */
@@ -203,9 +204,9 @@ AQ_SIMD_EXACT static size_t aq_state_cut(aq_sack *sack, aq_state *states, size_t
     return kept;
 }
 
-/* Room for the lists: the one at work, and those of four options before they are one. */
+/* Room for the lists: the one at work, and those of all options before they are one. */
 typedef struct aq_state_room {
-    aq_state *now, *spare, *half, *options;
+    aq_state *now, *spare, *four, *half, *options;
 } aq_state_room;
 
 static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, size_t item) {
@@ -218,9 +219,11 @@ static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, si
     }
     aq_state_merge(parts[0], counts[0], parts[1], counts[1], room->half);
     aq_state_merge(parts[2], counts[2], parts[3], counts[3], room->half + 2 * AQ_STATES_MAX);
+    all = counts[0] + counts[1] + counts[2] + counts[3];
     aq_state_merge(room->half, counts[0] + counts[1], room->half + 2 * AQ_STATES_MAX,
-                   counts[2] + counts[3], room->spare);
-    all = aq_state_thin(room->spare, counts[0] + counts[1] + counts[2] + counts[3]);
+                   counts[2] + counts[3], room->four);
+    aq_state_merge(room->four, all, parts[4], counts[4], room->spare);
+    all = aq_state_thin(room->spare, all + counts[4]);
     all = aq_state_cut(sack, room->spare, all);
     memcpy(room->now, room->spare, all * sizeof(aq_state));
     return all;
@@ -230,13 +233,14 @@ static size_t aq_state_step(aq_sack *sack, aq_state_room *room, size_t count, si
 static aq_status aq_sack_search(aq_sack *sack, aq_arena *arena, aq_error *err) {
     size_t bytes = (sack->items + 1) * sizeof(aq_trace *), count = 1, item, i, best = 0;
     aq_trace **traces = (aq_trace **)aq_arena_alloc(arena, bytes);
-    aq_state *states = (aq_state *)aq_arena_alloc(arena, 13 * (size_t)AQ_STATES_MAX *
+    aq_state *states = (aq_state *)aq_arena_alloc(arena, AQ_STATE_LISTS * (size_t)AQ_STATES_MAX *
                                                              sizeof(aq_state));
     aq_state_room room;
-    if (!traces || !states) return aq_fail_memory(err, 13 * AQ_STATES_MAX * sizeof(aq_state));
+    if (!traces || !states) return aq_fail_memory(err, AQ_STATE_LISTS * AQ_STATES_MAX * sizeof(aq_state));
     room.now = states;
     room.spare = states + AQ_STATES_MAX;
-    room.half = room.spare + 4 * AQ_STATES_MAX;
+    room.four = room.spare + AQ_OPTIONS * AQ_STATES_MAX;
+    room.half = room.four + 4 * AQ_STATES_MAX;
     room.options = room.half + 4 * AQ_STATES_MAX;
     for (item = 0; item < sack->items && count; item++) {
         count = aq_state_step(sack, &room, count, item);
@@ -312,4 +316,5 @@ AQ_LIB aq_status aq_knapsack(const aq_context *context, const aq_option *options
 }
 
 #undef AQ_STATES_MAX
+#undef AQ_STATE_LISTS
 #undef AQ_PRICE_STEPS

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define AQ_OPTIONS 4u
+#define AQ_OPTIONS 5u
 #define AQ_NO_OPTION UINT64_MAX /* bytes of an option that there is not */
 
 typedef struct aq_option {

@@ -14,6 +14,7 @@
 #ifndef AQ_SIMD_TRELLIS_H
 #define AQ_SIMD_TRELLIS_H
 
+#include "neon.h"
 #include "x86.h"
 
 #ifdef __cplusplus
@@ -98,6 +99,19 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_dots(const aq_trellis_code *code, const
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_search(const aq_trellis_search *search,
                                                 const int16_t *targets, size_t count,
                                                 uint16_t *least, uint8_t *choices);
+#endif
+
+#if defined(AQ_HAVE_NEON)
+AQ_SIMD_LIB void aq_neon_trellis_search(const aq_trellis_search *search, const int16_t *targets,
+                                        size_t count, uint16_t *least, uint8_t *choices);
+AQ_SIMD_LIB void aq_neon_trellis_values(const aq_trellis_code *code, const uint8_t *codes,
+                                        size_t at, size_t height, size_t first, size_t rows,
+                                        int8_t *out);
+AQ_SIMD_LIB void aq_neon_trellis_dots(const aq_trellis_code *code, const uint8_t *codes,
+                                      size_t height, size_t column, size_t count, const int8_t *x,
+                                      size_t x_step, size_t tokens, int32_t *out);
+AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows, size_t columns,
+                                        const float *scales, float *out, size_t stride);
 #endif
 
 #ifdef __cplusplus

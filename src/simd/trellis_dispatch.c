@@ -14,10 +14,22 @@ static const struct aq_trellis_kernels aq_trellis_avx2 = {
 };
 #endif
 
+#if defined(AQ_HAVE_NEON)
+static const struct aq_trellis_kernels aq_trellis_neon = {
+    "neon", aq_neon_trellis_search, aq_neon_trellis_values, aq_neon_trellis_dots,
+    aq_neon_trellis_spread,
+};
+#endif
+
 AQ_SIMD_LIB const struct aq_trellis_kernels *aq_simd_trellis(const struct aq_kernels *kernels) {
 #if defined(AQ_HAVE_AVX2)
     if (strcmp(kernels->name, "avx2") == 0 || strcmp(kernels->name, "avx512") == 0) {
         return &aq_trellis_avx2;
+    }
+#endif
+#if defined(AQ_HAVE_NEON)
+    if (strcmp(kernels->name, "neon") == 0) {
+        return &aq_trellis_neon;
     }
 #endif
     (void)kernels;

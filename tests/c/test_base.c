@@ -6,7 +6,7 @@ TEST(statuses_have_name_text_and_hint) {
     CHECK_STR(aq_status_name(AQ_OK), "ok");
     CHECK_STR(aq_status_name(AQ_ERR_BIT_WIDTH), "bit_width");
     CHECK_STR(aq_status_text(AQ_ERR_BIT_WIDTH), "invalid bit width");
-    CHECK_STR(aq_status_hint(AQ_ERR_BIT_WIDTH), "use 2, 4 or 8");
+    CHECK_STR(aq_status_hint(AQ_ERR_BIT_WIDTH), "use 2, 4 or 8; a trellis has 3, too");
     CHECK_STR(aq_status_name(AQ_ERR_EXISTS), "exists");
     CHECK_STR(aq_status_name(AQ_STATUS_COUNT), "unknown");
     for (int i = 0; i < (int)AQ_STATUS_COUNT; i++) {

@@ -114,14 +114,14 @@ TEST(none) {
 }
 
 TEST(yaml_errors) {
-    rejects("bit_width: 3", AQ_ERR_BIT_WIDTH,
-            "c.yaml:1:12: bit_width: expected 2, 4 or 8, found 3");
+    rejects("bit_width: 5", AQ_ERR_BIT_WIDTH,
+            "c.yaml:1:12: bit_width: expected 2, 3, 4 or 8, found 5");
     rejects("a: &x 1", AQ_ERR_CONFIGURATION,
             "c.yaml:1:4: an anchor, which is not supported; quote the text if it begins with &");
     rejects("bit_width: 4.0", AQ_ERR_BIT_WIDTH,
-            "c.yaml:1:12: bit_width: expected 2, 4 or 8, found 4.0");
+            "c.yaml:1:12: bit_width: expected 2, 3, 4 or 8, found 4.0");
     rejects("bit_width: '4'", AQ_ERR_BIT_WIDTH,
-            "c.yaml:1:12: bit_width: expected 2, 4 or 8, found the text \"4\"");
+            "c.yaml:1:12: bit_width: expected 2, 3, 4 or 8, found the text \"4\"");
     rejects("num_time_groups: 101", AQ_ERR_TIME_GROUPS,
             "c.yaml:1:18: num_time_groups: expected an integer from 1 to 100, found 101");
     rejects("\n\ngroup_size: 100", AQ_ERR_GROUP_SIZE,
@@ -143,13 +143,13 @@ TEST(yaml_errors) {
             "c.yaml:1:20: components: expected a list of folder names, found the text \"../x\"");
     rejects("sensitive_layers: [a, 1]", AQ_ERR_CONFIGURATION,
             "c.yaml:1:23: sensitive_layers: expected a list of texts, found 1");
-    rejects("layer_bits: {a: 3}", AQ_ERR_BIT_WIDTH,
-            "c.yaml:1:17: layer_bits: expected a map from pattern to 2, 4, 8 or 16, found 3");
+    rejects("layer_bits: {a: 5}", AQ_ERR_BIT_WIDTH,
+            "c.yaml:1:17: layer_bits: expected a map from pattern to 2, 3, 4, 8 or 16, found 5");
     rejects("layer_bits: {yes: 4}", AQ_ERR_BIT_WIDTH,
-            "c.yaml:1:14: layer_bits: expected a map from pattern to 2, 4, 8 or 16, found a "
+            "c.yaml:1:14: layer_bits: expected a map from pattern to 2, 3, 4, 8 or 16, found a "
             "pattern that YAML does not read as text; quote it");
     rejects("layer_bits: [a]", AQ_ERR_BIT_WIDTH,
-            "c.yaml:1:13: layer_bits: expected a map from pattern to 2, 4, 8 or 16, found a list");
+            "c.yaml:1:13: layer_bits: expected a map from pattern to 2, 3, 4, 8 or 16, found a list");
     rejects("- a", AQ_ERR_CONFIGURATION,
             "c.yaml:1:1: expected a map of fields such as \"bit_width: 4\"");
     rejects("thermodynamic: 3", AQ_ERR_CONFIGURATION,
@@ -158,7 +158,7 @@ TEST(yaml_errors) {
             "c.yaml:2:1: a second key \"bit_width\"; the first is on line 1, column 1");
     rejects("sensitive_layers: [\"a\\0b\"]", AQ_ERR_CONFIGURATION,
             "c.yaml:1:20: sensitive_layers: expected a list of texts, found the text \"a?b\"");
-    rejects("deployment_profile: big\nbit_width: 3", AQ_ERR_CONFIGURATION,
+    rejects("deployment_profile: big\nbit_width: 5", AQ_ERR_CONFIGURATION,
             "c.yaml:1:21: deployment_profile: expected edge, local or cloud, found the text "
             "\"big\"");
 }
@@ -208,8 +208,8 @@ TEST(set) {
                                 UINT64_C(1) << AQ_FIELD_layer_bits |
                                 UINT64_C(1) << AQ_FIELD_variant));
     aq_config_free(&c);
-    rejects_set("bit_width", "16", AQ_ERR_BIT_WIDTH, "bit_width: expected 2, 4 or 8, found 16");
-    rejects_set("bit_width", "", AQ_ERR_BIT_WIDTH, "bit_width: expected 2, 4 or 8, found nothing");
+    rejects_set("bit_width", "16", AQ_ERR_BIT_WIDTH, "bit_width: expected 2, 3, 4 or 8, found 16");
+    rejects_set("bit_width", "", AQ_ERR_BIT_WIDTH, "bit_width: expected 2, 3, 4 or 8, found nothing");
     rejects_set("group_size", "[", AQ_ERR_CONFIGURATION,
                 "group_size:1:2: a '[' or '{' that is never closed");
     CHECK_STATUS(aq_config_set(NULL, "bit_width", "4", &err), AQ_ERR_ARGUMENT);
@@ -230,7 +230,7 @@ TEST(set_profile) {
 TEST(validate) {
     static const char *const good[] = {"a", "b"};
     static const char *const bad[] = {"a", "", NULL};
-    aq_layer_bits layers[2] = {{"a", 2}, {"b", 3}};
+    aq_layer_bits layers[2] = {{"a", 2}, {"b", 5}};
     aq_config c = aq_config_from_profile(AQ_PROFILE_LOCAL);
     char pattern[300];
     c.components = good;
@@ -240,8 +240,20 @@ TEST(validate) {
     CHECK_STATUS(aq_config_validate(&c, &err), AQ_OK);
     c.layer_bits_count = 2;
     CHECK_STATUS(aq_config_validate(&c, &err), AQ_ERR_BIT_WIDTH);
-    CHECK_STR(err.message, "layer_bits: expected a map from pattern to 2, 4, 8 or 16, found 3 for "
+    CHECK_STR(err.message, "layer_bits: expected a map from pattern to 2, 3, 4, 8 or 16, found 5 for "
                            "\"b\"");
+    layers[1].bits = 3;
+    CHECK_STATUS(aq_config_validate(&c, &err), AQ_ERR_BIT_WIDTH);
+    CHECK_STR(err.message, "layer_bits: 3 bits for \"b\" need method: trellis, which is auto; the "
+                           "others have 2, 4, 8 or 16");
+    c.method = AQ_METHOD_TRELLIS;
+    c.bit_width = 3;
+    CHECK_STATUS(aq_config_validate(&c, &err), AQ_OK);
+    c.method = AQ_METHOD_GPTQ;
+    CHECK_STATUS(aq_config_validate(&c, &err), AQ_ERR_BIT_WIDTH);
+    CHECK_STR(err.message, "bit_width: 3 bits need method: trellis, which is gptq; the others have 2, "
+                           "4 or 8");
+    c.bit_width = 4;
     memset(pattern, 'p', sizeof pattern - 1);
     pattern[sizeof pattern - 1] = '\0';
     layers[1].bits = 4;

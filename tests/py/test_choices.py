@@ -10,7 +10,7 @@ from tool_models import bad, good, good_json, llm_tensors, plain_folder
 FORMATS = ("native", "gguf", "compressed-tensors", "arrow")
 R2Q = "r2q is for 2 bits in the native format"
 MOMENTS = "gptq needs the second moments"
-FORMAT, WIDTH = "has no place for a trellis", "2 and 4 bits"
+FORMAT, WIDTH = "has no place for a trellis", "2, 3 and 4 bits"
 # method: {(format, bits): the method of the layers, or the reason of the refusal}; the rest: `None`
 EXPECTED = {
     "auto": {None: "ptq"},

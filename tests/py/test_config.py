@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ENVIRONMENT = {
-    "ARROW_QUANT_BIT_WIDTH": ("bit_width", "8", 8, "3"),
+    "ARROW_QUANT_BIT_WIDTH": ("bit_width", "8", 8, "5"),
     "ARROW_QUANT_NUM_TIME_GROUPS": ("num_time_groups", "1", 1, "0"),
     "ARROW_QUANT_GROUP_SIZE": ("group_size", "0x40", 64, "65"),
     "ARROW_QUANT_MIN_ACCURACY": ("min_accuracy", "0.5", 0.5, "1.5"),
@@ -102,7 +102,7 @@ def test_environment(config, name):
 
 def test_environment_is_all_or_nothing(config):
     assert json.loads(config("env", environment={"ARROW_QUANT_BIT_WIDTH": "~"}))["error"].endswith(
-        "expected 2, 4 or 8, found nothing")
+        "expected 2, 3, 4 or 8, found nothing")
     both = {"ARROW_QUANT_BIT_WIDTH": "2", "ARROW_QUANT_MIN_ACCURACY": "2"}
     refused = json.loads(config("env", environment=both))
     assert refused["status"] == "accuracy"

@@ -119,10 +119,14 @@ def reasons(out):
 def test_auto_goes_by_statistics_at_any_bits(aq, tmp_path):
     weighted = ("ptq", "columns weighted by their mean squares")
     feedback = ("gptq", "second moments are known")
+    trellis, turned = (("trellis", f"second moments are known, it errs less than GPTQ{more}")
+                       for more in ("", ", rotated"))
     for number, (words, expected) in enumerate([
             (("--bits", 4), {("ptq", "no statistics"): 28}),
             (("--bits", 4, *BOTH), {feedback: 28}),
-            (("--bits", 2, "--calibration", HESSIANS), {feedback: 28}),
+            (("--bits", 2, "--calibration", HESSIANS), {trellis: 12, turned: 16}),
+            (("--bits", 2, "--symmetric", "--parameter-bits", 8, "--calibration", HESSIANS), # 4 would grow
+             {feedback: 4, trellis: 10, turned: 14}),
             (("--bits", 4, "--calibration", ACTIVATIONS), {weighted: 28}),
             (("--bits", 8, *BOTH), {feedback: 28}),
             (("--bits", 8, "--calibration", ACTIVATIONS), {weighted: 28}),

@@ -160,7 +160,7 @@ def test_yaml_environment_pickle(module, tmp_path, monkeypatch):
     config.apply_env_overrides()
     assert config.bit_width == 8
     monkeypatch.setenv("ARROW_QUANT_BIT_WIDTH", "9")
-    with pytest.raises(module.ConfigurationError, match="ARROW_QUANT_BIT_WIDTH.*2, 4 or 8.*9"):
+    with pytest.raises(module.ConfigurationError, match="ARROW_QUANT_BIT_WIDTH.*2, 3, 4 or 8.*9"):
         config.apply_env_overrides()
     assert config.bit_width == 8
     with pytest.raises(TypeError):
@@ -169,7 +169,7 @@ def test_yaml_environment_pickle(module, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("field, value, status", [
-    ("bit_width", 3, "bit_width"), ("num_time_groups", 101, "time_groups"),
+    ("bit_width", 5, "bit_width"), ("num_time_groups", 101, "time_groups"),
     ("num_time_groups", 0, "time_groups"), ("group_size", 100, "group_size"),
     ("min_accuracy", 1.5, "accuracy"), ("min_accuracy", math.nan, "accuracy"),
     ("modality", "video", "configuration"), ("deployment_profile", "moon", "configuration"),

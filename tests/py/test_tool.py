@@ -102,8 +102,8 @@ def test_no_command_is_wrong_usage(aq):
     (["validate", "a"], "too few arguments"),
     (["config", "a"], "too many arguments"),
     (["inspect", "a", "--json", "--tsv"], "exclude each other"),
-    (["quantize", "a", "b", "--bits", "3"], "--bits 3: "),
-    (["quantize", "a", "b", "--bits", "3"], "2, 4 or 8"),
+    (["quantize", "a", "b", "--bits", "5"], "--bits 5: "),
+    (["quantize", "a", "b", "--bits", "5"], "2, 3, 4 or 8"),
     (["quantize", "a", "b", "--group-size", "100"], "32, 64, 128 or 256"),
     (["quantize", "a", "b", "--parameter-bits", "7"], "--parameter-bits 7: "),
     (["quantize", "a", "b", "--min-accuracy", "1.5"], "0 to 1"),
@@ -116,7 +116,7 @@ def test_no_command_is_wrong_usage(aq):
     (["quantize", "a", "b", "--set", "bit_width"], "expected FIELD=VALUE"),
     (["quantize", "a", "b", "--set", "bitwidth=4"], "bit_width"),
     (["quantize", "a", "b", "--layer-bits", "x"], "expected PATTERN=BITS"),
-    (["quantize", "a", "b", "--layer-bits", "x=3"], "2, 4, 8 or 16"),
+    (["quantize", "a", "b", "--layer-bits", "x=5"], "2, 3, 4, 8 or 16"),
     (["dequantize", "a", "b", "--dtype", "f64"], "use f32, f16 or bf16"),
 ])
 def test_wrong_usage(aq, words, expected):

@@ -122,5 +122,38 @@ def test_other_formats_refuse_it(aq, tmp_path, format):
     assert "method: trellis" in error and not (tmp_path / "q").exists()
 
 
+def test_three_bits(aq, tmp_path):
+    """In a config and under a budget; with no other method."""
+    words = ("--method", "trellis", "--trellis-states", 256, "--fast")
+    run(aq, tmp_path / "q", "--bits", 3, *words, "--layer-bits", "*.to_v.weight=4")
+    read, _ = aq_reader.read(tmp_path / "q" / FILE)
+    for name, entry in entries(tmp_path / "q").items():
+        w = originals()[name]
+        assert (entry["bits"], entry["code"]) == (4 if "to_v" in name else 3, "trellis"), name
+        assert 10 * np.log10(np.sum(w**2) / np.sum((w - read[name]) ** 2)) > 15.8, name
+    run(aq, tmp_path / "budget", "--target-bits", 3.2, *words)
+    chosen = [entry for entry in report(tmp_path / "budget").values()]
+    assert {3} < {entry["bits"] for entry in chosen} and chosen[0]["detail"].startswith("weight error at 2, 3, 4, 8 ")
+    for method in ("auto", "gptq"):
+        assert "3 bits need method: trellis" in run(aq, tmp_path / "no", "--bits", 3, "--method", method, status=1)
+    assert 'for "*to_q*" need method: trellis' in run(aq, tmp_path / "no", "--layer-bits", "*to_q*=3", status=1)
+    assert not (tmp_path / "no").exists()
+
+
+def test_auto_takes_what_errs_less(aq, tmp_path):
+    """Of GPTQ and a trellis at 2 bits: no layer's output errs more than by GPTQ, and none is larger."""
+    for method in ("auto", "gptq"):
+        run(aq, tmp_path / method, "--bits", 2, "--method", method, "--quantize-sensitive", *BOTH)
+    auto, gptq = (report(tmp_path / method) for method in ("auto", "gptq"))
+    methods = [entry["method"] for entry in auto.values()]
+    assert methods.count("trellis") > 20 and methods.count("gptq") >= 1 # a weight of four rows
+    for name, entry in auto.items():
+        assert (entry["output_error"] or 0) <= (gptq[name]["output_error"] or 0), name
+        assert entry["output_bytes"] <= gptq[name]["output_bytes"], name
+    stored = aq_reader.read_container(tmp_path / "auto" / FILE)[0]
+    for name, entry in auto.items():
+        assert (f"{name}.aq_act_scales" in stored) == (entry["method"] == "gptq"), name
+
+
 def test_no_layer_for_it(aq, tmp_path):
-    assert "2 and 4 bits" in run(aq, tmp_path / "q", "--method", "trellis", "--bits", 8, status=1)
+    assert "2, 3 and 4 bits" in run(aq, tmp_path / "q", "--method", "trellis", "--bits", 8, status=1)

@@ -188,6 +188,21 @@ static aq_status aq_recode_groups(aq_recode *recode) {
     return AQ_OK;
 }
 
+/* What the native format says of a layer's input: its scales, when equalized, and static integers. */
+static aq_status aq_recode_input(aq_recode *recode, aq_native_tensor *native) {
+    const aq_tensor *tensor = recode->tensor;
+    void *made = NULL;
+    if (tensor->input_scales) {
+        native->input = AQ_NATIVE_SCALED;
+        aq_status status = aq_recode_part(recode, AQ_INPUT_SCALES_SUFFIX, AQ_DTYPE_F32, 1,
+                                          tensor->cols, 0, 0, NULL, &made);
+        if (status != AQ_OK) return status;
+        memcpy(made, tensor->input_scales, (size_t)tensor->cols * sizeof(float));
+        aq_little_endian(made, (size_t)tensor->cols, sizeof(float));
+    }
+    return aq_recode_groups(recode);
+}
+
 static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
     const aq_tensor *tensor = recode->tensor;
     const aq_quant_layout *layout = &tensor->layout;
@@ -216,7 +231,7 @@ static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
         status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F16, 3, layout->rows,
                                 layout->groups, per_group, NULL, &made);
     if (status != AQ_OK || aq_recode_f16(recode, symmetric, (unsigned char *)made))
-        return status == AQ_OK ? aq_recode_groups(recode) : status;
+        return status == AQ_OK ? aq_recode_input(recode, native) : status;
     recode->count--; /* in F32 they always are what they are */
     native->spec.params = AQ_PARAM_F32;
     status = aq_recode_part(recode, AQ_PARAMS_SUFFIX, AQ_DTYPE_F32, 3, layout->rows, layout->groups,
@@ -227,7 +242,7 @@ static aq_status aq_recode_native(aq_recode *recode, aq_native_tensor *native) {
     if (!symmetric)
         (void)aq_convert_put(recode->numbers.mins, recode->numbers.groups, AQ_DTYPE_F32, 2,
                             (unsigned char *)made + 4);
-    return aq_recode_groups(recode);
+    return aq_recode_input(recode, native);
 }
 
 AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, const char *name,
@@ -245,7 +260,7 @@ AQ_LIB aq_status aq_convert_layer(aq_arena *arena, const aq_tensor *tensor, cons
     recode.dtype = dtype;
     recode.parts = parts;
     recode.err = err;
-    if (tensor->input_scales)
+    if (tensor->input_scales && format != AQ_OUTPUT_NATIVE)
         return aq_recode_refuse(&recode, "its input is equalized, and the format has no place for the "
                                          "scales of that");
     status = aq_convert_numbers(arena, &native_form, &recode.numbers, err);

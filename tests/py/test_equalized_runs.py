@@ -282,6 +282,22 @@ def test_conversions_refuse(aq, output, tmp_path, form):
     assert "equalized" in tool(aq, "convert", out, tmp_path / f"out.{form}", "--format", form, status=1)
 
 
+def test_native_stays_equalized(aq, output, tmp_path):
+    """From native to native the scales of the inputs, and the static integers, go along."""
+    source = output("--bits", 8)
+    tool(aq, "convert", source, tmp_path / "out", "--format", "native")
+    tool(aq, "inspect", tmp_path / "out", "--verify")
+    (before, entries), (after, copied) = entries_of(source / FILE), entries_of(tmp_path / "out" / FILE)
+    assert sum("input" in entry for entry in copied.values()) >= 25
+    for name, entry in entries.items():
+        assert entry.get("input") == copied[name].get("input"), name
+        assert np.array_equal(aq_reader.dequantize(entry, before, name),
+                              aq_reader.dequantize(copied[name], after, name)), name
+    for name, (_, value) in before.items():
+        if name.endswith((".aq_input_scales", ".aq_act_scales")):
+            assert np.array_equal(value, after[name][1]), name
+
+
 def changed(source, folder, change):
     """A copy of an output whose header and data change(header, data) may alter."""
     shutil.copytree(source, folder)

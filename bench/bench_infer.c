@@ -2,7 +2,7 @@
  * the read bandwidth of the same run, and matrix by 32 vectors. One thread, medians of interleaved
  * rounds.
  *
- *     bench_infer [MB [rounds [word]]]      weights in MB (2200), rounds (5), only these jobs
+ *     bench_infer [MB [rounds [word …]]]    weights in MB (2200), rounds (5), only jobs with such a word
  *
  * With AQ_GGML set to libggml-base and libggml-cpu, separated by a colon, ggml's types of about the
  * same size stand beside ours, on matrices of their own, in the same rounds. */
@@ -152,10 +152,14 @@ static uint64_t read_wide(const uint8_t *from, size_t bytes) {
 }
 #endif
 
+/* Without asking ahead it is a quarter slower on processors with AVX2 alone. */
 static uint64_t read_words(const uint8_t *from, size_t bytes) {
     uint64_t sums[8] = {0}, words[8];
     size_t i, k;
     for (i = 0; i + 64 <= bytes; i += 64) {
+#if defined(__GNUC__)
+        __builtin_prefetch(from + i + 2048);
+#endif
         memcpy(words, from + i, 64);
         for (k = 0; k < 8; k++) {
             sums[k] += words[k];
@@ -198,11 +202,21 @@ static void measure(job *j, size_t round) {
 
 static job jobs[64];
 static size_t job_count;
-static const char *wanted = "";
+static char **wanted; /* words, NULL behind the last; none: all jobs */
+
+static int is_wanted(const char *name) {
+    char **word = wanted;
+    for (; *word; word++) {
+        if (strstr(name, *word)) {
+            return 1;
+        }
+    }
+    return word == wanted;
+}
 
 static job *add(const char *name, int kind, size_t matrix_bytes, size_t tokens) {
     static job unwanted;
-    job *j = kind == 0 || strstr(name, wanted) ? &jobs[job_count++] : &unwanted;
+    job *j = kind == 0 || is_wanted(name) ? &jobs[job_count++] : &unwanted;
     memset(j, 0, sizeof *j);
     snprintf(j->name, sizeof j->name, "%s", name);
     j->kind = kind;
@@ -298,7 +312,7 @@ static void report(size_t first, size_t end, size_t rounds, double bandwidth) {
 int main(int argc, char **argv) {
     size_t rounds = argc > 2 ? (size_t)atoi(argv[2]) : 5, round, i, split;
     double bandwidth;
-    wanted = argc > 3 ? argv[3] : "";
+    wanted = argv + (argc > 3 ? 3 : argc);
     memory_bytes = (argc > 1 ? (size_t)atoi(argv[1]) : 2200u) * 1000000u / 64u * 64u;
     rounds = rounds < 1 ? 1 : rounds > MOST_ROUNDS ? MOST_ROUNDS : rounds;
     memory = (uint8_t *)room(memory_bytes + 64);

@@ -8,34 +8,39 @@
 AQ_AVX2_INLINE static inline void aq_avx2_product4(const float *const *w, size_t rows,
                                                    const float *x, size_t count, float *y) {
     AQ_SIMD_EXACT_BODY
-    __m256 low[4], high[4], first, second;
-    float folded[4], rest[2][16];
+    const float *const w0 = w[0], *const w1 = w[1], *const w2 = w[2], *const w3 = w[3];
+    __m256 low0, low1, low2, low3, high0, high1, high2, high3, first, second;
+    float folded[4], rest[5][16]; /* x and the rows behind the last sixteen columns */
     size_t i, r;
-    for (r = 0; r < 4; r++) {
-        low[r] = high[r] = _mm256_setzero_ps();
-    }
+    low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = _mm256_setzero_ps();
+/* Variables, not arrays, which GCC keeps in memory. */
+#define AQ_AVX2_STEP(r, from) \
+    low##r = _mm256_add_ps(low##r, _mm256_mul_ps(_mm256_loadu_ps(from), first)); \
+    high##r = _mm256_add_ps(high##r, _mm256_mul_ps(_mm256_loadu_ps((from) + 8), second));
     for (i = 0; i + 16 <= count; i += 16) {
         first = _mm256_loadu_ps(x + i);
         second = _mm256_loadu_ps(x + i + 8);
-        AQ_UNROLL
+        AQ_AVX2_STEP(0, w0 + i)
+        AQ_AVX2_STEP(1, w1 + i)
+        AQ_AVX2_STEP(2, w2 + i)
+        AQ_AVX2_STEP(3, w3 + i)
+    }
+    if (i < count) { /* zeros behind the last column */
+        memset(rest, 0, sizeof rest);
+        memcpy(rest[4], x + i, (count - i) * sizeof *x);
         for (r = 0; r < 4; r++) {
-            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i), first));
-            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i + 8), second));
+            memcpy(rest[r], w[r] + i, (count - i) * sizeof *x);
         }
+        first = _mm256_loadu_ps(rest[4]);
+        second = _mm256_loadu_ps(rest[4] + 8);
+        AQ_AVX2_STEP(0, rest[0])
+        AQ_AVX2_STEP(1, rest[1])
+        AQ_AVX2_STEP(2, rest[2])
+        AQ_AVX2_STEP(3, rest[3])
     }
-    memset(rest, 0, sizeof rest);
-    memcpy(rest[0], x + i, (count - i) * sizeof *x);
-    for (r = 0; r < 4; r++) {
-        if (i < count) { /* zeros behind the last column */
-            memcpy(rest[1], w[r] + i, (count - i) * sizeof *x);
-            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1]),
-                                                         _mm256_loadu_ps(rest[0])));
-            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1] + 8),
-                                                           _mm256_loadu_ps(rest[0] + 8)));
-        }
-        low[r] = _mm256_add_ps(low[r], high[r]);
-    }
-    _mm_storeu_ps(folded, aq_avx2_fold4(low[0], low[1], low[2], low[3]));
+#undef AQ_AVX2_STEP
+    _mm_storeu_ps(folded, aq_avx2_fold4(_mm256_add_ps(low0, high0), _mm256_add_ps(low1, high1),
+                                        _mm256_add_ps(low2, high2), _mm256_add_ps(low3, high3)));
     for (r = 0; r < rows; r++) {
         y[r] += folded[r];
     }
@@ -77,30 +82,15 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inv
 
 /* 8 rows of 8 words to every other eight of `out`. */
 AQ_AVX2_INLINE static inline void aq_avx2_turn(const uint32_t *in, size_t stride, uint32_t *out) {
-    __m256i a[8], b[8];
+    const uint8_t *rows[8];
+    __m256i turned[8];
     size_t i;
-    AQ_UNROLL
     for (i = 0; i < 8; i++) {
-        a[i] = _mm256_loadu_si256((const __m256i *)(const void *)(in + i * stride));
+        rows[i] = (const uint8_t *)(in + i * stride);
     }
-    AQ_UNROLL
-    for (i = 0; i < 8; i += 2) {
-        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    AQ_UNROLL
-    for (i = 0; i < 8; i += 4) { /* word 4·k + j of four rows in half k of a[i + j] */
-        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    AQ_UNROLL
-    for (i = 0; i < 4; i++) {
-        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i),
-                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
-        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (i + 4)),
-                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+    aq_avx2_words8(rows, turned);
+    for (i = 0; i < 8; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i), turned[i]);
     }
 }
 

@@ -4,35 +4,17 @@
 #if defined(AQ_HAVE_AVX2)
 AQ_X86_BEGIN
 
-/* Row i of `row` becomes lane i of every row. */
-AQ_AVX2_INLINE static inline void aq_avx2_turn8(__m256 *row) {
-    __m256 part[8];
-    size_t i;
-    for (i = 0; i < 8; i += 4) {
-        __m256 a = _mm256_unpacklo_ps(row[i], row[i + 1]), b = _mm256_unpackhi_ps(row[i], row[i + 1]);
-        __m256 c = _mm256_unpacklo_ps(row[i + 2], row[i + 3]);
-        __m256 d = _mm256_unpackhi_ps(row[i + 2], row[i + 3]);
-        part[i] = _mm256_shuffle_ps(a, c, 0x44);
-        part[i + 1] = _mm256_shuffle_ps(a, c, 0xEE);
-        part[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
-        part[i + 3] = _mm256_shuffle_ps(b, d, 0xEE);
-    }
-    for (i = 0; i < 4; i++) {
-        row[i] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x20);
-        row[i + 4] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x31);
-    }
-}
-
 /* Weights first … first + 7 of eight strips from `x` on, to eight lanes of `out`. */
 AQ_AVX2_INLINE static inline void aq_avx2_turn_strips(const float *x, float *out) {
-    __m256 row[8];
+    const uint8_t *rows[8];
+    __m256i turned[8];
     size_t i;
     for (i = 0; i < 8; i++) {
-        row[i] = _mm256_loadu_ps(x + 16 * i);
+        rows[i] = (const uint8_t *)(x + 16 * i);
     }
-    aq_avx2_turn8(row);
+    aq_avx2_words8(rows, turned);
     for (i = 0; i < 8; i++) {
-        _mm256_storeu_ps(out + 16 * i, row[i]);
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i), turned[i]);
     }
 }
 

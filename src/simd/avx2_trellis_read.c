@@ -250,13 +250,6 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_values(const aq_trellis_code *code, con
 
 /* ---- products */
 
-/* Four columns of x as 8-bit integers, in each 32-bit lane. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm256_set1_epi32(four);
-}
-
 /* The values of four columns, plus 64, side by side: 32 rows to 128 bytes, `rows` in some order. */
 AQ_AVX2_INLINE static inline void aq_avx2_interleave(const __m256i v[4], uint8_t *out) {
     __m256i a = _mm256_unpacklo_epi8(v[0], v[1]), b = _mm256_unpacklo_epi8(v[2], v[3]);

@@ -276,6 +276,38 @@ AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(__m256 a, __m256 b, __m256 c, 
     return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 
+/* Four bytes in every lane. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const void *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* Word i of 8 rows of 8 words: out[i]. Rows at any address. */
+AQ_AVX2_INLINE static inline void aq_avx2_words8(const uint8_t *const *rows, __m256i *out) {
+#define AQ_X86_ROW(r) _mm256_loadu_si256((const __m256i *)(const void *)rows[r])
+    const __m256i r0 = AQ_X86_ROW(0), r1 = AQ_X86_ROW(1), r2 = AQ_X86_ROW(2), r3 = AQ_X86_ROW(3);
+    const __m256i r4 = AQ_X86_ROW(4), r5 = AQ_X86_ROW(5), r6 = AQ_X86_ROW(6), r7 = AQ_X86_ROW(7);
+#undef AQ_X86_ROW
+    const __m256i a0 = _mm256_unpacklo_epi32(r0, r1), a1 = _mm256_unpackhi_epi32(r0, r1);
+    const __m256i a2 = _mm256_unpacklo_epi32(r2, r3), a3 = _mm256_unpackhi_epi32(r2, r3);
+    const __m256i a4 = _mm256_unpacklo_epi32(r4, r5), a5 = _mm256_unpackhi_epi32(r4, r5);
+    const __m256i a6 = _mm256_unpacklo_epi32(r6, r7), a7 = _mm256_unpackhi_epi32(r6, r7);
+    /* words k and k + 4 of four rows */
+    const __m256i b0 = _mm256_unpacklo_epi64(a0, a2), b1 = _mm256_unpackhi_epi64(a0, a2);
+    const __m256i b2 = _mm256_unpacklo_epi64(a1, a3), b3 = _mm256_unpackhi_epi64(a1, a3);
+    const __m256i b4 = _mm256_unpacklo_epi64(a4, a6), b5 = _mm256_unpackhi_epi64(a4, a6);
+    const __m256i b6 = _mm256_unpacklo_epi64(a5, a7), b7 = _mm256_unpackhi_epi64(a5, a7);
+    out[0] = _mm256_permute2x128_si256(b0, b4, 0x20);
+    out[1] = _mm256_permute2x128_si256(b1, b5, 0x20);
+    out[2] = _mm256_permute2x128_si256(b2, b6, 0x20);
+    out[3] = _mm256_permute2x128_si256(b3, b7, 0x20);
+    out[4] = _mm256_permute2x128_si256(b0, b4, 0x31);
+    out[5] = _mm256_permute2x128_si256(b1, b5, 0x31);
+    out[6] = _mm256_permute2x128_si256(b2, b6, 0x31);
+    out[7] = _mm256_permute2x128_si256(b3, b7, 0x31);
+}
+
 #if defined(AQ_HAVE_AVX512)
 
 /* Which lanes of the next vector are in use when so many values, at least 1, are left. */

@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 
+import dit
 from tool_models import files_of, gaussian, llm_tensors, sharded_folder
 
 
@@ -68,6 +69,23 @@ def test_executors(module, shards, tmp_path, kind):
     assert files_of(tmp_path / "spread") == plain_run(module, shards, tmp_path / "plain", **options)
     assert result["layers_raised"] > 0 and seen[-1] == 1.0 and seen == sorted(seen)
     assert not left_overs(tmp_path)
+
+
+def test_executors_equalize(module, tmp_path):
+    """Plans of several processes find the same scales for the inputs of layers, by themselves."""
+    tensors = dit.load(dit.DIGITS / "transformer/diffusion_pytorch_model.safetensors")
+    shards = sharded_folder(tmp_path / "model", {name: value for name, value in tensors.items()
+                                                 if "blocks.1.attn1" in name}, 3)
+    options = {"bit_width": 8, "group_size": 64, "enable_spatial": True, "enable_time_aware": True,
+               "calibration": [str(dit.REFERENCE / "activations.safetensors"),
+                               str(dit.REFERENCE / "hessians.safetensors")]}
+    with concurrent.futures.ProcessPoolExecutor(
+            2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        module.quantize_diffusion_model(shards, tmp_path / "spread",
+                                        module.DiffusionQuantConfig(**options), executor=pool)
+    plain = plain_run(module, shards, tmp_path / "plain", **options)
+    assert files_of(tmp_path / "spread") == plain
+    assert b"aq_input_scales" in b"".join(plain.values())
 
 
 class Lossy:

@@ -9,7 +9,9 @@ import pytest
 
 import aq_library as lib
 import dit
+from aq_reader import read_container
 from conftest import BUILD, held
+from tool_models import good, to_bfloat16, write_safetensors
 
 
 @pytest.fixture(scope="session")
@@ -353,6 +355,62 @@ def test_the_fold_is_exact(library, layer_and_weight):
     normed = x * gain.astype(float) + shift
     assert np.allclose(x * new_gain.astype(float) + new_shift, normed * scales, rtol=2e-7,
                        atol=1e-6)
+
+
+def bfloat16(values):
+    """The nearest numbers of BF16."""
+    bits = np.frombuffer(to_bfloat16(values), "<u2").astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(np.shape(values))
+
+
+def linears_after_a_norm(aq, library, folder, gain, shift, weights, x):
+    """What q, k and v give of x when they are quantized to 8 bits and their input, by one scale."""
+    write_safetensors(folder / "m.safetensors", {name: ("BF16", w) for name, w in weights.items()})
+    good(aq, "quantize", folder / "m.safetensors", folder / "q.safetensors", "--bits", 8,
+         "--group-size", 32, "--overwrite")
+    good(aq, "dequantize", folder / "q.safetensors", folder / "d.safetensors", "--dtype", "f32",
+         "--overwrite")
+    back = {name: value for name, (_, value) in read_container(folder / "d.safetensors")[0].items()}
+    normed = x * gain + shift
+    calibration = library.observe([("norm", 0, normed)])
+    groups = library.groups(library.find(calibration, "norm"), 1)
+    library.close(calibration)
+    stored = rounded(normed, groups["scale"][0][0], groups["zero_point"][0][0], 255)
+    return {name: stored @ back[name].T.astype(float) for name in weights}
+
+
+def test_folded_into_the_norm_before(aq, library, tmp_path):
+    """As docs/CALIBRATION.md has it: one set of scales for all layers behind an affine norm, rounded to
+    powers of two. The model is the same to the bit, in BF16 too, and survives 8 bits better."""
+    random = np.random.default_rng(11)
+    gain, shift = (random.uniform(0.5, 2, 64) * spread for spread in (1, 0.1))
+    gain[[3, 40]] *= 50
+    bf16 = [bfloat16(part) for part in (gain, shift)]
+    weights = {f"attn.to_{part}.weight": bfloat16(0.05 * random.standard_normal((48, 64)))
+               for part in "qkv"}
+    x = random.standard_normal((200, 64))  # what the norm gives before gain and shift
+    calibration = library.observe([("norm", 0, x * bf16[0] + bf16[1])])
+    scales, found = library.equalize(np.concatenate(list(weights.values())),
+                                     library.find(calibration, "norm"), bits=8, group_size=32)
+    library.close(calibration)
+    assert found.error < found.error_without
+    scales = np.exp2(np.rint(np.log2(scales))).astype(np.float32)
+    folded = {name: value.copy() for name, value in weights.items()}
+    new = [part.copy() for part in bf16]
+    for value in folded.values():
+        library.c.aq_fold_columns(lib.pointer(value, ctypes.c_float), ctypes.c_uint64(48),
+                                  ctypes.c_uint64(64), lib.pointer(scales, ctypes.c_float))
+    library.c.aq_fold_norm(lib.pointer(new[0], ctypes.c_float), lib.pointer(new[1], ctypes.c_float),
+                           ctypes.c_uint64(64), lib.pointer(scales, ctypes.c_float))
+    assert all(np.array_equal(bfloat16(value), value) for value in [*new, *folded.values()])
+    exact = {name: (x * bf16[0] + bf16[1])[:, None, :] * weights[name].astype(float) for name in weights}
+    for name in weights:
+        assert np.array_equal((x * new[0] + new[1])[:, None, :] * folded[name].astype(float), exact[name])
+    plain, better = (linears_after_a_norm(aq, library, tmp_path, *norm, parts, x)
+                     for norm, parts in ((bf16, weights), (new, folded)))
+    error = [sum(np.square(got[name] - exact[name].sum(2)).sum() for name in weights)
+             for got in (plain, better)]
+    assert error[1] < 0.3 * error[0]
 
 
 def test_search_finds_the_best(library, layer_and_weight):

@@ -2867,6 +2867,38 @@ AQ_AVX2_INLINE static inline __m128 aq_avx2_fold4(__m256 a, __m256 b, __m256 c, 
     return _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 
+/* Four bytes in every lane. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const void *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* Word i of 8 rows of 8 words: out[i]. Rows at any address. */
+AQ_AVX2_INLINE static inline void aq_avx2_words8(const uint8_t *const *rows, __m256i *out) {
+#define AQ_X86_ROW(r) _mm256_loadu_si256((const __m256i *)(const void *)rows[r])
+    const __m256i r0 = AQ_X86_ROW(0), r1 = AQ_X86_ROW(1), r2 = AQ_X86_ROW(2), r3 = AQ_X86_ROW(3);
+    const __m256i r4 = AQ_X86_ROW(4), r5 = AQ_X86_ROW(5), r6 = AQ_X86_ROW(6), r7 = AQ_X86_ROW(7);
+#undef AQ_X86_ROW
+    const __m256i a0 = _mm256_unpacklo_epi32(r0, r1), a1 = _mm256_unpackhi_epi32(r0, r1);
+    const __m256i a2 = _mm256_unpacklo_epi32(r2, r3), a3 = _mm256_unpackhi_epi32(r2, r3);
+    const __m256i a4 = _mm256_unpacklo_epi32(r4, r5), a5 = _mm256_unpackhi_epi32(r4, r5);
+    const __m256i a6 = _mm256_unpacklo_epi32(r6, r7), a7 = _mm256_unpackhi_epi32(r6, r7);
+    /* words k and k + 4 of four rows */
+    const __m256i b0 = _mm256_unpacklo_epi64(a0, a2), b1 = _mm256_unpackhi_epi64(a0, a2);
+    const __m256i b2 = _mm256_unpacklo_epi64(a1, a3), b3 = _mm256_unpackhi_epi64(a1, a3);
+    const __m256i b4 = _mm256_unpacklo_epi64(a4, a6), b5 = _mm256_unpackhi_epi64(a4, a6);
+    const __m256i b6 = _mm256_unpacklo_epi64(a5, a7), b7 = _mm256_unpackhi_epi64(a5, a7);
+    out[0] = _mm256_permute2x128_si256(b0, b4, 0x20);
+    out[1] = _mm256_permute2x128_si256(b1, b5, 0x20);
+    out[2] = _mm256_permute2x128_si256(b2, b6, 0x20);
+    out[3] = _mm256_permute2x128_si256(b3, b7, 0x20);
+    out[4] = _mm256_permute2x128_si256(b0, b4, 0x31);
+    out[5] = _mm256_permute2x128_si256(b1, b5, 0x31);
+    out[6] = _mm256_permute2x128_si256(b2, b6, 0x31);
+    out[7] = _mm256_permute2x128_si256(b3, b7, 0x31);
+}
+
 #if defined(AQ_HAVE_AVX512)
 
 /* Which lanes of the next vector are in use when so many values, at least 1, are left. */
@@ -3977,35 +4009,17 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_hadamard(float *x, size_t count, float scale) {
 #if defined(AQ_HAVE_AVX2)
 AQ_X86_BEGIN
 
-/* Row i of `row` becomes lane i of every row. */
-AQ_AVX2_INLINE static inline void aq_avx2_turn8(__m256 *row) {
-    __m256 part[8];
-    size_t i;
-    for (i = 0; i < 8; i += 4) {
-        __m256 a = _mm256_unpacklo_ps(row[i], row[i + 1]), b = _mm256_unpackhi_ps(row[i], row[i + 1]);
-        __m256 c = _mm256_unpacklo_ps(row[i + 2], row[i + 3]);
-        __m256 d = _mm256_unpackhi_ps(row[i + 2], row[i + 3]);
-        part[i] = _mm256_shuffle_ps(a, c, 0x44);
-        part[i + 1] = _mm256_shuffle_ps(a, c, 0xEE);
-        part[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
-        part[i + 3] = _mm256_shuffle_ps(b, d, 0xEE);
-    }
-    for (i = 0; i < 4; i++) {
-        row[i] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x20);
-        row[i + 4] = _mm256_permute2f128_ps(part[i], part[i + 4], 0x31);
-    }
-}
-
 /* Weights first … first + 7 of eight strips from `x` on, to eight lanes of `out`. */
 AQ_AVX2_INLINE static inline void aq_avx2_turn_strips(const float *x, float *out) {
-    __m256 row[8];
+    const uint8_t *rows[8];
+    __m256i turned[8];
     size_t i;
     for (i = 0; i < 8; i++) {
-        row[i] = _mm256_loadu_ps(x + 16 * i);
+        rows[i] = (const uint8_t *)(x + 16 * i);
     }
-    aq_avx2_turn8(row);
+    aq_avx2_words8(rows, turned);
     for (i = 0; i < 8; i++) {
-        _mm256_storeu_ps(out + 16 * i, row[i]);
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i), turned[i]);
     }
 }
 
@@ -5826,34 +5840,39 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_neon_combine(const aq_linear_combine *job, flo
 AQ_AVX2_INLINE static inline void aq_avx2_product4(const float *const *w, size_t rows,
                                                    const float *x, size_t count, float *y) {
     AQ_SIMD_EXACT_BODY
-    __m256 low[4], high[4], first, second;
-    float folded[4], rest[2][16];
+    const float *const w0 = w[0], *const w1 = w[1], *const w2 = w[2], *const w3 = w[3];
+    __m256 low0, low1, low2, low3, high0, high1, high2, high3, first, second;
+    float folded[4], rest[5][16]; /* x and the rows behind the last sixteen columns */
     size_t i, r;
-    for (r = 0; r < 4; r++) {
-        low[r] = high[r] = _mm256_setzero_ps();
-    }
+    low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = _mm256_setzero_ps();
+/* Variables, not arrays, which GCC keeps in memory. */
+#define AQ_AVX2_STEP(r, from) \
+    low##r = _mm256_add_ps(low##r, _mm256_mul_ps(_mm256_loadu_ps(from), first)); \
+    high##r = _mm256_add_ps(high##r, _mm256_mul_ps(_mm256_loadu_ps((from) + 8), second));
     for (i = 0; i + 16 <= count; i += 16) {
         first = _mm256_loadu_ps(x + i);
         second = _mm256_loadu_ps(x + i + 8);
-        AQ_UNROLL
+        AQ_AVX2_STEP(0, w0 + i)
+        AQ_AVX2_STEP(1, w1 + i)
+        AQ_AVX2_STEP(2, w2 + i)
+        AQ_AVX2_STEP(3, w3 + i)
+    }
+    if (i < count) { /* zeros behind the last column */
+        memset(rest, 0, sizeof rest);
+        memcpy(rest[4], x + i, (count - i) * sizeof *x);
         for (r = 0; r < 4; r++) {
-            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i), first));
-            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(w[r] + i + 8), second));
+            memcpy(rest[r], w[r] + i, (count - i) * sizeof *x);
         }
+        first = _mm256_loadu_ps(rest[4]);
+        second = _mm256_loadu_ps(rest[4] + 8);
+        AQ_AVX2_STEP(0, rest[0])
+        AQ_AVX2_STEP(1, rest[1])
+        AQ_AVX2_STEP(2, rest[2])
+        AQ_AVX2_STEP(3, rest[3])
     }
-    memset(rest, 0, sizeof rest);
-    memcpy(rest[0], x + i, (count - i) * sizeof *x);
-    for (r = 0; r < 4; r++) {
-        if (i < count) { /* zeros behind the last column */
-            memcpy(rest[1], w[r] + i, (count - i) * sizeof *x);
-            low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1]),
-                                                         _mm256_loadu_ps(rest[0])));
-            high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_loadu_ps(rest[1] + 8),
-                                                           _mm256_loadu_ps(rest[0] + 8)));
-        }
-        low[r] = _mm256_add_ps(low[r], high[r]);
-    }
-    _mm_storeu_ps(folded, aq_avx2_fold4(low[0], low[1], low[2], low[3]));
+#undef AQ_AVX2_STEP
+    _mm_storeu_ps(folded, aq_avx2_fold4(_mm256_add_ps(low0, high0), _mm256_add_ps(low1, high1),
+                                        _mm256_add_ps(low2, high2), _mm256_add_ps(low3, high3)));
     for (r = 0; r < rows; r++) {
         y[r] += folded[r];
     }
@@ -5895,30 +5914,15 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_to_int8(const float *x, size_t count, float inv
 
 /* 8 rows of 8 words to every other eight of `out`. */
 AQ_AVX2_INLINE static inline void aq_avx2_turn(const uint32_t *in, size_t stride, uint32_t *out) {
-    __m256i a[8], b[8];
+    const uint8_t *rows[8];
+    __m256i turned[8];
     size_t i;
-    AQ_UNROLL
     for (i = 0; i < 8; i++) {
-        a[i] = _mm256_loadu_si256((const __m256i *)(const void *)(in + i * stride));
+        rows[i] = (const uint8_t *)(in + i * stride);
     }
-    AQ_UNROLL
-    for (i = 0; i < 8; i += 2) {
-        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    AQ_UNROLL
-    for (i = 0; i < 8; i += 4) { /* word 4·k + j of four rows in half k of a[i + j] */
-        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    AQ_UNROLL
-    for (i = 0; i < 4; i++) {
-        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i),
-                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
-        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (i + 4)),
-                            _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+    aq_avx2_words8(rows, turned);
+    for (i = 0; i < 8; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * i), turned[i]);
     }
 }
 
@@ -5981,22 +5985,57 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *ac
 
 /* ---- the order of activations */
 
+/* Values 0, 2, 4 … of two vectors in *even, the others in *odd. */
+AQ_AVX2_INLINE static inline void aq_avx2_part(__m256i a, __m256i b, __m256i *even, __m256i *odd) {
+    const __m256i byte = _mm256_set1_epi16(255);
+    *even = _mm256_packus_epi16(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
+    *odd = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+    *even = _mm256_permute4x64_epi64(*even, 0xD8);
+    *odd = _mm256_permute4x64_epi64(*odd, 0xD8);
+}
+
 /* 32 values of each plane from 32·planes values: value i·planes + plane. */
+AQ_AVX2_INLINE static inline void aq_avx2_arrange_planes(const int8_t *x, size_t planes,
+                                                         int8_t *out) {
+    __m256i v[4], even[2], odd[2];
+    size_t i;
+    for (i = 0; i < planes; i++) {
+        v[i] = _mm256_loadu_si256((const __m256i *)(const void *)(x + 32 * i));
+    }
+    if (planes == 2) {
+        aq_avx2_part(v[0], v[1], &v[0], &v[1]);
+    } else if (planes == 4) {
+        aq_avx2_part(v[0], v[1], &even[0], &odd[0]);
+        aq_avx2_part(v[2], v[3], &even[1], &odd[1]);
+        aq_avx2_part(even[0], even[1], &v[0], &v[2]);
+        aq_avx2_part(odd[0], odd[1], &v[1], &v[3]);
+    }
+    for (i = 0; i < planes; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(out + 32 * i), v[i]);
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_arrange_of(const int8_t *x, size_t count, size_t planes,
+                                                     int8_t *out) {
+    const size_t whole = 32u * planes;
+    int8_t rest[128];
+    size_t begin;
+    for (begin = 0; begin + whole <= count; begin += whole) {
+        aq_avx2_arrange_planes(x + begin, planes, out + begin);
+    }
+    if (begin < count) {
+        memset(rest, 0, sizeof rest);
+        memcpy(rest, x + begin, count - begin);
+        aq_avx2_arrange_planes(rest, planes, out + begin);
+    }
+}
+
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits,
                                          int8_t *out) {
-    const size_t planes = 8u / bits, whole = 32u * planes;
-    size_t begin, plane, i;
-    for (begin = 0; begin < count; begin += whole) {
-        const size_t left = count - begin;
-        if (left < whole) {
-            memset(out + begin, 0, whole);
-        }
-        for (plane = 0; plane < planes; plane++) {
-            int8_t *to = out + begin + 32 * plane;
-            for (i = 0; i < 32 && i * planes + plane < left; i++) {
-                to[i] = x[begin + i * planes + plane];
-            }
-        }
+    switch (bits) {
+    case 2: aq_avx2_arrange_of(x, count, 4, out); break;
+    case 4: aq_avx2_arrange_of(x, count, 2, out); break;
+    default: aq_avx2_arrange_of(x, count, 1, out); break;
     }
 }
 
@@ -6144,79 +6183,94 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job) {
 /* Vectors of 8 rows by 4 codes: [dwords][parts][2], a part being a plane; at 8 bits the codes at even
  * places as 16 bits, then those at odd ones. */
 #define AQ_AVX2_PARTS(bits) ((bits) == 2 ? 4u : 2u)
-#define AQ_AVX2_TILE 4u /* the most tokens at once */
+#define AQ_AVX2_TILE 4u /* tokens at once */
 
-/* 16 rows by so many tokens, dwords begin … end − 1 of a group of 2 or 4 bits: adds to
- * sum[tokens][2]. As many as 16 bits hold. */
-AQ_AVX2_INLINE static inline void aq_avx2_tile_block(const __m256i *codes, size_t begin, size_t end,
-                                                     uint32_t bits, const int8_t *x,
-                                                     size_t x_stride, size_t tokens,
-                                                     __m256i *sum) {
-    const size_t planes = 8u / bits;
-    __m256i pairs[2 * AQ_AVX2_TILE];
-    size_t i, plane, t, h;
-    AQ_UNROLL
-    for (t = 0; t < 2 * tokens; t++) {
-        pairs[t] = _mm256_setzero_si256();
-    }
-    for (i = begin; i < end; i++) {
-        AQ_UNROLL
-        for (plane = 0; plane < planes; plane++) {
-            const __m256i *rows = codes + 2 * (i * planes + plane);
-            const int8_t *from = x + (i / 8 * planes + plane) * 32 + i % 8 * 4;
-            AQ_UNROLL
-            for (t = 0; t < tokens; t++) {
-                int32_t four;
-                __m256i values;
-                memcpy(&four, from + t * x_stride, 4);
-                values = _mm256_set1_epi32(four);
-                AQ_UNROLL
-                for (h = 0; h < 2; h++) {
-                    pairs[2 * t + h] = _mm256_add_epi16(pairs[2 * t + h],
-                                                        _mm256_maddubs_epi16(rows[h], values));
-                }
-            }
+/* Sums of two products by 16 rows and four tokens, in variables of their own: GCC keeps arrays in
+ * memory. */
+typedef struct aq_avx2_tile_sums {
+    __m256i low0, low1, low2, low3, high0, high1, high2, high3;
+} aq_avx2_tile_sums;
+
+AQ_AVX2_INLINE static inline aq_avx2_tile_sums aq_avx2_tile_zero(void) {
+    aq_avx2_tile_sums s;
+    s.low0 = s.low1 = s.low2 = s.low3 = _mm256_setzero_si256();
+    s.high0 = s.high1 = s.high2 = s.high3 = _mm256_setzero_si256();
+    return s;
+}
+
+#define AQ_AVX2_TOKENS(step) step(0) step(1) step(2) step(3)
+
+/* Behind each sum: GCC would make all products first, and then has no registers for the sums. */
+#if defined(__GNUC__) && !defined(__clang__)
+#  define AQ_AVX2_KEEP(sum) __asm__("" : "+x"(sum));
+#else
+#  define AQ_AVX2_KEEP(sum)
+#endif
+
+/* 16 rows by four tokens, `dwords` of a group of 2 or 4 bits, as many as 16 bits hold: added to *sum in
+ * 32 bits. Token t is at x[t] + at. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_block(const __m256i *codes, size_t dwords,
+                                                     size_t planes, const int8_t *const *x,
+                                                     size_t at, aq_avx2_tile_sums *sum) {
+    const int8_t *const x0 = x[0] + at, *const x1 = x[1] + at;
+    const int8_t *const x2 = x[2] + at, *const x3 = x[3] + at;
+    const __m256i one = _mm256_set1_epi16(1);
+    aq_avx2_tile_sums s = aq_avx2_tile_zero();
+    size_t i, plane;
+    for (plane = 0; plane < planes; plane++) {
+        for (i = 0; i < dwords; i++) {
+            const size_t from = 32 * plane + 4 * i;
+            const __m256i low = codes[2 * (i * planes + plane)];
+            const __m256i high = codes[2 * (i * planes + plane) + 1];
+            __m256i four;
+#define AQ_AVX2_STEP(t) \
+            four = aq_avx2_four(x##t + from); \
+            s.low##t = _mm256_add_epi16(s.low##t, _mm256_maddubs_epi16(low, four)); \
+            AQ_AVX2_KEEP(s.low##t) \
+            s.high##t = _mm256_add_epi16(s.high##t, _mm256_maddubs_epi16(high, four)); \
+            AQ_AVX2_KEEP(s.high##t)
+            AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
         }
     }
-    AQ_UNROLL
-    for (t = 0; t < 2 * tokens; t++) {
-        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1)));
-    }
+#define AQ_AVX2_STEP(t) \
+    sum->low##t = _mm256_add_epi32(sum->low##t, _mm256_madd_epi16(s.low##t, one)); \
+    sum->high##t = _mm256_add_epi32(sum->high##t, _mm256_madd_epi16(s.high##t, one));
+    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
 }
 
 /* A group of 8 bits in products of 16 bits; x [dwords / 8][2][AQ_AVX2_TILE][8] words of two values. */
-AQ_AVX2_INLINE static inline void aq_avx2_tile_wide(const __m256i *codes, size_t dwords,
-                                                    const int16_t *x, size_t tokens, __m256i *sum) {
-    size_t i, part, t, h;
-    for (i = 0; i < dwords; i++) {
-        AQ_UNROLL
-        for (part = 0; part < 2; part++) {
-            const __m256i *rows = codes + 2 * (2 * i + part);
+AQ_AVX2_INLINE static inline aq_avx2_tile_sums aq_avx2_tile_wide(const __m256i *codes,
+                                                                size_t dwords,
+                                                                const int16_t *x) {
+    aq_avx2_tile_sums s = aq_avx2_tile_zero();
+    size_t i, part;
+    for (part = 0; part < 2; part++) {
+        for (i = 0; i < dwords; i++) {
             const int16_t *from = x + ((i / 8 * 2 + part) * AQ_AVX2_TILE * 8 + i % 8) * 2;
-            AQ_UNROLL
-            for (t = 0; t < tokens; t++) {
-                int32_t two;
-                __m256i values;
-                memcpy(&two, from + 16 * t, 4);
-                values = _mm256_set1_epi32(two);
-                AQ_UNROLL
-                for (h = 0; h < 2; h++) {
-                    sum[2 * t + h] = _mm256_add_epi32(sum[2 * t + h],
-                                                      _mm256_madd_epi16(rows[h], values));
-                }
-            }
+            const __m256i low = codes[2 * (2 * i + part)], high = codes[2 * (2 * i + part) + 1];
+            __m256i two;
+#define AQ_AVX2_STEP(t) \
+            two = aq_avx2_four(from + 16 * t); \
+            s.low##t = _mm256_add_epi32(s.low##t, _mm256_madd_epi16(low, two)); \
+            AQ_AVX2_KEEP(s.low##t) \
+            s.high##t = _mm256_add_epi32(s.high##t, _mm256_madd_epi16(high, two)); \
+            AQ_AVX2_KEEP(s.high##t)
+            AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
         }
     }
+    return s;
 }
 
 /* The x of a group for it: of each 32 values those at even places, then those at odd ones. */
-AQ_AVX2_INLINE static inline void aq_avx2_widen_tile(const int8_t *x, size_t x_stride, size_t count,
-                                                     size_t tokens, int16_t *out) {
+AQ_AVX2_INLINE static inline void aq_avx2_widen_tile(const int8_t *const *x, size_t count,
+                                                     int16_t *out) {
     size_t i, t;
     for (i = 0; i < count; i += 32, out += 2 * AQ_AVX2_TILE * 16) {
-        for (t = 0; t < tokens; t++) {
-            const __m256i values =
-                _mm256_loadu_si256((const __m256i *)(const void *)(x + t * x_stride + i));
+        for (t = 0; t < AQ_AVX2_TILE; t++) {
+            const __m256i values = _mm256_loadu_si256((const __m256i *)(const void *)(x[t] + i));
             _mm256_storeu_si256((__m256i *)(void *)(out + 16 * t),
                                 _mm256_srai_epi16(_mm256_slli_epi16(values, 8), 8));
             _mm256_storeu_si256((__m256i *)(void *)(out + 16 * (AQ_AVX2_TILE + t)),
@@ -6247,30 +6301,47 @@ AQ_AVX2_INLINE static inline void aq_avx2_tile_add(const aq_linear_tiles *job, s
                                                            _mm256_set1_ps((float)total))));
 }
 
-/* One group of 16 rows by `tokens` tokens. */
+/* One group of 16 rows by `tokens` tokens, at most AQ_AVX2_TILE; the last one stands for those that
+ * are missing. */
 AQ_AVX2_INLINE static inline void aq_avx2_tile(const aq_linear_tiles *job, const __m256i *codes,
                                                size_t dwords, uint32_t bits, const int8_t *x,
                                                size_t group, size_t token, size_t tokens) {
+    const size_t planes = 8u / bits;
     const size_t block = bits == 4 ? 4 : dwords < 8 ? dwords : 8; /* 8 steps, at 2 bits 32 */
-    const int8_t *from = x + token * job->x_stride;
-    __m256i sum[2 * AQ_AVX2_TILE];
+    const int8_t *from[AQ_AVX2_TILE];
+    aq_avx2_tile_sums sum = aq_avx2_tile_zero();
     size_t begin, t;
     AQ_UNROLL
-    for (t = 0; t < 2 * tokens; t++) {
-        sum[t] = _mm256_setzero_si256();
+    for (t = 0; t < AQ_AVX2_TILE; t++) {
+        from[t] = x + (token + (t < tokens ? t : tokens - 1)) * job->x_stride;
     }
     if (bits == 8) {
         int16_t wide[256 * AQ_AVX2_TILE];
-        aq_avx2_widen_tile(from, job->x_stride, 4 * dwords, tokens, wide);
-        aq_avx2_tile_wide(codes, dwords, wide, tokens, sum);
+        aq_avx2_widen_tile(from, 4 * dwords, wide);
+        sum = aq_avx2_tile_wide(codes, dwords, wide);
     }
     for (begin = 0; bits < 8 && begin < dwords; begin += block) {
-        aq_avx2_tile_block(codes, begin, begin + block, bits, from, job->x_stride, tokens, sum);
+        aq_avx2_tile_block(codes + 2 * begin * planes, block, planes, from,
+                           begin / 8 * planes * 32 + begin % 8 * 4, &sum);
     }
+#define AQ_AVX2_STEP(t) \
+    if (t < tokens) { \
+        aq_avx2_tile_add(job, group, token + t, 0, sum.low##t); \
+        aq_avx2_tile_add(job, group, token + t, 8, sum.high##t); \
+    }
+    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+}
+
+/* Dword `dword` of 8 rows, cut into parts. */
+AQ_AVX2_INLINE static inline void aq_avx2_cut_dword(__m256i dword, uint32_t bits, __m256i *out) {
+    const size_t parts = AQ_AVX2_PARTS(bits);
+    size_t part;
     AQ_UNROLL
-    for (t = 0; t < tokens; t++) {
-        aq_avx2_tile_add(job, group, token + t, 0, sum[2 * t]);
-        aq_avx2_tile_add(job, group, token + t, 8, sum[2 * t + 1]);
+    for (part = 0; part < parts; part++) {
+        out[2 * part] = bits < 8    ? aq_avx2_plane(dword, bits, part)
+                        : part == 0 ? _mm256_and_si256(dword, _mm256_set1_epi16(255))
+                                    : _mm256_srli_epi16(dword, 8);
     }
 }
 
@@ -6278,25 +6349,23 @@ AQ_AVX2_INLINE static inline void aq_avx2_tile(const aq_linear_tiles *job, const
 AQ_AVX2_INLINE static inline void aq_avx2_turn_chunk(const aq_linear_tiles *job, size_t at,
                                                      uint32_t bits, __m256i *out) {
     const size_t parts = AQ_AVX2_PARTS(bits), left = job->row_bytes - at;
-    uint32_t packed[16 * 8] = {0}, turned[8 * 16];
-    size_t i, part, h;
+    const uint8_t *rows[16];
+    uint8_t copy[16][32];
+    __m256i turned[8];
+    size_t i, h;
     for (i = 0; i < 16; i++) {
-        const uint8_t *row = job->codes + (i < job->rows ? i : job->rows - 1) * job->row_bytes + at;
-        memcpy(packed + 8 * i, row, left < 32 ? left : 32);
-        _mm_prefetch((const char *)(row + 256), _MM_HINT_T0);
+        rows[i] = job->codes + (i < job->rows ? i : job->rows - 1) * job->row_bytes + at;
+        _mm_prefetch((const char *)(rows[i] + 256), _MM_HINT_T0);
+        if (left < 32) {
+            memset(copy[i], 0, 32);
+            memcpy(copy[i], rows[i], left);
+            rows[i] = copy[i];
+        }
     }
-    aq_avx2_transpose(packed, 8, 8, turned);
-    for (i = 0; i < 8; i++) {
-        for (h = 0; h < 2; h++) {
-            const __m256i dword =
-                _mm256_loadu_si256((const __m256i *)(const void *)(turned + 16 * i + 8 * h));
-            AQ_UNROLL
-            for (part = 0; part < parts; part++) {
-                out[2 * (i * parts + part) + h] =
-                    bits < 8    ? aq_avx2_plane(dword, bits, part)
-                    : part == 0 ? _mm256_and_si256(dword, _mm256_set1_epi16(255))
-                                : _mm256_srli_epi16(dword, 8);
-            }
+    for (h = 0; h < 2; h++) {
+        aq_avx2_words8(rows + 8 * h, turned);
+        for (i = 0; i < 8; i++) {
+            aq_avx2_cut_dword(turned[i], bits, out + 2 * i * parts + h);
         }
     }
 }
@@ -6318,17 +6387,17 @@ AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, u
         for (i = 0; i * dwords < span / 4 && group < job->groups; i++, group++) {
             const __m256i *first = codes + 2 * i * dwords * parts;
             const int8_t *x = job->x + at * planes + i * dwords * 4;
-            for (t = 0; t + AQ_AVX2_TILE <= job->tokens; t += AQ_AVX2_TILE) {
-                aq_avx2_tile(job, first, dwords, bits, x, group, t, AQ_AVX2_TILE);
-            }
-            for (; t < job->tokens; t++) {
-                aq_avx2_tile(job, first, dwords, bits, x, group, t, 1);
+            for (t = 0; t < job->tokens; t += AQ_AVX2_TILE) {
+                const size_t left = job->tokens - t;
+                aq_avx2_tile(job, first, dwords, bits, x, group, t,
+                             left < AQ_AVX2_TILE ? left : AQ_AVX2_TILE);
             }
         }
     }
 }
 
-AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job) {
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *given) {
+    const aq_linear_tiles own = *given, *job = &own; /* which no store can change */
     switch (job->bits * 1000u + job->group) {
     case 2032: aq_avx2_tiles_of(job, 2, 8); break;
     case 2064: aq_avx2_tiles_of(job, 2, 16); break;
@@ -6348,6 +6417,8 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job) {
 #undef AQ_AVX2_AHEAD
 #undef AQ_AVX2_PARTS
 #undef AQ_AVX2_TILE
+#undef AQ_AVX2_TOKENS
+#undef AQ_AVX2_KEEP
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_products.c ---- */
@@ -7890,13 +7961,6 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_trellis_values(const aq_trellis_code *code, con
 }
 
 /* ---- products */
-
-/* Four columns of x as 8-bit integers, in each 32-bit lane. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm256_set1_epi32(four);
-}
 
 /* The values of four columns, plus 64, side by side: 32 rows to 128 bytes, `rows` in some order. */
 AQ_AVX2_INLINE static inline void aq_avx2_interleave(const __m256i v[4], uint8_t *out) {

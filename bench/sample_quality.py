@@ -1,20 +1,23 @@
 """Samples of the bundled model, end to end: what weights, methods and activations make of them.
 
-    build/venv/bin/python bench/sample_quality.py [--images N] [--table FILE] [--sheet FILE] [WORD …]
+    build/venv/bin/python bench/sample_quality.py [--images N] [--programs DIR] [--table FILE]
+                                                  [--sheet FILE] [WORD …]
 
 Quantizes tests/fixtures/digits-dit in each way, draws with examples/sample_dit.c, and compares: PSNR
 over the 100 reference noises to the reference samples (range 2), share of them that a classifier
-takes for their class, Frechet distance of N more (1000; 0: none) in its feature space. WORD: only rows that
-contain one. Prints a Markdown table, also into --table. --sheet writes the samples of F32, INT8, INT4
-and INT2 beside each other.
+takes for their class; of N more samples (1000; 0: none) the Frechet distance in its feature space, and
+their PSNR to those that F32 draws from the same noises, with the deviation of it over hundreds.
+"images/s" is by processor time: what one core draws. WORD: only rows that contain one. Prints a
+Markdown table, also into --table. --programs: a folder that has aq and sample_dit already. --sheet
+writes the samples of F32, INT8, INT4 and INT2 beside each other.
 """
 import argparse
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 TOP = pathlib.Path(__file__).resolve().parents[1]
@@ -108,12 +111,27 @@ def build(folder):
         call("cc", "-O2", TOP / f"examples/{name}.c", "-o", folder / name, "-lpthread", "-lm")
 
 
-def draw(folder, model, activation, *words):
+def draw(programs, folder, model, activation, *words):
+    """The samples, and how many one core draws in a second of processor time."""
     out = folder / "samples.f32"
-    begin = time.time()
-    call(folder / "sample_dit", model, "--samples", out, "--out", folder / "sheet.pgm", "--zoom", "1",
-         "--calibration", STATISTICS, "--activations", *activation, "--batch", "50", *words)
-    return np.fromfile(out, "<f4").reshape(-1, 64).astype(np.float64), time.time() - begin
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    call(programs / "sample_dit", model, "--samples", out, "--out", folder / "sheet.pgm", "--zoom", "1",
+         "--calibration", STATISTICS, "--activations", *activation, "--batch", "50", "--threads", "1",
+         "--quiet", *words)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    x = np.fromfile(out, "<f4").reshape(-1, 64).astype(np.float64)
+    return x, len(x) / (end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
+
+
+def decibels(x, reference):
+    return 10 * np.log10(4 / np.mean((x - reference) ** 2))
+
+
+def over_hundreds(x, reference):
+    """The PSNR of all, and its standard deviation over runs of 100 images."""
+    parts = [decibels(x[i:i + 100], reference[i:i + 100]) for i in range(0, len(x) - 99, 100)]
+    spread = f" ± {np.std(parts, ddof=1):.1f}" if len(parts) > 1 else ""
+    return f"{decibels(x, reference):.1f}{spread}"
 
 
 def write_sheet(path, samples):
@@ -138,6 +156,7 @@ def write_sheet(path, samples):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--programs", type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--sheet", type=pathlib.Path)
     parser.add_argument("words", nargs="*")
@@ -146,9 +165,13 @@ def main():
     reference = vectors["ddim.samples"].reshape(100, 64).astype(np.float64)
     with tempfile.TemporaryDirectory() as top:
         top = pathlib.Path(top)
-        build(top)
+        programs = options.programs or top
+        if options.programs is None:
+            build(top)
+        again = ("--images", options.images, "--seed", 5)
+        plain = draw(programs, top, dit.DIGITS, ["float"], *again) if options.images else None
         made = {}
-        table += ["| | MB | PSNR dB | judge | Frechet | seconds |", "|---|---|---|---|---|---|"]
+        table += ["| | MB | PSNR dB | judge | Frechet | PSNR of those | images/s |", "|---|---|---|---|---|---|---|"]
         print("\n".join(table), flush=True)
         for name, flags, activation in rows():
             if options.words and not any(word in name for word in options.words):
@@ -158,22 +181,18 @@ def main():
                 key = str(flags)
                 if key not in made:
                     made[key] = top / str(len(made))
-                    call(top / "aq", "quantize", dit.DIGITS, made[key], "--quiet", *flags)
+                    call(programs / "aq", "quantize", dit.DIGITS, made[key], "--quiet", *flags)
                 model = made[key]
             size = sum(f.stat().st_size for f in (model / "transformer").glob("*.safetensors")) / 1e6
-            if "trellis" in name:
-                plain = top / f"{model.name}-plain"
-                call(top / "aq", "dequantize", model, plain, "--quiet")
-                model = plain
-            x, seconds = draw(top, model, activation, "--noise", VECTORS, "ddim.noise")
+            x, rate = draw(programs, top, model, activation, "--noise", VECTORS, "ddim.noise")
             drawn[name] = x
-            psnr = 10 * np.log10(4 / np.mean((x - reference) ** 2))
-            far = "–"
+            far = near = "–"
             if options.images:
-                more, seconds = draw(top, model, activation, "--images", options.images, "--seed", 5)
+                more, rate = draw(programs, top, model, activation, *again) if flags is not None else plain
                 far = f"{judge.frechet(more):.2f}"
-            line = (f"| {name} | {size:.2f} | {psnr:.1f} | "
-                    f"{judge.accuracy(x, vectors['ddim.class']):.2f} | {far} | {seconds:.1f} |")
+                near = over_hundreds(more, plain[0]) if flags is not None else "–"
+            line = (f"| {name} | {size:.2f} | {decibels(x, reference):.1f} | "
+                    f"{judge.accuracy(x, vectors['ddim.class']):.2f} | {far} | {near} | {rate:.1f} |")
             table.append(line)
             print(line, flush=True)
     if options.table:

@@ -5,8 +5,8 @@
  * arguments, the classes of ArrowQuant V2, asyncio, executors) is in the package's .py files.
  *
  * Memory that others may see (buffers, DLPack, Arrow) is held by a Block with an atomic count of its
- * own, so that whoever gives it back needs neither the GIL nor this interpreter. The thread that
- * called the library is the only one that touches Python; the threads it starts never do. */
+ * own, so that whoever gives it back needs neither the GIL nor this interpreter. Threads that are
+ * started here and by the library never touch Python; the one that Python called waits for them. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -32,6 +32,8 @@
 #define ALIGNMENT 64u
 #define INLINE_WEIGHTS ((uint64_t)1 << 18) /* so few are done before a thread has started */
 #define POLL_MICROSECONDS 20000
+#define WATCH_SECONDS 0.1
+#define LOOK_EACH 65536 /* elements between two looks at signals or cancellation */
 #define NO_THREAD ((unsigned long)-1) /* PYTHREAD_INVALID_THREAD_ID, which the stable ABI lacks */
 
 /* ================================================================ module state */
@@ -636,6 +638,7 @@ static PyObject *array_compare(PyObject *object, PyObject *other, int operation)
     } else if (self->row->dtype == AQ_DTYPE_U8 && self->ndim == 1 && PyObject_CheckBuffer(other)) {
         Py_buffer view;
         if (PyObject_GetBuffer(other, &view, PyBUF_SIMPLE) != 0) {
+            if (!PyErr_ExceptionMatches(PyExc_BufferError)) return NULL;
             PyErr_Clear();
             Py_RETURN_NOTIMPLEMENTED;
         }
@@ -905,6 +908,7 @@ typedef struct Input {
     DLVersioned *versioned;
     struct ArrowArray array;
     void *copy;
+    size_t room; /* bytes of the copy, when it grows */
     const char *data;
     aq_dtype dtype;
     bool swapped;
@@ -1111,7 +1115,7 @@ static int stream_error(struct ArrowArrayStream *stream, PyObject *name) {
 
 static int input_join(Input *in, const Input *next, PyObject *name) {
     size_t size = aq_dtype_size(in->dtype), row = 1, a, b;
-    char *memory;
+    char *memory = (char *)in->copy;
     int i;
     for (i = 1; i < in->ndim; i++) row *= (size_t)in->shape[i];
     if (in->dtype != next->dtype || in->ndim != next->ndim ||
@@ -1119,16 +1123,20 @@ static int input_join(Input *in, const Input *next, PyObject *name) {
         return refuse(PyExc_ValueError, name, "chunks of one type", "several");
     a = (size_t)in->shape[0] * row * size;
     b = (size_t)next->shape[0] * row * size;
-    memory = (char *)aligned_memory(a + b);
-    if (!memory) return PyErr_NoMemory(), -1;
-    if (a) memcpy(memory, in->data, a);
+    if (!memory || in->room < a + b) {
+        size_t room = 2 * (a + b); /* a column may have thousands of chunks */
+        memory = (char *)aligned_memory(room);
+        if (!memory) return PyErr_NoMemory(), -1;
+        if (a) memcpy(memory, in->data, a);
+        aligned_free(in->copy);
+        in->copy = memory;
+        in->data = memory;
+        in->room = room;
+        if (in->array.release) in->array.release(&in->array);
+        in->array.release = NULL;
+    }
     if (b) memcpy(memory + a, next->data, b);
-    aligned_free(in->copy);
-    in->copy = memory;
-    in->data = memory;
     in->shape[0] += next->shape[0];
-    if (in->array.release) in->array.release(&in->array);
-    in->array.release = NULL;
     return input_shape(in, true, name);
 }
 
@@ -1141,9 +1149,9 @@ static int input_from_chunks(Input *in, struct ArrowArrayStream *stream, PyObjec
     for (;;) {
         Input next;
         memset(&next, 0, sizeof next);
-        status = 0;
-        if (stream->get_next(stream, &next.array) != 0) status = stream_error(stream, name);
-        else if (!next.array.release) break;
+        status = PyErr_CheckSignals();
+        if (status == 0 && stream->get_next(stream, &next.array) != 0) status = stream_error(stream, name);
+        else if (status == 0 && !next.array.release) break;
         if (status == 0) status = input_from_arrow(&next, &schema, name);
         if (status == 0 && any) {
             status = input_join(in, &next, name);
@@ -1195,8 +1203,11 @@ static int list_fill(const Input *in, PyObject *object, int axis, double **out, 
     Py_ssize_t i, length;
     int status = 0;
     if (axis == in->ndim) {
-        double value = PyFloat_AsDouble(object);
+        double value;
+        if ((*out - (double *)in->copy) % LOOK_EACH == 0 && PyErr_CheckSignals() != 0) return -1;
+        value = PyFloat_AsDouble(object);
         if (value == -1.0 && PyErr_Occurred()) {
+            if (!PyErr_ExceptionMatches(PyExc_TypeError)) return -1; /* Ctrl-C in a __float__, say */
             PyErr_Clear();
             return refuse(PyExc_TypeError, name, "numbers", "something else in the list");
         }
@@ -1229,43 +1240,90 @@ static int input_from_list(Input *in, PyObject *object, PyObject *name) {
 static int input_through(Input *in, PyObject *object, const char *method, const char *argument,
                          PyObject *name);
 
-static bool named_bfloat16(PyObject *object) {
-    PyObject *dtype = PyObject_GetAttrString(object, "dtype"), *text = NULL;
-    const char *is = NULL;
-    bool found;
-    if (dtype) text = PyObject_Str(dtype);
-    if (text) is = PyUnicode_AsUTF8AndSize(text, NULL);
-    found = is && strcmp(is, "bfloat16") == 0 && PyObject_HasAttrString(object, "__array_interface__");
+/* 1 or 0, and -1 with an exception. PyObject_HasAttrString would swallow all of them, Ctrl-C included. */
+static int has_attribute(PyObject *object, const char *name) {
+    PyObject *found = PyObject_GetAttrString(object, name);
+    Py_XDECREF(found);
+    if (found) return 1;
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
     PyErr_Clear();
-    Py_XDECREF(dtype);
+    return 0;
+}
+
+static int has_both(PyObject *object, const char *first, const char *second) {
+    int has = has_attribute(object, first);
+    return has == 1 ? has_attribute(object, second) : has;
+}
+
+/* Whether the dtype is bfloat16 by its name; NumPy's own types, quickly known by their kind, are not. */
+static int dtype_is_bfloat16(PyObject *dtype) {
+    PyObject *kind = PyObject_GetAttrString(dtype, "kind"), *text;
+    const char *is = kind && PyUnicode_Check(kind) ? PyUnicode_AsUTF8AndSize(kind, NULL) : NULL;
+    bool own = is && strcmp(is, "V") != 0;
+    int found = -1;
+    Py_XDECREF(kind);
+    if (own) return 0;
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
+        PyErr_Clear();
+    }
+    text = PyObject_Str(dtype);
+    is = text ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL;
+    if (is) found = strcmp(is, "bfloat16") == 0;
     Py_XDECREF(text);
     return found;
 }
 
+/* An array of NumPy's whose dtype is the bfloat16 of ml_dtypes, which has no buffer. */
+static int named_bfloat16(PyObject *object) {
+    PyObject *dtype;
+    int has = has_attribute(object, "dtype");
+    if (has != 1) return has;
+    dtype = PyObject_GetAttrString(object, "dtype");
+    if (!dtype) return -1;
+    has = dtype_is_bfloat16(dtype);
+    Py_DECREF(dtype);
+    return has == 1 ? has_attribute(object, "__array_interface__") : has;
+}
+
+static int input_from_arrays_buffer(Input *in, PyObject *object, PyObject *name) {
+    int has;
+    if (input_from_buffer(in, object, name) == 0) return 0;
+    if (!PyErr_ExceptionMatches(PyExc_BufferError)) return -1;
+    PyErr_Clear();
+    has = has_attribute(object, "__dlpack__"); /* JAX: no buffer of bfloat16, but DLPack */
+    if (has < 0) return -1;
+    input_free(in);
+    return has ? input_from_dlpack(in, object, name) : input_from_buffer(in, object, name);
+}
+
 static int input_from(Input *in, PyObject *object, PyObject *name) {
-    if (PyObject_HasAttrString(object, "__dlpack__") && PyObject_HasAttrString(object, "detach"))
-        return input_through(in, object, "detach", NULL, name); /* torch: without its gradient */
-    if (named_bfloat16(object)) return input_through(in, object, "view", "uint16", name);
-    if (PyObject_CheckBuffer(object)) {
-        if (input_from_buffer(in, object, name) == 0) return 0;
-        if (!PyErr_ExceptionMatches(PyExc_BufferError) ||
-            !PyObject_HasAttrString(object, "__dlpack__"))
-            return -1;
-        PyErr_Clear(); /* JAX: no buffer of bfloat16, but DLPack */
-        input_free(in);
-        return input_from_dlpack(in, object, name);
-    }
+    static const struct {
+        const char *method;
+        int (*take)(Input *in, PyObject *object, PyObject *name);
+    } ways[] = { { "__arrow_c_array__", input_from_arrow_array },
+                 { "__arrow_c_stream__", input_from_stream },
+                 { "__dlpack__", input_from_dlpack } };
+    int has;
+    size_t i;
     if (PyList_Check(object) || PyTuple_Check(object)) return input_from_list(in, object, name);
-    if (PyObject_HasAttrString(object, "__arrow_c_array__"))
-        return input_from_arrow_array(in, object, name);
-    if (PyObject_HasAttrString(object, "__arrow_c_stream__"))
-        return input_from_stream(in, object, name);
-    if (PyObject_HasAttrString(object, "__dlpack__")) return input_from_dlpack(in, object, name);
-    if (PyObject_HasAttrString(object, "__array__"))
-        return input_through(in, object, "__array__", NULL, name);
-    PyErr_Format(PyExc_TypeError,
-                 "%R: expected weights as a buffer, a DLPack tensor, an Arrow array or lists of "
-                 "numbers, found %R", name, Py_TYPE(object));
+    has = has_both(object, "__dlpack__", "detach");
+    if (has == 1) return input_through(in, object, "detach", NULL, name); /* torch: without its gradient */
+    if (has == 0) has = named_bfloat16(object);
+    if (has == 1) return input_through(in, object, "view", "uint16", name);
+    if (has < 0) return -1;
+    if (PyObject_CheckBuffer(object)) return input_from_arrays_buffer(in, object, name);
+    for (i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        has = has_attribute(object, ways[i].method);
+        if (has < 0) return -1;
+        if (has) return ways[i].take(in, object, name);
+    }
+    has = has_attribute(object, "__array__");
+    if (has == 1) return input_through(in, object, "__array__", NULL, name);
+    if (has == 0)
+        PyErr_Format(PyExc_TypeError,
+                     "%R: expected weights as a buffer, a DLPack tensor, an Arrow array or lists of "
+                     "numbers, found %R", name, Py_TYPE(object));
     return -1;
 }
 
@@ -1296,7 +1354,8 @@ static bool input_is_plain(const Input *in) {
     return true;
 }
 
-static char *gather(const Input *in, int axis, const char *from, char *to) {
+/* NULL when the context was cancelled meanwhile. */
+static char *gather(const aq_context *context, const Input *in, int axis, const char *from, char *to) {
     int64_t i, n, stride;
     size_t size = aq_dtype_size(in->dtype), b;
     if (axis == in->ndim) {
@@ -1306,10 +1365,14 @@ static char *gather(const Input *in, int axis, const char *from, char *to) {
     n = in->shape[axis];
     stride = in->strides[axis];
     if (axis + 1 < in->ndim || in->swapped) {
-        for (i = 0; i < n; i++) to = gather(in, axis + 1, from + i * stride, to);
+        for (i = 0; to && i < n; i++) {
+            if (i % LOOK_EACH == 0 && aq_is_cancelled(context)) return NULL;
+            to = gather(context, in, axis + 1, from + i * stride, to);
+        }
         return to;
     }
     for (i = 0; i < n; i++, from += stride, to += size) { /* constant sizes: single moves */
+        if (i % LOOK_EACH == 0 && aq_is_cancelled(context)) return NULL;
         if (size == 4) memcpy(to, from, 4);
         else if (size == 2) memcpy(to, from, 2);
         else memcpy(to, from, 8);
@@ -1318,7 +1381,8 @@ static char *gather(const Input *in, int axis, const char *from, char *to) {
 }
 
 /* *plain: the elements in row-major order; *owned is to be freed by aligned_free. */
-static aq_status input_settle(const Input *in, const void **plain, void **owned, aq_error *err) {
+static aq_status input_settle(const aq_context *context, const Input *in, const void **plain,
+                              void **owned, aq_error *err) {
     *owned = NULL;
     *plain = in->data;
     if (input_is_plain(in)) return AQ_OK;
@@ -1328,7 +1392,11 @@ static aq_status input_settle(const Input *in, const void **plain, void **owned,
         aq_format(err->message, sizeof err->message, "no memory for a copy of strided weights");
         return AQ_ERR_OUT_OF_MEMORY;
     }
-    if (in->count) (void)gather(in, 0, in->data, (char *)*owned);
+    if (in->count && !gather(context, in, 0, in->data, (char *)*owned)) {
+        clear_error(err, AQ_ERR_CANCELLED);
+        aq_format(err->message, sizeof err->message, "cancelled");
+        return AQ_ERR_CANCELLED;
+    }
     *plain = *owned;
     return AQ_OK;
 }
@@ -1413,38 +1481,83 @@ static PyType_Slot context_slots[] = {
 static PyType_Spec context_spec = { "arrowquant._core.Context", sizeof(Context), 0,
                                     Py_TPFLAGS_DEFAULT, context_slots };
 
-/* A call's context: the one given, or one of its own. */
-typedef struct Borrowed {
-    aq_context *context, *own;
-} Borrowed;
-
-static bool borrow_context(const State *state, PyObject *object, uint32_t threads, Borrowed *out) {
-    out->own = NULL;
+/* A call's own context, which is cancelled with it: with the settings of the one that was given, whose
+ * owner may cancel that; *asked is NULL without one. It is a copy, so nothing need be freed. */
+static bool context_of_call(const State *state, PyObject *object, uint32_t threads, aq_context *own,
+                            const aq_context **asked) {
+    aq_context *made;
+    *asked = NULL;
     if (object != Py_None) {
         if (Py_TYPE(object) != state->context) {
             PyErr_Format(PyExc_TypeError, "context: expected a Context, found %R", Py_TYPE(object));
             return false;
         }
-        out->context = ((Context *)object)->context;
+        made = ((Context *)object)->context;
+        *asked = made;
+        own->allocator = made->allocator; /* all but cancel_requested, which others write */
+        own->kernels = made->kernels;
+        own->isa = made->isa;
+        own->num_threads = made->num_threads;
+        own->log = made->log;
+        own->log_user = made->log_user;
+        own->cancel_requested = aq_is_cancelled(made) ? 1 : 0;
         return true;
     }
-    out->context = out->own = make_context(threads);
-    return out->context != NULL;
+    made = make_context(threads);
+    if (!made) return false;
+    *own = *made;
+    aq_context_destroy(made);
+    return true;
 }
 
-static void return_context(Borrowed *borrowed) { aq_context_destroy(borrowed->own); }
+/* ================================================================ long calls */
 
-/* ================================================================ progress */
+/* What the library last told of a phase, until Python has heard it. */
+typedef struct News {
+    aq_progress progress;
+    char layer[256];
+    unsigned long number; /* of all that was told; 0: heard */
+} News;
 
-/* A call of the library that runs without the GIL; its progress function takes the GIL back, looks
- * for signals, and tells Python. An exception (Ctrl-C, say) stays set in this thread and stops it. */
+/* A call of the library that may take long. It runs in a thread of its own; the one that Python called
+ * waits, looks for signals, tells Python how far it is, and cancels the call when an exception comes
+ * up (Ctrl-C, say) or the owner of a Context has cancelled that. So however long the library is busy
+ * without a word, as with one large Hessian, nobody waits for it. */
 typedef struct Job {
-    PyThreadState *thread;
     PyObject *callback;
+    PyObject *watch; /* called some ten times a second; NULL: nothing is */
+    double watched;
+    aq_context *context;     /* of this call alone */
+    const aq_context *asked; /* may be NULL */
+    aq_status (*work)(struct Job *job);
+    const char *first, *second; /* what the calls below work on, each on some of it */
+    aq_plan *plan;
+    aq_model *model;
+    const aq_config *config;
+    void *user;
+    aq_dtype dtype;
+    bool flag;
+    size_t number;
+    char *text; /* made by the work */
+    size_t text_size;
+    aq_status status;
+    aq_error err;
+    PyThread_type_lock ended; /* held until the work is done */
+    PyThread_type_lock guard; /* of the news; held for moments */
+    long stop, over;          /* atomic */
+    unsigned long told;
+    News news[AQ_PHASE_VERIFY + 2]; /* the last one: what was told first */
     bool raised;
 } Job;
 
-static bool tell(Job *job, double fraction, const char *phase, const char *layer, uint64_t done,
+static void job_begin(Job *job, aq_context *context, const aq_context *asked, PyObject *callback) {
+    memset(job, 0, sizeof *job);
+    job->callback = callback;
+    job->context = context;
+    job->asked = asked;
+}
+
+static bool tell(const Job *job, double fraction, const char *phase, const char *layer, uint64_t done,
                  uint64_t total, double elapsed, double eta) {
     PyObject *name, *result;
     if (PyErr_CheckSignals() != 0) return false;
@@ -1457,33 +1570,112 @@ static bool tell(Job *job, double fraction, const char *phase, const char *layer
     return result != NULL;
 }
 
+/* The library's progress function, in the thread that works. */
 static int job_progress(void *user, const aq_progress *progress) {
     Job *job = (Job *)user;
-    if (job->raised) return 1;
-    PyEval_RestoreThread(job->thread);
-    job->raised = !tell(job, progress->fraction, aq_phase_name(progress->phase), progress->layer,
-                        progress->bytes_done, progress->bytes_total, progress->elapsed_s,
-                        progress->eta_s);
-    job->thread = PyEval_SaveThread();
-    return job->raised;
+    News *news;
+    PyThread_acquire_lock(job->guard, WAIT_LOCK);
+    news = &job->news[job->told ? (int)progress->phase : (int)AQ_PHASE_VERIFY + 1];
+    news->progress = *progress;
+    news->progress.layer = NULL; /* the library's text may go */
+    aq_format(news->layer, sizeof news->layer, "%s", progress->layer);
+    news->number = ++job->told;
+    PyThread_release_lock(job->guard);
+    return ATOMIC_GET(&job->stop) != 0;
 }
 
-/* Around a call: LONG_CALL(job, status = aq_…(…, job_progress, &job, …)); */
-#define LONG_CALL(job, statement)                                                                  \
-    do {                                                                                           \
-        (job).thread = PyEval_SaveThread();                                                        \
-        statement;                                                                                 \
-        PyEval_RestoreThread((job).thread);                                                        \
-    } while (0)
-
-static void job_begin(Job *job, PyObject *callback) {
-    memset(job, 0, sizeof *job);
-    job->callback = callback;
+/* Takes the oldest news; false when there are none. */
+static bool job_news(Job *job, News *out) {
+    News *oldest = NULL;
+    int i;
+    PyThread_acquire_lock(job->guard, WAIT_LOCK);
+    for (i = 0; i <= (int)AQ_PHASE_VERIFY + 1; i++)
+        if (job->news[i].number && (!oldest || job->news[i].number < oldest->number))
+            oldest = &job->news[i];
+    if (oldest) {
+        *out = *oldest;
+        oldest->number = 0;
+    }
+    PyThread_release_lock(job->guard);
+    return oldest != NULL;
 }
 
-/* After it: an exception of the progress function goes before the library's error. */
-static PyObject *job_failed(const Job *job, const aq_error *err) {
-    return job->raised || PyErr_Occurred() ? NULL : raise_error(err);
+static bool job_watch(Job *job) {
+    PyObject *result;
+    double now = aq_clock_seconds();
+    if (!job->watch || now - job->watched < WATCH_SECONDS) return true;
+    job->watched = now;
+    result = PyObject_CallObject(job->watch, NULL);
+    Py_XDECREF(result);
+    return result != NULL;
+}
+
+/* Looks for signals and tells what is new; false when an exception came up. */
+static bool job_look(Job *job) {
+    News news;
+    if (PyErr_CheckSignals() != 0 || !job_watch(job)) return false;
+    while (job_news(job, &news))
+        if (!tell(job, news.progress.fraction, aq_phase_name(news.progress.phase), news.layer,
+                  news.progress.bytes_done, news.progress.bytes_total, news.progress.elapsed_s,
+                  news.progress.eta_s))
+            return false;
+    return true;
+}
+
+static void job_thread(void *user) {
+    Job *job = (Job *)user;
+    PyThread_type_lock ended = job->ended; /* the job may be gone after the last step */
+    job->status = job->work(job);
+    (void)ATOMIC_ADD(&job->over, 1);
+    PyThread_release_lock(ended);
+}
+
+static void job_wait(Job *job) {
+    bool over = false;
+    while (!over) {
+        Py_BEGIN_ALLOW_THREADS
+        over = PyThread_acquire_lock_timed(job->ended, POLL_MICROSECONDS, 0) == PY_LOCK_ACQUIRED;
+        Py_END_ALLOW_THREADS
+        if (job->asked && aq_is_cancelled(job->asked)) aq_context_cancel(job->context);
+        if (job->raised || job_look(job)) continue;
+        job->raised = true;
+        (void)ATOMIC_ADD(&job->stop, 1);
+        aq_context_cancel(job->context);
+    }
+    (void)ATOMIC_GET(&job->over); /* pairs with job_thread, whatever the lock is made of */
+}
+
+/* Runs the work; its status, which counts for nothing when job->raised. */
+static aq_status job_run(Job *job, aq_status (*work)(Job *job)) {
+    job->work = work;
+    clear_error(&job->err, AQ_OK);
+    if (job->asked && aq_is_cancelled(job->asked)) aq_context_cancel(job->context);
+    job->ended = PyThread_allocate_lock();
+    job->guard = PyThread_allocate_lock();
+    if (!job->ended || !job->guard) {
+        PyErr_NoMemory();
+        job->raised = true;
+    } else {
+        PyThread_acquire_lock(job->ended, WAIT_LOCK);
+        if (PyThread_start_new_thread(job_thread, job) == NO_THREAD) {
+            Py_BEGIN_ALLOW_THREADS
+            job_thread(job);
+            Py_END_ALLOW_THREADS
+        }
+        job_wait(job);
+        PyThread_release_lock(job->ended);
+    }
+    if (job->ended) PyThread_free_lock(job->ended);
+    if (job->guard) PyThread_free_lock(job->guard);
+    return job->status;
+}
+
+/* After it: whether all went well; else an exception is set. */
+static bool job_good(const Job *job) {
+    if (job->raised) return false;
+    if (job->status == AQ_OK) return true;
+    raise_error(&job->err);
+    return false;
 }
 
 /* ================================================================ QuantizedTensor */
@@ -1506,25 +1698,50 @@ static void quantized_dealloc(PyObject *self) {
     free_instance(self);
 }
 
+/* What is dequantized, and where to. */
+typedef struct Values {
+    const Quantized *from;
+    void *to;
+} Values;
+
+static aq_status work_dequantize(Job *job) {
+    const Values *values = (const Values *)job->user;
+    const Quantized *self = values->from;
+    if (self->tensor)
+        return aq_tensor_dequantize(job->context, self->tensor, 0, self->layout.rows, job->dtype,
+                                    values->to, &job->err);
+    return aq_dequantize(job->context, &self->spec, self->codes, self->params, self->extra,
+                         self->layout.rows, self->layout.cols, job->dtype, values->to, &job->err);
+}
+
 static PyObject *quantized_values(PyObject *object, aq_dtype dtype) {
     const Quantized *self = (const Quantized *)object;
-    PyObject *made = array_fresh(state_of_object(object), dtype, self->ndim, self->shape);
-    aq_status status;
-    aq_error err;
+    const State *state = state_of_object(object);
+    PyObject *made = array_fresh(state, dtype, self->ndim, self->shape);
+    const aq_context *asked;
+    aq_context context;
+    Values values;
+    Job job;
     if (!made) return NULL;
-    clear_error(&err, AQ_OK);
-    Py_BEGIN_ALLOW_THREADS
-    if (self->tensor)
-        status = aq_tensor_dequantize(NULL, self->tensor, 0, self->layout.rows, dtype,
-                                      ((Array *)made)->data, &err);
-    else
-        status = aq_dequantize(NULL, &self->spec, self->codes, self->params, self->extra,
-                               self->layout.rows, self->layout.cols, dtype,
-                               ((Array *)made)->data, &err);
-    Py_END_ALLOW_THREADS
-    if (status == AQ_OK) return made;
+    values.from = self;
+    values.to = ((Array *)made)->data;
+    job_begin(&job, NULL, NULL, NULL);
+    job.user = &values;
+    job.dtype = dtype;
+    if ((uint64_t)((Array *)made)->count <= INLINE_WEIGHTS) {
+        clear_error(&job.err, AQ_OK);
+        Py_BEGIN_ALLOW_THREADS
+        job.status = work_dequantize(&job);
+        Py_END_ALLOW_THREADS
+    } else if (context_of_call(state, Py_None, 0, &context, &asked)) {
+        job.context = &context;
+        (void)job_run(&job, work_dequantize);
+    } else {
+        job.raised = true;
+    }
+    if (job_good(&job)) return made;
     Py_DECREF(made);
-    return raise_error(&err);
+    return NULL;
 }
 
 static PyObject *quantized_dequantize(PyObject *self, PyObject *args, PyObject *kwargs) {
@@ -1541,7 +1758,8 @@ static int quantized_getbuffer(PyObject *self, Py_buffer *view, int flags) {
     int status;
     view->obj = NULL;
     if (!values) {
-        PyErr_SetString(PyExc_BufferError, "the tensor cannot be dequantized");
+        if (PyErr_ExceptionMatches(PyExc_Exception)) /* not Ctrl-C */
+            PyErr_SetString(PyExc_BufferError, "the tensor cannot be dequantized");
         return -1;
     }
     status = PyObject_GetBuffer(values, view, flags);
@@ -1905,7 +2123,8 @@ typedef struct Batch {
     Layer *layers;
     size_t count;
     PyObject *names, *objects; /* tuples, which nobody changes meanwhile */
-    aq_context *wide, *narrow; /* all threads for one layer, one thread for each */
+    aq_context wide, narrow; /* all threads for one layer, one thread for each */
+    const aq_context *asked; /* the caller's; may be NULL */
     uint32_t threads;
     uint64_t weights, large;   /* in all; a layer from here on gets all threads */
     long next, stop, finished, weights_done_mi; /* atomic; 2^20 weights */
@@ -1944,7 +2163,7 @@ static aq_status layer_memory(Layer *layer, aq_error *err) {
 static aq_status layer_quantize(Layer *layer, aq_context *context, aq_error *err) {
     const void *weights;
     void *owned;
-    aq_status status = input_settle(&layer->in, &weights, &owned, err);
+    aq_status status = input_settle(context, &layer->in, &weights, &owned, err);
     while (status == AQ_OK) {
         status = layer_memory(layer, err);
         if (status != AQ_OK) break;
@@ -2011,7 +2230,7 @@ static void batch_work(Batch *batch) {
         long index = ATOMIC_ADD(&batch->next, 1) - 1;
         if ((size_t)index >= batch->count || ATOMIC_GET(&batch->stop)) return;
         if (!batch_is_large(batch, (size_t)index))
-            batch_run_layer(batch, (size_t)index, batch->narrow);
+            batch_run_layer(batch, (size_t)index, &batch->narrow);
     }
 }
 
@@ -2031,7 +2250,7 @@ static void batch_drive(void *user) {
     size_t i, small = 0;
     uint32_t t;
     for (i = 0; i < batch->count && !ATOMIC_GET(&batch->stop); i++) {
-        if (batch_is_large(batch, i)) batch_run_layer(batch, i, batch->wide);
+        if (batch_is_large(batch, i)) batch_run_layer(batch, i, &batch->wide);
         else small++;
     }
     for (t = 1; t < batch->threads && t < small; t++) {
@@ -2047,8 +2266,8 @@ static void batch_drive(void *user) {
 
 static void batch_stop(Batch *batch) {
     (void)ATOMIC_ADD(&batch->stop, 1);
-    aq_context_cancel(batch->wide);
-    aq_context_cancel(batch->narrow);
+    aq_context_cancel(&batch->wide);
+    aq_context_cancel(&batch->narrow);
 }
 
 static const char *batch_name(Batch *batch, size_t index) {
@@ -2059,7 +2278,7 @@ static const char *batch_name(Batch *batch, size_t index) {
 }
 
 /* Waits for the threads; looks after signals, cancellation and progress meanwhile. */
-static void batch_wait(Batch *batch, aq_context *asked, Job *job, double started) {
+static void batch_wait(Batch *batch, Job *job, double started) {
     long told = -1;
     bool over = false;
     while (!over) {
@@ -2068,7 +2287,7 @@ static void batch_wait(Batch *batch, aq_context *asked, Job *job, double started
         over = PyThread_acquire_lock_timed(batch->ended, POLL_MICROSECONDS, 0) == PY_LOCK_ACQUIRED;
         Py_END_ALLOW_THREADS
         if (over || job->raised) continue;
-        if (aq_is_cancelled(asked)) batch_stop(batch);
+        if (aq_is_cancelled(batch->asked)) batch_stop(batch);
         finished = ATOMIC_GET(&batch->finished);
         if (finished != told || finished == 0) {
             double elapsed = aq_clock_seconds() - started, share;
@@ -2090,7 +2309,7 @@ static bool batch_execute(Batch *batch, Job *job) {
     size_t i;
     if (batch->weights <= INLINE_WEIGHTS) { /* sooner done than a thread has started */
         PyThreadState *thread = PyEval_SaveThread();
-        for (i = 0; i < batch->count && !batch->stop; i++) batch_run_layer(batch, i, batch->wide);
+        for (i = 0; i < batch->count && !batch->stop; i++) batch_run_layer(batch, i, &batch->wide);
         PyEval_RestoreThread(thread);
     } else {
         batch->ended = PyThread_allocate_lock();
@@ -2102,7 +2321,7 @@ static bool batch_execute(Batch *batch, Job *job) {
             batch_drive(batch);
             Py_END_ALLOW_THREADS
         }
-        batch_wait(batch, batch->wide, job, started);
+        batch_wait(batch, job, started);
         (void)ATOMIC_GET(&batch->running); /* pairs with batch_end, whatever the lock is made of */
         PyThread_release_lock(batch->ended);
         PyThread_free_lock(batch->ended);
@@ -2173,7 +2392,7 @@ static PyObject *batch_results(const State *state, Batch *batch) {
     for (i = 0; list && i < batch->count; i++) { /* the lowest index that failed is the one */
         Layer *layer = &batch->layers[i];
         if (!layer->done || layer->status == AQ_OK || batch->keep_going) continue;
-        if (layer->status == AQ_ERR_CANCELLED && !aq_is_cancelled(batch->wide)) continue;
+        if (layer->status == AQ_ERR_CANCELLED && !aq_is_cancelled(&batch->wide)) continue;
         item = layer_exception(batch, i);
         if (item) PyErr_SetObject((PyObject *)Py_TYPE(item), item);
         Py_XDECREF(item);
@@ -2202,6 +2421,7 @@ static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
         Layer *layer = &batch->layers[i];
         PyObject *name = PyTuple_GetItem(batch->names, (Py_ssize_t)i);
         PyObject *object = PyTuple_GetItem(batch->objects, (Py_ssize_t)i), *type, *trace;
+        if (PyErr_CheckSignals() != 0) return false;
         if (!PyUnicode_Check(name)) {
             PyErr_Format(PyExc_TypeError, "names of layers must be str, found %R", Py_TYPE(name));
             return false;
@@ -2232,7 +2452,6 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
     int symmetric = 0, keep_going = 0, records = 0;
     const State *state = state_of(module);
     aq_quant_spec spec;
-    Borrowed borrowed;
     Batch batch;
     Job job;
     size_t i;
@@ -2247,7 +2466,6 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
     spec.group_size = group;
     spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
     spec.params = parameter_bits == 8 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
-    memset(&borrowed, 0, sizeof borrowed);
     batch.names = PyList_AsTuple(names);
     batch.objects = PyList_AsTuple(objects);
     if (!batch.names || !batch.objects) goto end;
@@ -2256,16 +2474,16 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
         PyErr_SetString(PyExc_ValueError, "names and weights must have the same length");
         goto end;
     }
-    if (!borrow_context(state, context, threads, &borrowed)) goto end;
-    batch.wide = borrowed.context;
-    batch.narrow = make_context(1);
+    if (!context_of_call(state, context, threads, &batch.wide, &batch.asked)) goto end;
+    batch.narrow = batch.wide;
+    batch.narrow.num_threads = 1;
     batch.figures = records != 0;
     batch.threads = threads ? threads : aq_core_count();
     batch.keep_going = keep_going != 0;
     batch.layers = (Layer *)calloc(batch.count ? batch.count : 1, sizeof(Layer));
-    job_begin(&job, progress);
+    job_begin(&job, NULL, NULL, progress);
     if (!batch.layers) PyErr_NoMemory();
-    else if (batch.narrow && batch_inputs(&batch, &spec)) {
+    else if (batch_inputs(&batch, &spec)) {
         batch.large = batch.weights / (4 * (uint64_t)batch.threads) + 1;
         if (batch_execute(&batch, &job)) result = batch_results(state, &batch);
     }
@@ -2278,8 +2496,6 @@ end:
         Py_XDECREF(batch.layers[i].refused);
     }
     free(batch.layers);
-    aq_context_destroy(batch.narrow);
-    return_context(&borrowed);
     Py_XDECREF(batch.names);
     Py_XDECREF(batch.objects);
     return result;
@@ -2713,22 +2929,27 @@ static PyObject *model_describe(PyObject *self, PyObject *args) {
     return made;
 }
 
+static aq_status work_verify(Job *job) {
+    return aq_model_verify(job->context, job->model, job_progress, job, &job->number, &job->err);
+}
+
 static PyObject *model_verify(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "progress", NULL };
     PyObject *progress = Py_None;
+    const aq_context *asked;
+    aq_context context;
     Block *block;
-    size_t checked = 0;
-    aq_status status;
-    aq_error err;
     Job job;
-    clear_error(&err, AQ_OK);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:verify", names, &progress)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:verify", names, &progress) ||
+        !context_of_call(state_of_object(self), Py_None, 0, &context, &asked))
+        return NULL;
     block = model_block(self);
     if (!block) return NULL;
-    job_begin(&job, progress);
-    LONG_CALL(job, status = aq_model_verify(NULL, block->model, job_progress, &job, &checked, &err));
+    job_begin(&job, &context, asked, progress);
+    job.model = block->model;
+    (void)job_run(&job, work_verify);
     block_release(block);
-    return status == AQ_OK ? PyLong_FromSize_t(checked) : job_failed(&job, &err);
+    return job_good(&job) ? PyLong_FromSize_t(job.number) : NULL;
 }
 
 static PyObject *model_member(PyObject *self, void *which) {
@@ -2780,7 +3001,8 @@ static PyType_Spec model_spec = { "arrowquant._core.Model", sizeof(Model), 0, Py
 /* plan → execute → commit. One thread at a time: `busy` refuses a second. */
 typedef struct Plan {
     PyObject_HEAD
-    aq_context *context;
+    aq_context context;
+    const aq_context *asked; /* of the keeper, else NULL */
     aq_plan *plan;
     PyObject *keeper; /* the Context, when it was given */
     long busy;
@@ -2798,10 +3020,15 @@ static void plan_leave(Plan *self) { (void)ATOMIC_ADD(&self->busy, -1); }
 /* Enters a plan that has not been closed. */
 static bool plan_open(Plan *self) {
     if (!plan_enter(self)) return false;
+    if (self->asked && aq_is_cancelled(self->asked)) aq_context_cancel(&self->context);
     if (self->plan) return true;
     plan_leave(self);
     PyErr_SetString(PyExc_ValueError, "the plan is closed");
     return false;
+}
+
+static aq_status work_plan(Job *job) {
+    return aq_plan_create(job->context, job->first, job->config, &job->plan, &job->err);
 }
 
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -2809,33 +3036,22 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     PyObject *path, *config = Py_None, *context = Py_None;
     const State *state = (const State *)PyType_GetModuleState(type);
     aq_config copy = aq_config_from_profile(AQ_PROFILE_LOCAL);
-    Borrowed borrowed;
-    aq_status status;
-    aq_error err;
-    Plan *self;
-    clear_error(&err, AQ_OK);
+    Plan *self = NULL;
+    Job job;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|OO:Plan", names, PyUnicode_FSConverter, &path,
                                      &config, &context))
         return NULL;
-    if (!state || (config != Py_None && (!is_config(state, config) || !config_clone(config, &copy))) ||
-        !borrow_context(state, context, 0, &borrowed)) {
-        aq_config_free(&copy);
-        Py_DECREF(path);
-        return NULL;
-    }
-    self = (Plan *)new_instance(type);
+    if (state && (config == Py_None || (is_config(state, config) && config_clone(config, &copy))))
+        self = (Plan *)new_instance(type);
+    if (self && !context_of_call(state, context, 0, &self->context, &self->asked)) Py_CLEAR(self);
     if (self) {
-        self->context = borrowed.context;
-        self->keeper = borrowed.own ? NULL : Py_NewRef(context);
-        Py_BEGIN_ALLOW_THREADS
-        status = aq_plan_create(self->context, PyBytes_AsString(path), &copy, &self->plan, &err);
-        Py_END_ALLOW_THREADS
-        if (status != AQ_OK) {
-            raise_error(&err);
-            Py_CLEAR(self);
-        }
-    } else {
-        return_context(&borrowed);
+        self->keeper = self->asked ? Py_NewRef(context) : NULL;
+        job_begin(&job, &self->context, self->asked, NULL);
+        job.first = PyBytes_AsString(path);
+        job.config = &copy;
+        (void)job_run(&job, work_plan);
+        self->plan = job.plan;
+        if (!job_good(&job)) Py_CLEAR(self);
     }
     aq_config_free(&copy);
     Py_DECREF(path);
@@ -2847,7 +3063,6 @@ static void plan_dealloc(PyObject *object) {
     Py_BEGIN_ALLOW_THREADS /* may remove a folder */
     aq_plan_destroy(self->plan);
     Py_END_ALLOW_THREADS
-    if (!self->keeper) aq_context_destroy(self->context);
     Py_XDECREF(self->keeper);
     free_instance(object);
 }
@@ -2876,9 +3091,9 @@ static PyObject *plan_json(PyObject *object, PyObject *unused) {
     (void)unused;
     clear_error(&err, AQ_OK);
     if (!plan_open(self)) return NULL;
-    status = aq_plan_to_json(self->context, self->plan, &text, &size, &err);
+    status = aq_plan_to_json(&self->context, self->plan, &text, &size, &err);
     plan_leave(self);
-    return status == AQ_OK ? take_text(self->context, text, size) : raise_error(&err);
+    return status == AQ_OK ? take_text(&self->context, text, size) : raise_error(&err);
 }
 
 /* What can be made apart: the files that will be written, with the bytes that they are made from. */
@@ -2917,60 +3132,58 @@ static PyObject *plan_begin(PyObject *object, PyObject *args) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = aq_plan_begin(self->context, self->plan, PyBytes_AsString(path), &folder, &err);
+    status = aq_plan_begin(&self->context, self->plan, PyBytes_AsString(path), &folder, &err);
     Py_END_ALLOW_THREADS
     plan_leave(self);
     Py_DECREF(path);
     return status == AQ_OK ? PyUnicode_DecodeFSDefault(folder) : raise_error(&err);
 }
 
-static PyObject *plan_execute_output(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "folder", "output", "progress", NULL };
-    Plan *self = (Plan *)object;
-    PyObject *path, *progress = Py_None;
-    unsigned long long output;
-    aq_status status;
-    aq_error err;
+/* A long call on a plan; None when it went well. */
+static PyObject *plan_run(Plan *self, PyObject *path, PyObject *progress, PyObject *watch,
+                          size_t output, aq_status (*work)(Job *job)) {
     Job job;
-    clear_error(&err, AQ_OK);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&K|O:execute_output", names,
-                                     PyUnicode_FSConverter, &path, &output, &progress))
-        return NULL;
-    if (!plan_open(self)) {
-        Py_DECREF(path);
-        return NULL;
-    }
-    job_begin(&job, progress);
-    LONG_CALL(job, status = aq_plan_execute_output(self->context, self->plan, PyBytes_AsString(path),
-                                                  (size_t)output, job_progress, &job, &err));
+    if (!plan_open(self)) return NULL;
+    job_begin(&job, &self->context, self->asked, progress);
+    job.plan = self->plan;
+    job.first = PyBytes_AsString(path);
+    job.watch = watch == Py_None ? NULL : watch;
+    job.number = output;
+    (void)job_run(&job, work);
     plan_leave(self);
-    Py_DECREF(path);
-    if (status != AQ_OK) return job_failed(&job, &err);
-    Py_RETURN_NONE;
+    return job_good(&job) ? Py_NewRef(Py_None) : NULL;
 }
 
-static PyObject *plan_execute(PyObject *object, PyObject *args, PyObject *kwargs) {
+static aq_status work_execute_output(Job *job) {
+    return aq_plan_execute_output(job->context, job->plan, job->first, job->number, job_progress, job,
+                                  &job->err);
+}
+
+static PyObject *plan_execute_output(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "folder", "output", "watch", NULL };
+    PyObject *path, *watch = Py_None, *made;
+    unsigned long long output;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&K|O:execute_output", names,
+                                     PyUnicode_FSConverter, &path, &output, &watch))
+        return NULL;
+    made = plan_run((Plan *)self, path, Py_None, watch, (size_t)output, work_execute_output);
+    Py_DECREF(path);
+    return made;
+}
+
+static aq_status work_execute(Job *job) {
+    return aq_plan_execute(job->context, job->plan, job->first, job_progress, job, &job->err);
+}
+
+static PyObject *plan_execute(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "output_path", "progress", NULL };
-    Plan *self = (Plan *)object;
-    PyObject *path, *progress = Py_None;
-    aq_status status;
-    aq_error err;
-    Job job;
-    clear_error(&err, AQ_OK);
+    PyObject *path, *progress = Py_None, *made;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|O:execute", names, PyUnicode_FSConverter,
                                      &path, &progress))
         return NULL;
-    if (!plan_open(self)) {
-        Py_DECREF(path);
-        return NULL;
-    }
-    job_begin(&job, progress);
-    LONG_CALL(job, status = aq_plan_execute(self->context, self->plan, PyBytes_AsString(path),
-                                            job_progress, &job, &err));
-    plan_leave(self);
+    made = plan_run((Plan *)self, path, progress, Py_None, 0, work_execute);
     Py_DECREF(path);
-    if (status != AQ_OK) return job_failed(&job, &err);
-    Py_RETURN_NONE;
+    return made;
 }
 
 static PyObject *plan_commit(PyObject *object, PyObject *unused) {
@@ -2984,14 +3197,14 @@ static PyObject *plan_commit(PyObject *object, PyObject *unused) {
     clear_error(&err, AQ_OK);
     if (!plan_open(self)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    status = aq_plan_commit(self->context, self->plan, &result, &err);
+    status = aq_plan_commit(&self->context, self->plan, &result, &err);
     if (status == AQ_OK) {
-        status = aq_result_to_json(self->context, &result, true, &text, &size, &err);
+        status = aq_result_to_json(&self->context, &result, true, &text, &size, &err);
         aq_result_free(&result);
     }
     Py_END_ALLOW_THREADS
     plan_leave(self);
-    return status == AQ_OK ? take_text(self->context, text, size) : raise_error(&err);
+    return status == AQ_OK ? take_text(&self->context, text, size) : raise_error(&err);
 }
 
 static PyMethodDef plan_methods[] = {
@@ -2999,7 +3212,7 @@ static PyMethodDef plan_methods[] = {
     { "json", plan_json, METH_NOARGS, "json($self, /)\n--\n\nThe plan as JSON text." },
     { "outputs", plan_outputs, METH_NOARGS, "outputs($self, /)\n--\n\n[(relative path, bytes of input)] of the weight files to be written." },
     { "begin", plan_begin, METH_VARARGS, "begin($self, output_path, /)\n--\n\nBegins a run that several processes share; the temporary folder's path." },
-    { "execute_output", (PyCFunction)(void (*)(void))plan_execute_output, METH_VARARGS | METH_KEYWORDS, "execute_output($self, folder, output, progress=None)\n--\n\nMakes one file of a run that another plan has begun." },
+    { "execute_output", (PyCFunction)(void (*)(void))plan_execute_output, METH_VARARGS | METH_KEYWORDS, "execute_output($self, folder, output, watch=None)\n--\n\nMakes one file of a run that another plan has begun. An exception of watch, which is called without\narguments some ten times a second, ends it." },
     { "execute", (PyCFunction)(void (*)(void))plan_execute, METH_VARARGS | METH_KEYWORDS, "execute($self, output_path, progress=None)\n--\n\nQuantizes into a temporary folder; makes what a shared run lacks." },
     { "commit", plan_commit, METH_NOARGS, "commit($self, /)\n--\n\nPuts the output in its place; the result as JSON text." },
     { NULL, NULL, 0, NULL },
@@ -3019,6 +3232,20 @@ static PyType_Spec plan_spec = { "arrowquant._core.Plan", sizeof(Plan), 0, Py_TP
 /* ================================================================ whole models */
 
 /* validate (against gates) and compare (without) differ in their library call alone. */
+static aq_status work_measure(Job *job) {
+    aq_validation out;
+    aq_status status =
+        job->flag ? aq_validate_quality(job->context, job->first, job->second, job->config,
+                                        job_progress, job, &out, &job->err)
+                  : aq_compare_models(job->context, job->first, job->second, job_progress, job, &out,
+                                      &job->err);
+    if (status == AQ_OK) {
+        status = aq_validation_to_json(job->context, &out, &job->text, &job->text_size, &job->err);
+        aq_validation_free(&out);
+    }
+    return status;
+}
+
 static PyObject *measure(PyObject *module, PyObject *args, PyObject *kwargs, bool gates) {
     static char *names[] = { "first_path", "second_path", "config", "context", "progress", NULL };
     PyObject *first, *second, *config = Py_None, *context = Py_None, *progress = Py_None;
@@ -3026,14 +3253,9 @@ static PyObject *measure(PyObject *module, PyObject *args, PyObject *kwargs, boo
     const State *state = state_of(module);
     aq_config copy;
     bool with_config = false;
-    Borrowed borrowed;
-    aq_validation out;
-    char *text = NULL;
-    size_t size = 0;
-    aq_status status;
-    aq_error err;
+    const aq_context *asked;
+    aq_context own;
     Job job;
-    clear_error(&err, AQ_OK);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|OOO", names, PyUnicode_FSConverter, &first,
                                      PyUnicode_FSConverter, &second, &config, &context, &progress))
         return NULL;
@@ -3041,21 +3263,15 @@ static PyObject *measure(PyObject *module, PyObject *args, PyObject *kwargs, boo
         with_config = is_config(state, config) && config_clone(config, &copy);
         if (!with_config) goto end;
     }
-    if (!borrow_context(state, context, 0, &borrowed)) goto end;
-    job_begin(&job, progress);
-    LONG_CALL(job, {
-        const char *a = PyBytes_AsString(first);
-        const char *b = PyBytes_AsString(second);
-        status = gates ? aq_validate_quality(borrowed.context, a, b, with_config ? &copy : NULL,
-                                             job_progress, &job, &out, &err)
-                       : aq_compare_models(borrowed.context, a, b, job_progress, &job, &out, &err);
-        if (status == AQ_OK) {
-            status = aq_validation_to_json(borrowed.context, &out, &text, &size, &err);
-            aq_validation_free(&out);
-        }
-    });
-    result = status == AQ_OK ? take_text(borrowed.context, text, size) : job_failed(&job, &err);
-    return_context(&borrowed);
+    if (!context_of_call(state, context, 0, &own, &asked)) goto end;
+    job_begin(&job, &own, asked, progress);
+    job.first = PyBytes_AsString(first);
+    job.second = PyBytes_AsString(second);
+    job.config = with_config ? &copy : NULL;
+    job.flag = gates;
+    (void)job_run(&job, work_measure);
+    if (job_good(&job)) result = PyUnicode_DecodeUTF8(job.text, (Py_ssize_t)job.text_size, "replace");
+    aq_text_free(&own, job.text, job.text_size);
 end:
     if (with_config) aq_config_free(&copy);
     Py_DECREF(first);
@@ -3071,28 +3287,32 @@ static PyObject *compare(PyObject *module, PyObject *args, PyObject *kwargs) {
     return measure(module, args, kwargs, false);
 }
 
+static aq_status work_dequantize_model(Job *job) {
+    return aq_dequantize_model(job->context, job->first, job->second, job->dtype, job->flag,
+                               job_progress, job, &job->err);
+}
+
 static PyObject *dequantize_model(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "quantized_path", "output_path", "dtype", "overwrite", "context",
                              "progress", NULL };
     PyObject *from, *to, *context = Py_None, *progress = Py_None, *result = NULL;
     aq_dtype dtype = AQ_DTYPE_BF16;
     int overwrite = 0;
-    Borrowed borrowed;
-    aq_status status;
-    aq_error err;
+    const aq_context *asked;
+    aq_context own;
     Job job;
-    clear_error(&err, AQ_OK);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|O&pOO:dequantize_model", names,
                                      PyUnicode_FSConverter, &from, PyUnicode_FSConverter, &to,
                                      dtype_converter, &dtype, &overwrite, &context, &progress))
         return NULL;
-    if (borrow_context(state_of(module), context, 0, &borrowed)) {
-        job_begin(&job, progress);
-        LONG_CALL(job, status = aq_dequantize_model(borrowed.context, PyBytes_AsString(from),
-                                                    PyBytes_AsString(to), dtype, overwrite != 0,
-                                                    job_progress, &job, &err));
-        result = status == AQ_OK ? Py_NewRef(Py_None) : job_failed(&job, &err);
-        return_context(&borrowed);
+    if (context_of_call(state_of(module), context, 0, &own, &asked)) {
+        job_begin(&job, &own, asked, progress);
+        job.first = PyBytes_AsString(from);
+        job.second = PyBytes_AsString(to);
+        job.dtype = dtype;
+        job.flag = overwrite != 0;
+        (void)job_run(&job, work_dequantize_model);
+        if (job_good(&job)) result = Py_NewRef(Py_None);
     }
     Py_DECREF(from);
     Py_DECREF(to);
@@ -3146,8 +3366,6 @@ static PyObject *run_tool(PyObject *module, PyObject *args) {
     Py_DECREF(list);
     return result;
 }
-
-/* ================================================================ module */
 
 /* ================================================================ tables of layers */
 
@@ -3237,18 +3455,18 @@ static int arrow_batch(const State *state, PyObject *object, PyObject *list) {
 
 static PyObject *arrow_weights(PyObject *module, PyObject *args) {
     PyObject *object, *list;
-    int status;
+    int has, status = -1;
     if (!PyArg_ParseTuple(args, "O:arrow_weights", &object)) return NULL;
     list = PyList_New(0);
     if (!list) return NULL;
-    if (PyObject_HasAttrString(object, "__arrow_c_stream__"))
+    has = has_attribute(object, "__arrow_c_stream__");
+    if (has == 1) {
         status = arrow_batches(state_of(module), object, list);
-    else if (PyObject_HasAttrString(object, "__arrow_c_array__"))
+    } else if (has == 0 && (has = has_attribute(object, "__arrow_c_array__")) == 1) {
         status = arrow_batch(state_of(module), object, list);
-    else {
+    } else if (has == 0) {
         PyErr_Format(PyExc_TypeError, "table: expected an Arrow table or record batch (pyarrow, "
                      "polars, anything with Arrow capsules), found %R", Py_TYPE(object));
-        status = -1;
     }
     if (status != 0) Py_CLEAR(list);
     return list;
@@ -3431,7 +3649,7 @@ static PyObject *observer_feed(PyObject *self, PyObject *args) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = input_settle(&in, &data, &owned, &err);
+    status = input_settle(NULL, &in, &data, &owned, &err);
     if (status == AQ_OK) { /* channels are the last axis */
         uint64_t channels = in.ndim ? (uint64_t)in.shape[in.ndim - 1] : 1;
         status = aq_observer_feed(((Observer *)self)->observer, layer, timestep, in.dtype, data,

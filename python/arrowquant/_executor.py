@@ -30,7 +30,7 @@ def make_output(model_path: str, config: DiffusionQuantConfig, folder: str, outp
     """In a worker: makes one file of a run that was begun elsewhere."""
     stop = os.path.join(folder, STOP)
 
-    def look(*unused: object) -> None:
+    def look() -> None:
         if os.path.exists(stop):
             raise RuntimeError("the run was given up")
 

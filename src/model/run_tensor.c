@@ -320,6 +320,7 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
     uint64_t step = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
     for (uint64_t r = 0; r < rows; r += step) {
         uint64_t count = rows - r < step ? rows - r : step;
+        if (aq_is_cancelled(run->context)) return aq_fail(err, AQ_ERR_CANCELLED, "cancelled");
         status = (job->factor ? aq_run_gptq : aq_run_rows)(job, buffer, first, first + r, count,
                                                            err);
         if (status != AQ_OK) return status;

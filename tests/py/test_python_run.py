@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import dit
-from tool_models import files_of, gaussian, llm_tensors, sharded_folder
+from tool_models import (files_of, gaussian, llm_tensors, plain_folder, sharded_folder,
+                         write_safetensors)
 
 
 @pytest.fixture(scope="module")
@@ -184,22 +185,38 @@ def test_dask(module, package, shards, tmp_path):
 
 CALLS = {
     "model": "arrowquant.quantize_diffusion_model(model, 'out', config)",
+    "plan": "arrowquant.quantize_diffusion_model(model, 'out', config.copy(target_model_size_mb=600))",
+    "factor": "arrowquant.quantize_diffusion_model(wide, 'out', config.copy(method='gptq', "
+              "enable_spatial=False, calibration=[wide + '/moments.safetensors']))",
     "executor": "arrowquant.quantize_diffusion_model(model, 'out', config, "
                 "executor=concurrent.futures.ThreadPoolExecutor(1))",
     "compare": "[arrowquant.compare_models(model, model) for _ in range(99)]",
     "tensor": "[quantizer.quantize({'a': one}, 2, config=config) for _ in range(99)]",
     "batch": "quantizer.quantize_batch({str(i): noise for i in range(9999)}, 2, config=config)",
+    "many": "quantizer.quantize_batch(dict.fromkeys(map(str, range(400000)), [1.0]), 2, config=config)",
+    "strided": "quantizer.quantize({'a': np.broadcast_to(noise[0, :1], (1 << 15, 1 << 15))}, 2, config=config)",
     "callback": "quantizer.quantize_diffusion_model(model, 'out', config, lambda *told: time.sleep(60))",
 }
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """One layer whose second moments take the scalar kernels half a minute, without a word, to factor."""
+    folder, columns = tmp_path_factory.mktemp("wide") / "m", 4096
+    plain_folder(folder, {"a.weight": gaussian(1, 32, columns, dtype="float16")})
+    write_safetensors(folder / "moments.safetensors", {
+        "a.hessian": np.eye(columns, dtype="f4"), "a.hessian_rows": np.array([columns], "i8")})
+    return folder
+
+
 @pytest.mark.parametrize("call", CALLS)
-def test_ctrl_c(package, large, tmp_path, call):
+def test_ctrl_c(package, large, wide, tmp_path, call):
     """KeyboardInterrupt within a second of the signal; nothing is left, and the next call works."""
     program = f'''
-import arrowquant, concurrent.futures, sys, time
+import arrowquant, concurrent.futures, signal, sys, time
 import numpy as np
-model = {str(large)!r}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests ignores it
+model, wide = {str(large)!r}, {str(wide)!r}
 config = arrowquant.DiffusionQuantConfig(num_threads=1)
 quantizer = arrowquant.ArrowQuantV2()
 noise = np.random.default_rng(1).standard_normal((1 << 10, 1 << 10), 'f4')
@@ -217,7 +234,7 @@ else:
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env={**os.environ, "PYTHONPATH": str(package)})
     assert process.stdout.readline() == "go\n"
-    time.sleep(0.25)
+    time.sleep(1.5 if call == "factor" else 0.25)  # it is well on its way
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     answer = process.stdout.readline()
@@ -229,6 +246,33 @@ else:
     assert rest == "True\n" and process.returncode == 0, problem
     assert took < 1.0
     assert list(tmp_path.iterdir()) == []
+
+
+class Interrupted:
+    """Ctrl-C comes while one of its attributes is looked for, or while it becomes a number."""
+
+    def __init__(self, attribute):
+        self.attribute = attribute
+
+    def __getattr__(self, name):
+        raise KeyboardInterrupt if name == self.attribute else AttributeError(name)
+
+    def __float__(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("attribute", ["__dlpack__", "dtype", "__arrow_c_array__", "__arrow_c_stream__",
+                                       "__array__"])
+def test_no_interrupt_is_swallowed(module, attribute):
+    """What runs in the interpreter while weights are taken in may see the signal first."""
+    quantizer = module.ArrowQuantV2()
+    for weights in (Interrupted(attribute), [1.0, Interrupted("")]):
+        for keep_going in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                quantizer.quantize_batch({"a": [1.0], "b": weights}, 4, continue_on_error=keep_going)
+    if attribute.startswith("__arrow"):
+        with pytest.raises(KeyboardInterrupt):
+            quantizer.quantize_arrow(Interrupted(attribute))
 
 
 def test_cancel_from_another_thread(module, large, tmp_path):

@@ -65,40 +65,47 @@ AQ_LIB void aq_k_pack(aq_code code, const aq_k_fit *fit, const uint8_t *codes, u
 }
 
 /* Every product is exact, so that there is one rounding, whoever computes it. */
+AQ_SIMD_EXACT static void aq_k_values(float step, float low, uint32_t count, float *value) {
+    AQ_SIMD_EXACT_BODY
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        value[i] = step * (float)i - low;
+    }
+}
+
 AQ_SIMD_EXACT static void aq_k_decode_q4(const uint8_t *in, float *out) {
     AQ_SIMD_EXACT_BODY
-    float d = aq_k_get_f16(in), dmin = aq_k_get_f16(in + 2), value[16];
+    float d = aq_k_get_f16(in), dmin = aq_k_get_f16(in + 2), value[2][16];
     uint8_t scale[8], min[8];
     size_t sub, i;
     aq_k_unpack6(in + 4, scale, min);
     in += 16;
-    for (sub = 0; sub < 8; sub++, out += 32) {
-        float step = d * (float)scale[sub], low = dmin * (float)min[sub];
-        uint32_t shift = sub % 2 ? 4u : 0u;
-        for (i = 0; i < 16; i++) {
-            value[i] = step * (float)i - low;
-        }
+    for (sub = 0; sub < 8; sub += 2, in += 32, out += 64) {
+        aq_k_values(d * (float)scale[sub], dmin * (float)min[sub], 16, value[0]);
+        aq_k_values(d * (float)scale[sub + 1], dmin * (float)min[sub + 1], 16, value[1]);
         for (i = 0; i < 32; i++) {
-            out[i] = value[in[i] >> shift & 15];
+            out[i] = value[0][in[i] & 15];
+            out[i + 32] = value[1][in[i] >> 4];
         }
-        in += sub % 2 ? 32 : 0;
     }
 }
 
 AQ_SIMD_EXACT static void aq_k_decode_q2(const uint8_t *in, float *out) {
     AQ_SIMD_EXACT_BODY
-    float d = aq_k_get_f16(in + 80), dmin = aq_k_get_f16(in + 82), value[4];
-    const uint8_t *codes = in + 16;
-    size_t sub, i;
-    for (sub = 0; sub < 16; sub++, out += 16) {
-        float step = d * (float)(in[sub] & 15), low = dmin * (float)(in[sub] >> 4);
-        const uint8_t *from = codes + 32 * (sub / 8) + 16 * (sub % 2);
-        uint32_t shift = (uint32_t)(sub % 8 / 2 * 2);
-        for (i = 0; i < 4; i++) {
-            value[i] = step * (float)i - low;
-        }
+    float d = aq_k_get_f16(in + 80), dmin = aq_k_get_f16(in + 82), value[16][4];
+    size_t sub, strip, i;
+    for (sub = 0; sub < 16; sub++) {
+        aq_k_values(d * (float)(in[sub] & 15), dmin * (float)(in[sub] >> 4), 4, value[sub]);
+    }
+    in += 16;
+    for (strip = 0; strip < 4; strip++, in += 16) { /* sub-blocks first, first + 2, + 4 and + 6 */
+        size_t first = strip / 2 * 8 + strip % 2;
+        float *to = out + 16 * first;
         for (i = 0; i < 16; i++) {
-            out[i] = value[from[i] >> shift & 3];
+            to[i] = value[first][in[i] & 3];
+            to[i + 32] = value[first + 2][in[i] >> 2 & 3];
+            to[i + 64] = value[first + 4][in[i] >> 4 & 3];
+            to[i + 96] = value[first + 6][in[i] >> 6];
         }
     }
 }
@@ -143,7 +150,7 @@ AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code) {
     static const aq_k_kind kinds[2] = {
         { 8, 15, 63, 6, 1, 2, { 15.0f, 15.2f, 15.6f, 14.0f, 15.2f, 14.8f, 0, 0 },
           { 0.0f, -0.01f, 0.038f, 0.0f, 0.01f, 0.01f, 0, 0 } },
-        { 16, 3, 15, 4, 1, 2, { 3.0f, 3.7f, 3.4f, 3.4f, 0, 0, 0, 0 },
+        { 16, 3, 15, 4, 1, 1, { 3.0f, 3.7f, 3.4f, 3.4f, 0, 0, 0, 0 },
           { 0.0f, 0.05f, 0.118f, -0.05f, 0, 0, 0, 0 } },
     };
     return &kinds[code == AQ_CODE_Q4_K ? 0 : 1];

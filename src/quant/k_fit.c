@@ -163,12 +163,12 @@ AQ_SIMD_EXACT static void aq_k_alone(aq_k_state *state) {
 
 /* ---- together */
 
-AQ_SIMD_EXACT static uint8_t aq_k_level(double value, uint32_t most) {
+/* Without a branch: half of the values lie beyond one end or the other. */
+AQ_SIMD_EXACT static uint8_t aq_k_level(double value, double most) {
     AQ_SIMD_EXACT_BODY
-    if (!(value > 0.0)) {
-        return 0;
-    }
-    return (uint8_t)(value >= (double)most ? most : (uint32_t)(value + 0.5));
+    value = value > 0.0 ? value : 0.0; /* NaN too */
+    value = value < most ? value : most;
+    return (uint8_t)(uint32_t)(value + 0.5);
 }
 
 static float aq_k_through_f16(double value) {
@@ -181,6 +181,7 @@ AQ_SIMD_EXACT static void aq_k_levels(const aq_k_state *state, bool solved, aq_k
     const aq_k_kind *kind = state->kind;
     double d = (double)fit->d, dmin = (double)fit->dmin;
     double per_d = d > 0.0 ? 1.0 / d : 0.0, per_dmin = dmin != 0.0 ? -1.0 / dmin : 0.0;
+    double most = (double)kind->most_scale;
     size_t i;
     for (i = 0; i < kind->subs; i++) {
         const aq_k_sub *sub = &state->sub[i];
@@ -188,11 +189,11 @@ AQ_SIMD_EXACT static void aq_k_levels(const aq_k_state *state, bool solved, aq_k
         if (solved) {
             (void)aq_k_solve(state, sub, &scale, &min);
         }
-        fit->scale[i] = aq_k_level(scale * per_d, kind->most_scale);
+        fit->scale[i] = aq_k_level(scale * per_d, most);
         if (solved) { /* the best min for the scale as it now is */
             min = (sub->sum - d * (double)fit->scale[i] * sub->code) * sub->inverse;
         }
-        fit->min[i] = aq_k_level(min * per_dmin, kind->most_scale);
+        fit->min[i] = aq_k_level(min * per_dmin, most);
     }
 }
 

@@ -42,10 +42,12 @@ static aq_status aq_ct_read_group(const aq_json_node *group, const char *path, a
     const aq_json_node *weights = aq_json_get(group, "weights");
     const aq_json_node *bits_node = aq_json_get(weights, "num_bits");
     const aq_json_node *symmetric = aq_json_get(weights, "symmetric");
+    const aq_json_node *size_node = aq_json_get(weights, "group_size");
+    const aq_json_node *dynamic = aq_json_get(weights, "dynamic");
     const char *type = aq_json_string(aq_json_get(weights, "type"));
     const char *strategy = aq_json_string(aq_json_get(weights, "strategy"));
     const char *format = aq_json_string(aq_json_get(group, "format"));
-    uint64_t bits = 0;
+    uint64_t bits = 0, size = AQ_CT_GROUP_SIZES;
     if (!weights || weights->type != AQ_JSON_OBJECT)
         return aq_ct_refuse(err, path, "a group without weights", NULL);
     if (!aq_ct_absent(aq_json_get(group, "input_activations")) ||
@@ -58,6 +60,12 @@ static aq_status aq_ct_read_group(const aq_json_node *group, const char *path, a
         return aq_ct_refuse(err, path, "the strategy", strategy);
     if (!aq_json_u64(bits_node, &bits) || (bits != 2 && bits != 4 && bits != 8))
         return aq_ct_refuse(err, path, "num_bits other than 2, 4 or 8", NULL);
+    if (!aq_ct_absent(size_node) &&
+        (!aq_json_u64(size_node, &size) || (size != 32 && size != 64 && size != 128 && size != 256)))
+        return aq_ct_refuse(err, path, "a group_size other than 32, 64, 128 or 256", NULL);
+    if (dynamic && dynamic->type == AQ_JSON_TRUE)
+        return aq_ct_refuse(err, path, "weights that are quantized when they are used", NULL);
+    out->group_sizes |= (uint32_t)size;
     out->bits[bits] = true;
     out->symmetric[!symmetric || symmetric->type != AQ_JSON_FALSE] = true;
     return AQ_OK;
@@ -129,6 +137,9 @@ AQ_LIB aq_status aq_ct_check_layer(const aq_ct_config *config, const aq_ct_layer
                               "columns; expected groups of 32, 64, 128 or 256", path, name,
                               (unsigned long long)groups, (unsigned long long)cols);
     spec->group_size = (uint32_t)(cols / groups);
+    if (!(config->group_sizes & spec->group_size))
+        return aq_ct_bad(err, path, name, "weight_scale does not fit the group_size of "
+                         "quantization_config");
     spec->code = layer->zero_point ? AQ_CODE_ZERO_POINT : AQ_CODE_SYMMETRIC;
     if (!config->symmetric[layer->zero_point ? 0 : 1])
         return aq_ct_bad(err, path, name, layer->zero_point

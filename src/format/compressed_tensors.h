@@ -17,6 +17,7 @@ extern "C" {
 #define AQ_CT_SHAPE "_shape"            /* I64 [2] */
 #define AQ_CT_ZERO_POINT "_zero_point"  /* I32 [ceil(rows·bits/32), groups], packed along rows */
 #define AQ_CT_G_INDEX "_g_idx"          /* an order of columns: not read */
+#define AQ_CT_GROUP_SIZES (32u | 64u | 128u | 256u)
 
 /* Zero points [rows, groups], a byte each, into 32-bit words along the rows. */
 AQ_LIB void aq_ct_pack_zeros(const unsigned char *zeros, uint64_t rows, uint64_t groups,
@@ -29,6 +30,7 @@ typedef struct aq_ct_config {
     bool present;
     bool bits[9];      /* [b]: some group has b bits */
     bool symmetric[2]; /* [s]: some group is affine (0), symmetric (1) */
+    uint32_t group_sizes; /* the sum of those that some group has */
 } aq_ct_config;
 
 /* Another format than pack-quantized, activations, other strategies and types: AQ_ERR_UNSUPPORTED. */

@@ -198,6 +198,18 @@ cases("compressed-tensors", {
     "zero points as bytes": {"a.weight_zero_point": np.zeros((3, 2), "u1")},
     "zero points for other rows": {"a.weight_zero_point": np.zeros((3, 2), "<i4")},
     "a layer twice": {"a.weight": np.ones((3, 64), "<f4")},
+    "groups of 0": group(group_size=0), "groups of 48": group(group_size=48),
+    "groups of -1": group(group_size=-1), "groups of 2^40": group(group_size=2**40),
+    "a group size as text": group(group_size="32"), "no bits": group(num_bits=None),
+    "-4 bits": group(num_bits=-4), "4.5 bits": group(num_bits=4.5),
+    "symmetric as text": group(symmetric="no"), "chosen on the fly": group(dynamic=True),
+    "groups of 64, stored 32": group(group_size=64),
+    "a group is a list": {"config_groups": {"g": [CT_GROUP]}},
+    "weights are a list": {"config_groups": {"g": {**CT_GROUP, "weights": [4]}}},
+    "two shapes for one layer": {"a.weight_shape": np.array([[3, 64]], "<i8")},
+    "codes in one row": {"a.weight_packed": np.zeros(24, "<i4")},
+    "codes of one word less": {"a.weight_packed": np.zeros((3, 7), "<i4")},
+    "codes without rows": {"a.weight_packed": np.zeros((0, 8), "<i4")},
 }, compressed, "inspect", "m")
 
 
@@ -216,6 +228,7 @@ def patched(at, new, image=None):
 ARROW_FOOTER = len(ARROW_FILE) - 10 - int.from_bytes(ARROW_FILE[-10:-6], "little")
 ARROW_BATCH = ARROW_FILE.index(b"\xff" * 4, 12)
 ARROW_BLOCK = ARROW_FILE.index(ARROW_BATCH.to_bytes(8, "little"), ARROW_FOOTER)
+ZEROS, MINUS, MOST = b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"
 cases("Arrow", {
     "nothing in it": b"", "the magic alone": b"ARROW1\0\0", "cut short": ARROW_FILE[:-20],
     "no magic at the end": patched(-1, b"2"), "a footer of 2^31 bytes": patched(-10, b"\0\0\0\x80"),
@@ -231,6 +244,33 @@ cases("Arrow", {
     "a message of 12 bytes": patched(4, b"\x0c\0\0\0", ARROW_STREAM),
     "another table": ARROW_FILE, "a GGUF file": b"GGUF\3\0\0\0" + b"\0" * 60,
     "parquet": b"PAR1" + b"\0" * 60 + b"PAR1",
+    **{name: patched(at, new, source) for name, at, new, source in (
+        ("a batch of metadata version 1", 156, ZEROS, ARROW_FILE),
+        ("a message without header", 160, ZEROS, ARROW_FILE),
+        ("a list of fields outside", 164, MOST, ARROW_FILE),
+        ("a body of 2^32 bytes", 176, MINUS, ARROW_FILE),
+        ("a node that is missing", 192, ZEROS, ARROW_FILE),
+        ("a list longer than its message", 204, b"\3\0\0\0", ARROW_FILE),
+        ("a column longer than its batch", 208, MOST, ARROW_FILE),
+        ("a batch of -2^32 rows", 212, MINUS, ARROW_FILE),
+        ("a buffer that is missing", 220, ZEROS, ARROW_FILE),
+        ("a buffer too many", 220, b"\3\0\0\0", ARROW_FILE),
+        ("a buffer outside", 224, MOST, ARROW_FILE),
+        ("a buffer that is not aligned", 224, b"\3\0\0\0", ARROW_FILE),
+        ("a buffer at -2^32", 228, MINUS, ARROW_FILE),
+        ("a buffer too small", 232, ZEROS, ARROW_FILE),
+        ("a buffer of -2^32 bytes", 236, MINUS, ARROW_FILE),
+        ("another number of nulls", 272, b"\3\0\0\0", ARROW_FILE),
+        ("-2^32 nulls", 276, MINUS, ARROW_FILE),
+        ("a footer without schema", 312, ZEROS, ARROW_FILE),
+        ("dictionaries", 368, b"\3\0\0\0", ARROW_FILE),
+        ("a field outside of its table", 376, MINUS, ARROW_FILE),
+        ("a type of the future", 416, MINUS, ARROW_FILE),
+        ("a name without an end", 436, ZEROS, ARROW_FILE),
+        ("a name that is not UTF-8", 440, ZEROS, ARROW_FILE),
+        ("a negative first offset", 288, MINUS, ARROW_STREAM),
+        ("offsets that go back", 292, MINUS, ARROW_STREAM),
+        ("a text that is not UTF-8", 304, MINUS, ARROW_STREAM))},
 }, lambda folder, one: (folder / "m.arrow").write_bytes(one), "inspect", "m.arrow")
 
 

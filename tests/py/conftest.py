@@ -96,8 +96,10 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def built_for(interpreter):
-    """(include folder, suffix, flags) of an extension: that of the stable ABI, or of another
-    interpreter's own."""
+    """(include folder, suffix, flags) of an extension: that of the stable ABI, which a free-threaded
+    Python lacks, or of another interpreter's own."""
+    if interpreter is None and sysconfig.get_config_var("Py_GIL_DISABLED"):
+        interpreter = sys.executable
     if interpreter is None:
         return sysconfig.get_path("include"), ".abi3.so", ["-DPy_LIMITED_API=0x030B0000"]
     told = call([interpreter, "-c", "import sysconfig as s; print(s.get_path('include'), "

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import build_package, call
+from conftest import REPO, build_package, call
 from test_python_memory import LEAKS, THREADS
 from test_python_packaging import clone  # noqa: F401  (a fixture)
 
@@ -30,7 +30,7 @@ def interpreter():
 @pytest.fixture(scope="module")
 def free(interpreter):
     """free(text, *arguments): runs a program there; its standard output."""
-    built = build_package("python-free-threaded", interpreter=interpreter)
+    built = build_package("python", interpreter=interpreter)
 
     def run(text, *arguments, **environment):
         clean = {key: value for key, value in os.environ.items()
@@ -38,6 +38,24 @@ def free(interpreter):
         return call([interpreter, "-W", "error", "-c", text, *arguments],
                     env={**clean, "PYTHONPATH": str(built), **environment})
     return run
+
+
+SUITE = ["test_python_api.py", "test_python_interop.py", "test_python_memory.py", "test_python_run.py",
+         "test_python_torch.py"]
+
+
+@pytest.mark.timeout(3600)
+def test_suite_of_the_module(interpreter, free, record_property):
+    """The module's own tests as they are, with what that interpreter has of the packages they need."""
+    needed = ("pytest", "pytest_timeout", "numpy", "hypothesis", "safetensors")
+    done = subprocess.run([interpreter, "-c", "import " + ", ".join(needed)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{done.stderr.strip().splitlines()[-1]} in {interpreter}")
+    done = subprocess.run([interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                           *(REPO / "tests/py" / name for name in SUITE)], capture_output=True, text=True,
+                          cwd=REPO, timeout=3500)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    record_property("figure", f"Python module, free-threaded: {done.stdout.strip().splitlines()[-1]}")
 
 
 def test_the_gil_stays_off(free):
@@ -109,7 +127,7 @@ def test_wheel_of_its_version(interpreter, clone, tmp_path):  # noqa: F811
     """setup.py makes no stable ABI of it."""
     setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed")
     name = call([interpreter, "-c", "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))",
-                 tmp_path], cwd=clone, env={**os.environ, "PYTHONPATH": str(
+                 tmp_path], cwd=clone, env={**os.environ, "AQ_CFLAGS": "-O0", "PYTHONPATH": str(
                      pathlib.Path(setuptools.__file__).parents[1])}).split()[-1]
     version = call([interpreter, "-c", "import sys; print('cp%d%dt' % sys.version_info[:2])"]).strip()
     assert f"-{version[:-1]}-{version}-" in name and (tmp_path / name).is_file()

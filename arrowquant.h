@@ -17833,12 +17833,12 @@ AQ_SIMD_EXACT static void aq_k_alone(aq_k_state *state) {
 
 /* ---- together */
 
-AQ_SIMD_EXACT static uint8_t aq_k_level(double value, uint32_t most) {
+/* Without a branch: half of the values lie beyond one end or the other. */
+AQ_SIMD_EXACT static uint8_t aq_k_level(double value, double most) {
     AQ_SIMD_EXACT_BODY
-    if (!(value > 0.0)) {
-        return 0;
-    }
-    return (uint8_t)(value >= (double)most ? most : (uint32_t)(value + 0.5));
+    value = value > 0.0 ? value : 0.0; /* NaN too */
+    value = value < most ? value : most;
+    return (uint8_t)(uint32_t)(value + 0.5);
 }
 
 static float aq_k_through_f16(double value) {
@@ -17851,6 +17851,7 @@ AQ_SIMD_EXACT static void aq_k_levels(const aq_k_state *state, bool solved, aq_k
     const aq_k_kind *kind = state->kind;
     double d = (double)fit->d, dmin = (double)fit->dmin;
     double per_d = d > 0.0 ? 1.0 / d : 0.0, per_dmin = dmin != 0.0 ? -1.0 / dmin : 0.0;
+    double most = (double)kind->most_scale;
     size_t i;
     for (i = 0; i < kind->subs; i++) {
         const aq_k_sub *sub = &state->sub[i];
@@ -17858,11 +17859,11 @@ AQ_SIMD_EXACT static void aq_k_levels(const aq_k_state *state, bool solved, aq_k
         if (solved) {
             (void)aq_k_solve(state, sub, &scale, &min);
         }
-        fit->scale[i] = aq_k_level(scale * per_d, kind->most_scale);
+        fit->scale[i] = aq_k_level(scale * per_d, most);
         if (solved) { /* the best min for the scale as it now is */
             min = (sub->sum - d * (double)fit->scale[i] * sub->code) * sub->inverse;
         }
-        fit->min[i] = aq_k_level(min * per_dmin, kind->most_scale);
+        fit->min[i] = aq_k_level(min * per_dmin, most);
     }
 }
 
@@ -18052,40 +18053,47 @@ AQ_LIB void aq_k_pack(aq_code code, const aq_k_fit *fit, const uint8_t *codes, u
 }
 
 /* Every product is exact, so that there is one rounding, whoever computes it. */
+AQ_SIMD_EXACT static void aq_k_values(float step, float low, uint32_t count, float *value) {
+    AQ_SIMD_EXACT_BODY
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        value[i] = step * (float)i - low;
+    }
+}
+
 AQ_SIMD_EXACT static void aq_k_decode_q4(const uint8_t *in, float *out) {
     AQ_SIMD_EXACT_BODY
-    float d = aq_k_get_f16(in), dmin = aq_k_get_f16(in + 2), value[16];
+    float d = aq_k_get_f16(in), dmin = aq_k_get_f16(in + 2), value[2][16];
     uint8_t scale[8], min[8];
     size_t sub, i;
     aq_k_unpack6(in + 4, scale, min);
     in += 16;
-    for (sub = 0; sub < 8; sub++, out += 32) {
-        float step = d * (float)scale[sub], low = dmin * (float)min[sub];
-        uint32_t shift = sub % 2 ? 4u : 0u;
-        for (i = 0; i < 16; i++) {
-            value[i] = step * (float)i - low;
-        }
+    for (sub = 0; sub < 8; sub += 2, in += 32, out += 64) {
+        aq_k_values(d * (float)scale[sub], dmin * (float)min[sub], 16, value[0]);
+        aq_k_values(d * (float)scale[sub + 1], dmin * (float)min[sub + 1], 16, value[1]);
         for (i = 0; i < 32; i++) {
-            out[i] = value[in[i] >> shift & 15];
+            out[i] = value[0][in[i] & 15];
+            out[i + 32] = value[1][in[i] >> 4];
         }
-        in += sub % 2 ? 32 : 0;
     }
 }
 
 AQ_SIMD_EXACT static void aq_k_decode_q2(const uint8_t *in, float *out) {
     AQ_SIMD_EXACT_BODY
-    float d = aq_k_get_f16(in + 80), dmin = aq_k_get_f16(in + 82), value[4];
-    const uint8_t *codes = in + 16;
-    size_t sub, i;
-    for (sub = 0; sub < 16; sub++, out += 16) {
-        float step = d * (float)(in[sub] & 15), low = dmin * (float)(in[sub] >> 4);
-        const uint8_t *from = codes + 32 * (sub / 8) + 16 * (sub % 2);
-        uint32_t shift = (uint32_t)(sub % 8 / 2 * 2);
-        for (i = 0; i < 4; i++) {
-            value[i] = step * (float)i - low;
-        }
+    float d = aq_k_get_f16(in + 80), dmin = aq_k_get_f16(in + 82), value[16][4];
+    size_t sub, strip, i;
+    for (sub = 0; sub < 16; sub++) {
+        aq_k_values(d * (float)(in[sub] & 15), dmin * (float)(in[sub] >> 4), 4, value[sub]);
+    }
+    in += 16;
+    for (strip = 0; strip < 4; strip++, in += 16) { /* sub-blocks first, first + 2, + 4 and + 6 */
+        size_t first = strip / 2 * 8 + strip % 2;
+        float *to = out + 16 * first;
         for (i = 0; i < 16; i++) {
-            out[i] = value[from[i] >> shift & 3];
+            to[i] = value[first][in[i] & 3];
+            to[i + 32] = value[first + 2][in[i] >> 2 & 3];
+            to[i + 64] = value[first + 4][in[i] >> 4 & 3];
+            to[i + 96] = value[first + 6][in[i] >> 6];
         }
     }
 }
@@ -18130,7 +18138,7 @@ AQ_LIB const aq_k_kind *aq_k_kind_of(aq_code code) {
     static const aq_k_kind kinds[2] = {
         { 8, 15, 63, 6, 1, 2, { 15.0f, 15.2f, 15.6f, 14.0f, 15.2f, 14.8f, 0, 0 },
           { 0.0f, -0.01f, 0.038f, 0.0f, 0.01f, 0.01f, 0, 0 } },
-        { 16, 3, 15, 4, 1, 2, { 3.0f, 3.7f, 3.4f, 3.4f, 0, 0, 0, 0 },
+        { 16, 3, 15, 4, 1, 1, { 3.0f, 3.7f, 3.4f, 3.4f, 0, 0, 0, 0 },
           { 0.0f, 0.05f, 0.118f, -0.05f, 0, 0, 0, 0 } },
     };
     return &kinds[code == AQ_CODE_Q4_K ? 0 : 1];
@@ -29651,6 +29659,7 @@ extern "C" {
 #define AQ_CT_SHAPE "_shape"            /* I64 [2] */
 #define AQ_CT_ZERO_POINT "_zero_point"  /* I32 [ceil(rows·bits/32), groups], packed along rows */
 #define AQ_CT_G_INDEX "_g_idx"          /* an order of columns: not read */
+#define AQ_CT_GROUP_SIZES (32u | 64u | 128u | 256u)
 
 /* Zero points [rows, groups], a byte each, into 32-bit words along the rows. */
 AQ_LIB void aq_ct_pack_zeros(const unsigned char *zeros, uint64_t rows, uint64_t groups,
@@ -29663,6 +29672,7 @@ typedef struct aq_ct_config {
     bool present;
     bool bits[9];      /* [b]: some group has b bits */
     bool symmetric[2]; /* [s]: some group is affine (0), symmetric (1) */
+    uint32_t group_sizes; /* the sum of those that some group has */
 } aq_ct_config;
 
 /* Another format than pack-quantized, activations, other strategies and types: AQ_ERR_UNSUPPORTED. */
@@ -29734,10 +29744,12 @@ static aq_status aq_ct_read_group(const aq_json_node *group, const char *path, a
     const aq_json_node *weights = aq_json_get(group, "weights");
     const aq_json_node *bits_node = aq_json_get(weights, "num_bits");
     const aq_json_node *symmetric = aq_json_get(weights, "symmetric");
+    const aq_json_node *size_node = aq_json_get(weights, "group_size");
+    const aq_json_node *dynamic = aq_json_get(weights, "dynamic");
     const char *type = aq_json_string(aq_json_get(weights, "type"));
     const char *strategy = aq_json_string(aq_json_get(weights, "strategy"));
     const char *format = aq_json_string(aq_json_get(group, "format"));
-    uint64_t bits = 0;
+    uint64_t bits = 0, size = AQ_CT_GROUP_SIZES;
     if (!weights || weights->type != AQ_JSON_OBJECT)
         return aq_ct_refuse(err, path, "a group without weights", NULL);
     if (!aq_ct_absent(aq_json_get(group, "input_activations")) ||
@@ -29750,6 +29762,12 @@ static aq_status aq_ct_read_group(const aq_json_node *group, const char *path, a
         return aq_ct_refuse(err, path, "the strategy", strategy);
     if (!aq_json_u64(bits_node, &bits) || (bits != 2 && bits != 4 && bits != 8))
         return aq_ct_refuse(err, path, "num_bits other than 2, 4 or 8", NULL);
+    if (!aq_ct_absent(size_node) &&
+        (!aq_json_u64(size_node, &size) || (size != 32 && size != 64 && size != 128 && size != 256)))
+        return aq_ct_refuse(err, path, "a group_size other than 32, 64, 128 or 256", NULL);
+    if (dynamic && dynamic->type == AQ_JSON_TRUE)
+        return aq_ct_refuse(err, path, "weights that are quantized when they are used", NULL);
+    out->group_sizes |= (uint32_t)size;
     out->bits[bits] = true;
     out->symmetric[!symmetric || symmetric->type != AQ_JSON_FALSE] = true;
     return AQ_OK;
@@ -29821,6 +29839,9 @@ AQ_LIB aq_status aq_ct_check_layer(const aq_ct_config *config, const aq_ct_layer
                               "columns; expected groups of 32, 64, 128 or 256", path, name,
                               (unsigned long long)groups, (unsigned long long)cols);
     spec->group_size = (uint32_t)(cols / groups);
+    if (!(config->group_sizes & spec->group_size))
+        return aq_ct_bad(err, path, name, "weight_scale does not fit the group_size of "
+                         "quantization_config");
     spec->code = layer->zero_point ? AQ_CODE_ZERO_POINT : AQ_CODE_SYMMETRIC;
     if (!config->symmetric[layer->zero_point ? 0 : 1])
         return aq_ct_bad(err, path, name, layer->zero_point
@@ -38586,6 +38607,7 @@ static aq_status aq_run_task(void *user, size_t index, uint32_t worker, aq_error
     uint64_t step = job->factor ? AQ_GPTQ_ROWS : job->block_rows;
     for (uint64_t r = 0; r < rows; r += step) {
         uint64_t count = rows - r < step ? rows - r : step;
+        if (aq_is_cancelled(run->context)) return aq_fail(err, AQ_ERR_CANCELLED, "cancelled");
         status = (job->factor ? aq_run_gptq : aq_run_rows)(job, buffer, first, first + r, count,
                                                            err);
         if (status != AQ_OK) return status;
@@ -43724,6 +43746,7 @@ ARROWQUANT_API aq_status aq_convert_model(aq_context *context, const char *input
 #  undef AQ_CT_SHAPE
 #  undef AQ_CT_ZERO_POINT
 #  undef AQ_CT_G_INDEX
+#  undef AQ_CT_GROUP_SIZES
 #  undef AQ_FB_FIELDS
 #  undef AQ_ARROW_DEPTH
 #  undef AQ_ARROW_MAGIC

@@ -22,7 +22,7 @@ def shared(name, *flags):
     with held("tools"):
         if stale(target, [source, REPO / "arrowquant.h"]):
             target.parent.mkdir(exist_ok=True)
-            call(["gcc", "-std=c99", "-O1", *WARNINGS, *flags, "-fPIC", "-shared", "-I", REPO, source,
+            call(["gcc", "-std=c99", "-O0", *WARNINGS, *flags, "-fPIC", "-shared", "-I", REPO, source,
                   "-o", target, *LIBS])
     return target
 

@@ -192,8 +192,11 @@ STARTS = {
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    sharded_folder(folder / "m", llm_tensors(1, 256))
+    folder, layer = tmp_path_factory.mktemp("pairs"), "model.layers.0."
+    sharded_folder(folder / "m", {name: gaussian(i, *shape, dtype="float16") for i, (name, shape) in enumerate({
+        "model.embed_tokens.weight": (16, 256), layer + "self_attn.q_proj.weight": (32, 256),
+        layer + "mlp.down_proj.weight": (32, 512), "model.norm.weight": (256,),
+        "lm_head.weight": (16, 256)}.items())})
     plain_folder(folder / "grid", grid_tensors())
     return folder
 

@@ -2,6 +2,8 @@
 import json
 import subprocess
 
+import dit
+import ggml
 import gguf_bytes as by_hand
 import numpy as np
 import pytest
@@ -26,6 +28,20 @@ def tensors(path):
             data = gguf.quants.dequantize(data, tensor.tensor_type)
         out[tensor.name] = (tensor.tensor_type.name, data.reshape(shape))
     return out
+
+
+def check_with_ggml(path, ours):
+    """ggml's own decoders on the bytes of the file, where a wheel that bundles them is installed."""
+    if ggml.folder() is None:
+        return
+    library = ggml.Ggml()
+    for tensor in gguf.GGUFReader(path).tensors:
+        kind, values = ours[tensor.name]
+        if kind in ggml.TYPES and kind != "F32":  # those it takes as they are
+            data = np.frombuffer(np.ascontiguousarray(tensor.data).tobytes(), np.uint8)
+            theirs = library.dequantize(kind, data, values.size).reshape(values.shape)
+            assert np.array_equal(theirs.view(np.uint32), values.astype(np.float32).view(np.uint32)), \
+                tensor.name
 
 
 def plain(path):
@@ -58,6 +74,7 @@ def test_digits_and_back(aq, digits, tmp_path, name):
     file, back = tmp_path / "digits.gguf", tmp_path / "back.safetensors"
     told = run(aq, "quantize", digits, file, "--format", "gguf", "--gguf-type", name)
     ours = tensors(file)
+    check_with_ggml(file, ours)
     original = digits_weights(digits)
     assert set(ours) == set(original)
     types = {kind for kind, _ in ours.values()}
@@ -89,6 +106,26 @@ def test_digits_and_back(aq, digits, tmp_path, name):
         decoded = plain(back)
         for key, (_, values) in ours.items():
             assert np.array_equal(decoded[key].view(np.uint32), values.view(np.uint32)), key
+
+
+def test_calibration_weighs_the_error(aq, digits, tmp_path):
+    """A run with statistics errs less where inputs are large, in superblocks and in small ones."""
+    statistics, original = dit.load(dit.REFERENCE / "activations.safetensors"), digits_weights(digits)
+    errors = {"Q2_K": [], "Q4_0": []}
+    for words in ((), ("--calibration", dit.REFERENCE / "activations.safetensors", "--set",
+                       "enable_spatial=false")):
+        run(aq, "quantize", digits, tmp_path / "q.gguf", "--format", "gguf", "--gguf-type", "Q2_K",
+            "--overwrite", "--quiet", *words)
+        found = {"Q2_K": [], "Q4_0": []}
+        for name, (kind, values) in tensors(tmp_path / "q.gguf").items():
+            if kind in found:
+                weight = statistics[name.removesuffix(".weight") + ".act_sqmean"].astype("f8").mean(0)
+                found[kind].append(((original[name] - values.astype("f8")) ** 2 * weight).sum())
+        for kind, sums in found.items():
+            errors[kind].append(np.array(sums))
+    for kind, (plain, weighted) in errors.items():
+        assert len(plain) >= 4 and (weighted <= plain).all(), kind
+        assert (weighted / plain).mean() < 0.97, kind
 
 
 def test_defaults_by_bits(aq, digits, tmp_path):

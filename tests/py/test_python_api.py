@@ -2,6 +2,7 @@
 C tool and with the documents that programs of ArrowQuant V2 were written after."""
 import copy
 import inspect as python_inspect
+import io
 import math
 import pickle
 import re
@@ -611,12 +612,58 @@ def test_tqdm_helper(module):
     with module.TqdmProgress(bar) as callback:
         module.ArrowQuantV2().quantize_batch_with_progress({"a": gaussian(1, 64, 64)}, 4, callback)
     assert bar.moved == pytest.approx(100) and bar.closed and bar.text
+    pytest.importorskip("tqdm", reason="tqdm is not installed")
+    shown = io.StringIO()
+    with module.TqdmProgress(desc="layers", file=shown) as callback:
+        module.ArrowQuantV2().quantize_batch_with_progress({"a": gaussian(1, 64, 64)}, 4, callback)
+    assert callback.bar.n == pytest.approx(100) and "layers: 100%" in shown.getvalue()
 
 
 # ---------------------------------------------------------------- the documents' programs
 
+# Each program of documents 000 and 001, one after the other as they stand there, but for `[...]`, for
+# which their readers put weights. Both model paths lead to the bundled model.
 SEEDS = {
     "000": '''
+from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
+ArrowQuantV2(mode="diffusion")
+
+quantizer = ArrowQuantV2()
+result = quantizer.quantize_diffusion_model(
+    model_path="dream-7b/",
+    output_path="dream-7b-int2/",
+    config=DiffusionQuantConfig(bit_width=2)
+)
+print(sorted(result), result["bit_width"])
+
+result = quantizer.validate_quality(
+    original_path="dream-7b/",
+    quantized_path="dream-7b-int2/"
+)
+print(sorted(result), result["passed"])
+
+quantized = quantizer.quantize(
+    weights={"layer1": WEIGHTS},
+    bit_width=4
+)
+print(quantized["layer1"].shape, quantized["layer1"].bit_width)
+
+config = DiffusionQuantConfig(
+    bit_width=4,
+    modality="text",
+    num_time_groups=10,
+    group_size=128,
+    enable_time_aware=True,
+    enable_spatial=True,
+    min_accuracy=0.85,
+    calibration_samples=128,
+    deployment_profile="local"
+)
+print(config.modality, config.calibration_samples)
+
+config = DiffusionQuantConfig.from_profile("edge")
+print(config.group_size)
+
 from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
 
 # Create quantizer
@@ -635,27 +682,6 @@ result = quantizer.quantize_diffusion_model(
 print(f"Compression ratio: {result['compression_ratio']:.2f}x")
 print(f"Cosine similarity: {result['cosine_similarity']:.3f}")
 print(f"Model size: {result['model_size_mb']:.1f} MB")
-
-config = DiffusionQuantConfig(
-    bit_width=4,
-    modality="text",
-    num_time_groups=10,
-    group_size=128,
-    enable_time_aware=True,
-    enable_spatial=True,
-    min_accuracy=0.85,
-    calibration_samples=128,
-    deployment_profile="local"
-)
-result = quantizer.validate_quality(
-    original_path="models/dream-7b/",
-    quantized_path="models/dream-7b-int2/"
-)
-quantized = quantizer.quantize(
-    weights={"layer1": [0.5, -0.25, 0.125, 1.0]},
-    bit_width=4
-)
-print(sorted(result), quantized["layer1"].shape, config.modality)
 ''',
     "001": '''
 from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
@@ -674,8 +700,8 @@ def progress_callback(progress, message):
     print(f"Progress: {progress:.1%} - {message}")
 
 result = quantizer.quantize_diffusion_model(
-    model_path="models/dream-7b/",
-    output_path="models/dream-7b-int2/",
+    model_path="dream-7b/",
+    output_path="dream-7b-int2/",
     config=config,
     progress_callback=progress_callback
 )
@@ -687,20 +713,29 @@ print(f"Model size: {result['model_size_mb']:.1f} MB")
 }
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_the_documents_programs(python, digits, tmp_path, name):
+@pytest.mark.parametrize("name, weights", [
+    ("000", "[0.5, -0.25, 0.125, 1.0] * 64"), ("000", "np.linspace(-1, 1, 256, dtype='f4')"), ("001", "None")])
+def test_the_documents_programs(python, digits, tmp_path, name, weights):
     (tmp_path / "models").mkdir()
-    (tmp_path / "models/dream-7b").symlink_to(digits)
+    for path in ("models/dream-7b", "dream-7b"):
+        (tmp_path / path).symlink_to(digits)
     (tmp_path / "config.yaml").write_text("deployment_profile: edge\n")
-    out = python(SEEDS[name], cwd=tmp_path)
+    out = python(f"import numpy as np\nWEIGHTS = {weights}\n" + SEEDS[name], cwd=tmp_path)
     ratio = float(re.search(r"Compression ratio: ([\d.]+)x", out).group(1))
     assert 3.2 < ratio < 3.5
     assert "Cosine similarity: 0.953" in out and "Model size: 0.9 MB" in out
     if name == "000":
-        assert "per_layer_accuracy" in out and "(4,) text" in out
+        first, second, third, fourth, fifth = out.splitlines()[:5]
+        assert all(repr(key) in first for key in RESULT) and first.endswith(" 2")
+        assert all(repr(key) in second for key in (
+            "cosine_similarity", "compression_ratio", "model_size_mb", "per_layer_accuracy", "passed"))
+        assert second.endswith(" True")
+        assert (third, fourth, fifth) == ("(256,) 4", "text 128", "256")
+        assert (tmp_path / "models/dream-7b-int2/transformer").is_dir()
     else:
-        assert "Progress: 100.0% - " in out
-    assert (tmp_path / "models/dream-7b-int2/transformer").is_dir()
+        told = [float(text) for text in re.findall(r"Progress: ([\d.]+)% - .", out)]
+        assert len(told) > 2 and told == sorted(told) and told[-1] == 100.0
+    assert (tmp_path / "dream-7b-int2/transformer").is_dir()
 
 
 def test_stdout_is_silent(module, digits, tmp_path, capfd):

@@ -178,6 +178,8 @@ def test_pyarrow_arrays(module):
     assert codes(module, flat)[2] == (512,) and codes(module, fixed) == codes(module, x)
     assert codes(module, fixed[2:6]) == codes(module, x[2:6])
     assert codes(module, pa.chunked_array([flat[:100], flat[100:]])) == codes(module, x.ravel())
+    assert codes(module, pa.chunked_array([flat[i:i + 1] for i in range(512)])) == codes(module, x.ravel())
+    assert codes(module, pa.chunked_array([fixed[i:i + 1] for i in range(8)])) == codes(module, x)
     assert codes(module, pa.array(x.ravel().astype("f2"))) == codes(module, x.ravel().astype("f2"))
     for bad in (pa.array([1, 2]), pa.array([1.0, None]), pa.array(["x"]), pa.array([[1.0], [2.0, 3.0]])):
         with pytest.raises((TypeError, ValueError)):

@@ -15,11 +15,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(hidden_size=128, intermediate_size=384, num_hidden_layers=1, vocab_size=64,
                      num_attention_heads=4, dtype="bfloat16")
+torch.manual_seed(1)
 LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained("model")
 """
 USED = """
 ids = __import__("torch").arange(8)[None]
-assert model.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 12)
+assert model.generate(ids, min_new_tokens=4, max_new_tokens=4, do_sample=False).shape == (1, 12)
 """
 
 

@@ -12,6 +12,7 @@
 # make coverage     branch coverage of src/ by the C tests and runs of the tool
 # make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
 # make bench-python    calls of the Python module beside C, NumPy, optimum-quanto and torchao (docs/PYTHON.md)
+# make bench-trellis   trellis codes beside ggml's types of 2 to 4 bits (docs/QUALITY.md); AQ_GGML=FOLDER for these
 # make bench-scale   7 billion parameters: time and peak memory (14 GB of disk and more, minutes)
 
 CFLAGS ?= -O2
@@ -20,7 +21,7 @@ PYTHON ?= python3
 
 benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/bench_*.c))
 
-.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-kernels bench-python bench-scale aq headers check clean install
+.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-kernels bench-python bench-trellis bench-scale aq headers check clean install
 
 all: aq
 
@@ -46,6 +47,7 @@ bench: $(benches) aq build/venv
 	@for program in $(benches); do echo "== $$program"; $$program || exit 1; done
 	@echo "== bench/activations.py"; build/venv/bin/python bench/activations.py
 	@echo "== bench/quality.py"; build/venv/bin/python bench/quality.py
+	@echo "== bench/trellis.py"; build/venv/bin/python bench/trellis.py
 	@echo "== bench/gptq.py"; build/venv/bin/python bench/gptq.py
 	@echo "== bench/python_calls.py"; $(MAKE) -s bench-python
 
@@ -83,6 +85,9 @@ bench-python: build/venv
 	-build/venv/bin/pip install --quiet --no-deps --upgrade --target build/bench/peers \
 	    -r bench/requirements-python.txt
 	PYTHONPATH=build/bench/module:build/bench/peers build/venv/bin/python bench/python_calls.py
+
+bench-trellis: build/venv
+	build/venv/bin/python bench/trellis.py
 
 bench-scale: aq build/venv
 	build/venv/bin/python bench/scale.py

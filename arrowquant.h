@@ -8325,7 +8325,8 @@ AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows, size_
 /* ---- begin src/simd/trellis_tables.c ---- */
 
 /* What the states of the trellis codes stand for. Found by turns: Gaussian weights are coded, then the
- * tables are solved for least squares (a value is linear in them), rounded and tried one by one. */
+ * tables are solved for least squares (a value is linear in them), rounded and tried one by one; see
+ * bench/trellis_tables.c, which trains such tables and measures these. */
 
 static const aq_trellis_code aq_trellis_codes[] = {
     {2, 8, 15, 16.0f,
@@ -14349,8 +14350,8 @@ AQ_LIB uint64_t aq_process_id(void) { return GetCurrentProcessId(); }
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
     X(method, METHOD, method, "method", 0, 4, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
       AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by code and statistics")        \
-    X(trellis_states, STATES, trellis_states, "trellis_states", 256, 4096, 1024, 1024, 1024, "",   \
-      AQ_ERR_CONFIGURATION, "states of method: trellis; more are slower and more accurate")        \
+    X(trellis_states, STATES, trellis_states, "trellis_states", 256, 4096, 256, 1024, 1024, "",    \
+      AQ_ERR_CONFIGURATION, "states of a trellis; more are slower and more accurate")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \
@@ -34882,6 +34883,7 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_note_time_groups(aq_plan *plan, aq_error *err)
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_WRITE_RANKS 5u
+#define AQ_TRELLIS_LEAST_ROWS 12u /* below, rings are so short that steps err less: 9.4 dB at 2 bits */
 #define AQ_ROTATION_SEED 1u /* one is as good as another */
 
 AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
@@ -34893,14 +34895,24 @@ AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
     return spec;
 }
 
+/* Without statistics 2 bits are best coded so, at many times the cost: what the edge profile is for. */
+static bool aq_takes_trellis(const aq_config *config, const aq_plan_tensor *tensor, uint32_t bits) {
+    return config->method == AQ_METHOD_AUTO && config->deployment_profile == AQ_PROFILE_EDGE &&
+           bits == 2 && !tensor->statistics;
+}
+
 static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                 aq_quant_spec *spec, const char **detail, aq_error *err) {
-    (void)tensor;
-    (void)detail;
+    bool trellis = bits < 8 && (plan->config.method == AQ_METHOD_TRELLIS ||
+                                aq_takes_trellis(&plan->config, tensor, bits));
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
-    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8)
+    if (trellis && tensor->rows < AQ_TRELLIS_LEAST_ROWS) {
+        spec->bits = bits == 3 ? 4 : bits; /* which no other code has */
+        *detail = "too few rows for a trellis";
+    } else if (trellis) {
         *spec = aq_native_trellis(&plan->config, bits);
+    }
     if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
         spec->code = AQ_CODE_RESIDUAL;
         if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
@@ -35203,6 +35215,7 @@ AQ_LIB const aq_container *aq_container_native(void) {
 }
 
 #undef AQ_WRITE_RANKS
+#undef AQ_TRELLIS_LEAST_ROWS
 #undef AQ_ROTATION_SEED
 #endif /* ARROWQUANT_NO_STDIO */
 
@@ -35213,7 +35226,9 @@ AQ_LIB const aq_container *aq_container_native(void) {
 /* Which method chooses the codes of a layer. Asked for by name, a method is used wherever it can be;
  * `auto` takes what measures best for the statistics that there are:
  *
- * - GPTQ where the second moments of the input are known, at any bits.
+ * - GPTQ where the second moments of the input are known, at any bits; at 2 bits in the native format a
+ *   trellis instead, where it errs less (model/run_trials.c).
+ * - A trellis where nothing is known, at 2 bits in the native format by the edge profile.
  * - Least squares otherwise, each column weighted by its mean square where that is known. At 2 bits it
  *   beats the two residual steps of R2Q at every group size, so R2Q is only used when asked for. */
 
@@ -35253,6 +35268,11 @@ static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
 
 static void aq_method_auto(const aq_plan *plan, aq_plan_tensor *tensor) {
     const char *obstacle = aq_gptq_obstacle(plan, tensor);
+    if (tensor->spec.code == AQ_CODE_TRELLIS) {
+        tensor->method = AQ_METHOD_TRELLIS;
+        tensor->method_detail = "no statistics, edge profile";
+        return;
+    }
     if (obstacle) {
         aq_method_ptq(tensor, NULL);
         return;

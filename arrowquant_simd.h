@@ -7121,7 +7121,8 @@ AQ_SIMD_LIB void aq_neon_trellis_spread(const int8_t *values, size_t rows, size_
 /* ---- begin src/simd/trellis_tables.c ---- */
 
 /* What the states of the trellis codes stand for. Found by turns: Gaussian weights are coded, then the
- * tables are solved for least squares (a value is linear in them), rounded and tried one by one. */
+ * tables are solved for least squares (a value is linear in them), rounded and tried one by one; see
+ * bench/trellis_tables.c, which trains such tables and measures these. */
 
 static const aq_trellis_code aq_trellis_codes[] = {
     {2, 8, 15, 16.0f,

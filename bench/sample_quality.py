@@ -76,8 +76,13 @@ def rows():
                    [*LINEAR, *bits, *EQUALIZED, *GROUPS.get(kind, [])], activation)
     yield ("W2 g64, first and last layers kept GPTQ A16",
            ["--bits", "2", "--group-size", "64", "--min-accuracy", "0", *METHODS["GPTQ"]], ["float"])
-    for bits in ("2", "4"):
+    for bits in ("2", "3", "4"):
         yield (f"W{bits} g256 trellis A16", [*LINEAR, "--bits", bits, *TRELLIS], ["float"])
+    for states, more in (("256", ["--fast"]), ("1024", [])):
+        yield (f"W2 g256 trellis {states} data-free A16",
+               [*LINEAR, *WIDTHS[2][1], "--method", "trellis", "--trellis-states", states, *more], ["float"])
+    yield ("W2 g256 auto: trellis A16",
+           [*LINEAR, *WIDTHS[2][1], *PLAIN, "--calibration", STATISTICS, "--calibration", MOMENTS], ["float"])
     yield "budget of 2.5 bits, trellis A16", [*LINEAR, "--target-bits", "2.5", *TRELLIS], ["float"]
     yield "F32", None, ["float"]
 

@@ -85,7 +85,7 @@ static const flag FLAGS[] = {
     { "--method", "NAME", CONFIGURED, FLAG_FIELD, "method", NULL,
       "auto (the default), ptq, r2q, gptq or trellis: how codes are chosen" },
     { "--trellis-states", "N", CONFIGURED, FLAG_FIELD, "trellis_states", NULL,
-      "states of --method trellis: 256, 1024 (the default) or 4096" },
+      "states of a trellis: 256, 1024 (the default; edge: 256) or 4096" },
     { "--target-bits", "N", CONFIGURED, FLAG_FIELD, "target_bits", NULL,
       "choose bits by layer: so many stored bits a weight on average" },
     { "--target-size-mb", "N", CONFIGURED, FLAG_FIELD, "target_model_size_mb", NULL,

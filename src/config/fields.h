@@ -37,8 +37,8 @@
       AQ_ERR_CONFIGURATION, "bits of a scale or zero point; 8 shrinks small groups")               \
     X(method, METHOD, method, "method", 0, 4, AQ_METHOD_AUTO, AQ_METHOD_AUTO, AQ_METHOD_AUTO, "",   \
       AQ_ERR_CONFIGURATION, "how codes are chosen; auto: by code and statistics")        \
-    X(trellis_states, STATES, trellis_states, "trellis_states", 256, 4096, 1024, 1024, 1024, "",   \
-      AQ_ERR_CONFIGURATION, "states of method: trellis; more are slower and more accurate")        \
+    X(trellis_states, STATES, trellis_states, "trellis_states", 256, 4096, 256, 1024, 1024, "",    \
+      AQ_ERR_CONFIGURATION, "states of a trellis; more are slower and more accurate")        \
     X(min_accuracy, FLOAT, min_accuracy, "min_accuracy", 0, 1, 0.65, 0.85, 0.95,                   \
       "ARROW_QUANT_MIN_ACCURACY", AQ_ERR_ACCURACY,                                                 \
       "least cosine similarity of each layer; one below it gets more bits")                        \

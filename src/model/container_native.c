@@ -7,6 +7,7 @@
 #ifndef ARROWQUANT_NO_STDIO
 
 #define AQ_WRITE_RANKS 5u
+#define AQ_TRELLIS_LEAST_ROWS 12u /* below, rings are so short that steps err less: 9.4 dB at 2 bits */
 #define AQ_ROTATION_SEED 1u /* one is as good as another */
 
 AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
@@ -18,14 +19,24 @@ AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
     return spec;
 }
 
+/* Without statistics 2 bits are best coded so, at many times the cost: what the edge profile is for. */
+static bool aq_takes_trellis(const aq_config *config, const aq_plan_tensor *tensor, uint32_t bits) {
+    return config->method == AQ_METHOD_AUTO && config->deployment_profile == AQ_PROFILE_EDGE &&
+           bits == 2 && !tensor->statistics;
+}
+
 static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uint32_t bits,
                                 aq_quant_spec *spec, const char **detail, aq_error *err) {
-    (void)tensor;
-    (void)detail;
+    bool trellis = bits < 8 && (plan->config.method == AQ_METHOD_TRELLIS ||
+                                aq_takes_trellis(&plan->config, tensor, bits));
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
-    if (plan->config.method == AQ_METHOD_TRELLIS && bits < 8)
+    if (trellis && tensor->rows < AQ_TRELLIS_LEAST_ROWS) {
+        spec->bits = bits == 3 ? 4 : bits; /* which no other code has */
+        *detail = "too few rows for a trellis";
+    } else if (trellis) {
         *spec = aq_native_trellis(&plan->config, bits);
+    }
     if (plan->config.method == AQ_METHOD_R2Q && bits == 2) {
         spec->code = AQ_CODE_RESIDUAL;
         if (spec->params == AQ_PARAM_Q8) spec->params = AQ_PARAM_F16;
@@ -329,5 +340,6 @@ AQ_LIB const aq_container *aq_container_native(void) {
 }
 
 #undef AQ_WRITE_RANKS
+#undef AQ_TRELLIS_LEAST_ROWS
 #undef AQ_ROTATION_SEED
 #endif /* ARROWQUANT_NO_STDIO */

@@ -1,7 +1,9 @@
 /* Which method chooses the codes of a layer. Asked for by name, a method is used wherever it can be;
  * `auto` takes what measures best for the statistics that there are:
  *
- * - GPTQ where the second moments of the input are known, at any bits.
+ * - GPTQ where the second moments of the input are known, at any bits; at 2 bits in the native format a
+ *   trellis instead, where it errs less (model/run_trials.c).
+ * - A trellis where nothing is known, at 2 bits in the native format by the edge profile.
  * - Least squares otherwise, each column weighted by its mean square where that is known. At 2 bits it
  *   beats the two residual steps of R2Q at every group size, so R2Q is only used when asked for. */
 #include "method.h"
@@ -45,6 +47,11 @@ static void aq_method_ptq(aq_plan_tensor *tensor, const char *why) {
 
 static void aq_method_auto(const aq_plan *plan, aq_plan_tensor *tensor) {
     const char *obstacle = aq_gptq_obstacle(plan, tensor);
+    if (tensor->spec.code == AQ_CODE_TRELLIS) {
+        tensor->method = AQ_METHOD_TRELLIS;
+        tensor->method_detail = "no statistics, edge profile";
+        return;
+    }
     if (obstacle) {
         aq_method_ptq(tensor, NULL);
         return;

@@ -1,5 +1,6 @@
 /* What the states of the trellis codes stand for. Found by turns: Gaussian weights are coded, then the
- * tables are solved for least squares (a value is linear in them), rounded and tried one by one. */
+ * tables are solved for least squares (a value is linear in them), rounded and tried one by one; see
+ * bench/trellis_tables.c, which trains such tables and measures these. */
 #include "trellis.h"
 
 static const aq_trellis_code aq_trellis_codes[] = {

@@ -14,8 +14,9 @@ ARM = ["arm-none-eabi-gcc", "-std=c99", "-Os", "-mcpu=cortex-m4", "-mthumb", "-m
        FOLDER / "mps2.ld", "-nostartfiles", "--specs=rdimon.specs", FOLDER / "start.c"]
 
 
-@pytest.fixture(scope="module", params=[("4", []), ("2", ["--parameter-bits", "8"])],
-                ids=["int4", "int2"])
+@pytest.fixture(scope="module", params=[("4", []), ("2", ["--parameter-bits", "8"]),
+                                        ("2", ["--method", "trellis", "--trellis-states", "256", "--fast"])],
+                ids=["int4", "int2", "trellis"])
 def exported(request, aq, tmp_path_factory):
     """The firmware with a model.h beside it that export-c wrote."""
     bits, flags = request.param

@@ -105,6 +105,8 @@ def test_odd_shapes(aq, tmp_path):
     assert set(read) == set(shapes)
     for name, value in read.items():
         assert np.abs(plain[name] - value).max() < 1e-5, name
+    stored = json.loads(aq_reader.read_container(tmp_path / "q.safetensors")[1]["arrowquant"])["tensors"]
+    assert {name for name, entry in stored.items() if entry["code"] == "affine"} == {"a.weight"} # few rows
 
 
 def test_a_weight_that_is_no_number(aq, tmp_path):

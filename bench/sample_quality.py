@@ -10,11 +10,18 @@ their PSNR to those that F32 draws from the same noises, with the deviation of i
 "images/s" is by processor time: what one core draws. WORD: only rows that contain one. Prints a
 Markdown table, also into --table. --programs: a folder that has aq and sample_dit already. --sheet
 writes the samples of F32, INT8, INT4 and INT2 beside each other.
+
+    build/venv/bin/python bench/sample_quality.py --roundings N [--programs DIR]
+
+How much of a PSNR at 8 bits is luck: N times all linear layers are rounded in NumPy on grids of 8 bits, g 64,
+that are a little wider than the range of each group and lie at random, as they are and with the least-squares scale
+and minimum of their codes; all these roundings have the same error but for that solution.
 """
 import argparse
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +33,7 @@ sys.path.insert(0, str(TOP / "tests/py"))
 import numpy as np  # noqa: E402
 
 import dit  # noqa: E402
+from tool_models import write_safetensors  # noqa: E402
 
 STATISTICS = dit.REFERENCE / "activations.safetensors"
 MOMENTS = dit.REFERENCE / "hessians.safetensors"
@@ -158,12 +166,51 @@ def write_sheet(path, samples):
                      chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + chunk(b"IEND", b""))
 
 
+def rounded(weight, random, solve):
+    """A weight on grids of 8 bits, g 64, up to 1 % wider than each group, parameters in F16."""
+    w = weight.reshape(len(weight), -1, 64).astype(np.float64)
+    low, wide = w.min(2, keepdims=True), np.ptp(w, 2, keepdims=True)
+    more = 0.01 * random.random(low.shape)
+    scale, low = wide * (1 + more) / 255, low - wide * more * random.random(low.shape)
+    codes = np.clip(np.rint((w - low) / scale), 0, 255)
+    middle, mean = np.full_like(low, 127.5), low + 127.5 * scale
+    if solve:
+        middle, mean = codes.mean(2, keepdims=True), w.mean(2, keepdims=True)
+        scale = (((codes - middle) * (w - mean)).sum(2, keepdims=True) /
+                 ((codes - middle) ** 2).sum(2, keepdims=True))
+    scale = scale.astype(np.float16).astype(np.float64)
+    low = (mean - scale * middle).astype(np.float16).astype(np.float64)
+    return (np.clip(np.rint((w - low) / scale), 0, 255) * scale + low).reshape(weight.shape)
+
+
+def show_roundings(programs, top, count, reference):
+    file = "transformer/diffusion_pytorch_model.safetensors"
+    original = {name: value.astype(np.float32) for name, value in dit.load(dit.DIGITS / file).items()}
+    linear = [name for name in original if name.endswith(".weight") and original[name].ndim == 2 and
+              "embedding_table" not in name]
+    shutil.copytree(dit.DIGITS, top / "rounded")
+    print("| rounding | grids | SQNR dB | PSNR dB | median |\n|---|---|---|---|---|", flush=True)
+    for number in range(count):
+        for solve in (False, True):
+            random, tensors = np.random.default_rng(number), dict(original)
+            for name in linear:
+                tensors[name] = rounded(original[name], random, solve).astype(np.float32)
+            write_safetensors(top / "rounded" / file, tensors)
+            x, _ = draw(programs, top, top / "rounded", ["float"], "--noise", VECTORS, "ddim.noise")
+            error = sum(np.square(tensors[name] - original[name], dtype=np.float64).sum() for name in linear)
+            energy = sum(np.square(original[name], dtype=np.float64).sum() for name in linear)
+            each = 10 * np.log10(4 / np.square(x - reference).mean(1))
+            print(f"| {number} | {'least squares' if solve else 'range'} | {10 * np.log10(energy / error):.2f} | "
+                  f"{decibels(x, reference):.1f} | {np.median(each):.1f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--programs", type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--sheet", type=pathlib.Path)
+    parser.add_argument("--roundings", type=int, default=0)
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     vectors, judge, table, drawn = dit.load(VECTORS), Judge(), [], {}
@@ -173,6 +220,8 @@ def main():
         programs = options.programs or top
         if options.programs is None:
             build(top)
+        if options.roundings:
+            return show_roundings(programs, top, options.roundings, reference)
         again = ("--images", options.images, "--seed", 5)
         plain = draw(programs, top, dit.DIGITS, ["float"], *again) if options.images else None
         made = {}

@@ -255,7 +255,8 @@ def test_polars(module):
 
 def test_safetensors(module, tmp_path):
     """Both ways with the reference package: its arrays in, our dequantized models out."""
-    from safetensors.numpy import load_file, save_file
+    reference = need_package("safetensors.numpy")
+    load_file, save_file = reference.load_file, reference.save_file
     weights = {f"layers.{i}.w.weight": gaussian(i, 64, 96) for i in range(3)}
     save_file(weights, tmp_path / "m.safetensors")
     loaded = load_file(tmp_path / "m.safetensors")

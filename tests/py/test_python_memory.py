@@ -49,7 +49,7 @@ def one(i):
     arrowquant.LayerTable(["n"], [made], {}).__arrow_c_array__()
     made.__reduce__()[0](*made.__reduce__()[1])
     config.copy(bit_width=2) == config
-    for call in (lambda: quantizer.quantize(bad), lambda: setattr(config, "bit_width", 3),
+    for call in (lambda: quantizer.quantize(bad), lambda: setattr(config, "bit_width", 5),
                  lambda: arrowquant.load_model("/nowhere"), lambda: values[99], lambda: made.dequantize("f99"),
                  lambda: made.codes.__dlpack__(), lambda: quantizer.quantize({"a": [[1.0], [2.0, 3.0]]})):
         try:

@@ -401,7 +401,7 @@ import arrowquant, threading
 t = arrowquant.ArrowQuantV2().quantize({"a": [[1.0, -2.0, 0.5, 4.0] * 16] * 400}, 8)["a"]
 assert t.shape == (400, 64), t.shape
 try:
-    arrowquant.DiffusionQuantConfig(bit_width=3)
+    arrowquant.DiffusionQuantConfig(bit_width=5)
 except arrowquant.ConfigurationError as problem:
     assert problem.status == "bit_width"
 else:

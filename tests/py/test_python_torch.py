@@ -5,11 +5,11 @@ import threading
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import dit
 
 torch = pytest.importorskip("torch", reason="torch is not installed (requirements-heavy.txt)")
+from safetensors.numpy import load_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 import torch_dit  # noqa: E402

@@ -33,6 +33,7 @@ static aq_quant_spec bench_spec(const bench_tensor *tensor) {
 extern const char *bench_best(void);
 extern int bench_quantize(const char *isa, bench_tensor *tensor, int measure);
 extern int bench_dequantize(const char *isa, const bench_tensor *tensor, int dtype);
+extern int bench_dequantize_often(const char *isa, const bench_tensor *tensor, int times);
 extern double bench_cosine(const char *isa, const float *a, const float *b, uint64_t rows,
                            uint64_t cols);
 extern uint64_t bench_read(const uint64_t *words, size_t count);
@@ -65,6 +66,15 @@ extern int bench_dequantize(const char *isa, const bench_tensor *tensor, int dty
     return (int)aq_dequantize(&context, &spec, tensor->codes, tensor->params, NULL, tensor->rows,
                               tensor->cols, dtype == 32 ? AQ_DTYPE_F32 : AQ_DTYPE_BF16, tensor->out,
                               NULL);
+}
+
+/* A small tensor, over and over, to F32: all of it stays in the cache. */
+extern int bench_dequantize_often(const char *isa, const bench_tensor *tensor, int times) {
+    int status = 0;
+    while (times-- > 0 && status == 0) {
+        status = bench_dequantize(isa, tensor, 32);
+    }
+    return status;
 }
 
 extern double bench_cosine(const char *isa, const float *a, const float *b, uint64_t rows,

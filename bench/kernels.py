@@ -102,11 +102,13 @@ def sqnr(lib, isa, tensor):
 
 # ---------------------------------------------------------------- timing
 
-def race(jobs, repeats, clock=time.thread_time):
-    """{name: seconds of each round}; the jobs take turns, the first round is thrown away."""
+def race(jobs, repeats, clock=time.thread_time, before=lambda: None):
+    """{name: seconds of each round}; the jobs take turns, the first round is thrown away. `before`
+    each of them something may be done that does not count."""
     times = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
+            before()
             begin = clock()
             job()
             taken = clock() - begin
@@ -277,6 +279,7 @@ def gaussian_bf16(rows, cols):
 CASES = [("INT4 g128, least squares", 4, 128, False, "Q4_K", 20, 20.6),
          ("INT4 g128, fast", 4, 128, True, "Q4_0", 2, None),
          ("INT8 g64, least squares", 8, 64, False, "Q8_0", 4, 45.5),
+         ("INT8 g64, fast", 8, 64, True, "Q8_0", 4, 45.5),
          ("INT2 g256, least squares", 2, 256, False, "Q2_K", 15, 9.3)]
 
 
@@ -314,7 +317,7 @@ def quantize_table(lib, peers, repeats):
             f"{rate(taken, count) / 1e6:.0f}", figure)
     say()
     table("what", "ISA", "against", "ratio", "wanted")
-    for name, _, _, fast, kind, bar, _ in CASES:
+    for name, _, _, _, kind, bar, _ in CASES:
         for isa in [best] + (["avx2"] if best == "avx512" else []):
             for peer in peers:
                 row(name, isa, f"{kind}, {peer.name}",
@@ -322,7 +325,7 @@ def quantize_table(lib, peers, repeats):
                 if kind == "Q8_0":
                     row(name, isa, f"Q8_0 rows, {peer.name}",
                         spread(ratios(times[name, isa], times["Q8_0 rows", peer.name]), 2), "")
-            for who in ("NumPy", "PyTorch") if fast else ():
+            for who in ("NumPy", "PyTorch") if name == "INT4 g128, fast" else ():
                 if ("INT4 g128 min/max", who) in times:
                     row(name, isa, f"the same by {who}",
                         spread(ratios(times[name, isa], times["INT4 g128 min/max", who])), "")
@@ -387,7 +390,7 @@ def memory_table(lib, peers, repeats):
 def scalar_table(lib, repeats):
     """Against the scalar kernels as they are written: no compiler made vectors of them."""
     plain = library("kernels-plain", PLAIN)
-    rows, cols = 1024, 4096
+    rows, cols, few = 1024, 4096, 16
     halves, wide = gaussian_bf16(rows, cols)
     other = (wide * np.float32(1.01)).astype(np.float32)
     out, jobs = np.full((rows, cols), 0.5, np.float32), {}
@@ -397,13 +400,19 @@ def scalar_table(lib, repeats):
             jobs[f"quantize INT{bits}", isa] = quantizer(where, isa, tensor)
             def job(where=where, isa=isa, tensor=tensor):
                 must(where.bench_dequantize(isa.encode(), ctypes.byref(tensor), 32))
-            jobs[f"dequantize INT{bits}", isa] = job
+            small = tensor_of(few, cols, bits, group, halves, out=out)
+            must(where.bench_quantize(isa.encode(), ctypes.byref(small), 0))
+            def job_in_cache(where=where, isa=isa, tensor=small):
+                must(where.bench_dequantize_often(isa.encode(), ctypes.byref(tensor), rows // few))
+            jobs[f"dequantize INT{bits}, to memory", isa] = job
+            jobs[f"dequantize INT{bits}, in the cache", isa] = job_in_cache
     for where, isa in [(plain, "scalar")] + [(lib, isa) for isa in isas_of(lib)]:
         jobs["cosine", isa] = lambda where=where, isa=isa: where.bench_cosine(
             isa.encode(), at(wide), at(other), rows, cols)
     times = race(jobs, repeats)
     say("### Against our scalar kernels\n")
-    say(f"{rows} × {cols} weights; the scalar kernels compiled by `{CC} -O2 {' '.join(PLAIN)}`.\n")
+    say(f"{rows} × {cols} weights (in the cache: {few} rows, {rows // few} times); the scalar kernels "
+        f"compiled by `{CC} -O2 {' '.join(PLAIN)}`.\n")
     table("what", "scalar, Mweights/s", *isas_of(lib), "wanted of AVX2")
     for name in dict.fromkeys(name for name, _ in times):
         row(name, f"{rate(times[name, 'scalar'], rows * cols) / 1e6:.0f}",
@@ -508,7 +517,7 @@ def model_table(lib, repeats, count, folder):
         for bits, group in ((4, 128), (2, 256), (8, 64)):
             out = folder / "out"
             command = [aq, "quantize", folder / "in", out, "--bits", str(bits), "--group-size",
-                       str(group), "--min-accuracy", "0", "--quiet", "--overwrite"]
+                       str(group), "--min-accuracy", "0", "--quiet"]
             subprocess.run(command, check=True)
             size = (out / "model.safetensors").stat().st_size
             tensor = tensor_of(4096, 4096, bits, group, halves)
@@ -517,6 +526,10 @@ def model_table(lib, repeats, count, folder):
                           repeats)["kernel"]
             spent = []
 
+            def tidy(out=out):  # removing half a gigabyte takes a while as well
+                shutil.rmtree(out, ignore_errors=True)
+                (folder / "raw").unlink(missing_ok=True)
+
             def run(command=command, spent=spent):
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 subprocess.run(command, check=True)
@@ -524,7 +537,7 @@ def model_table(lib, repeats, count, folder):
                 spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
             times = race({"tool": run,
                           "raw": lambda: copy_raw(folder / "in/model.safetensors", folder / "raw", size)},
-                         repeats, time.perf_counter)
+                         repeats, time.perf_counter, tidy)
             tool = rate(times["tool"], count)
             limits = cores * rate(kernel, halves.size), rate(times["raw"], count)
             row(f"INT{bits} g{group}", f"{tool / 1e6:.0f}", f"{limits[0] / 1e6:.0f}",

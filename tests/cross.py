@@ -267,11 +267,27 @@ def check_case(build, folders, name, isas):
     return found
 
 
-def build_tool(build):
-    source, target = TOP / "examples/aq.c", build.tool()
-    command = [build.compiler, *build.flags, "-I", TOP, source, "-o", target, *LIBS]
-    status, output = run.build_once(command, target, [source, TOP / "arrowquant.h"])
-    return None if status == 0 else "aq does not compile:\n" + "\n".join(output.splitlines()[:40])
+def build_tool(build, pool):
+    """The tool on top of the objects that the C tests of this build have; a job, whose result is None
+    or the problem."""
+    variant = run.VARIANTS[1] if build is HOST else build
+    jobs = run.start_objects(variant, pool)
+
+    def link():
+        objects, problems = run.finish_objects(variant, jobs)
+        if problems:
+            return "\n".join(output for _, output in problems)
+        target = build.tool()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = target.parent / "aq.c"
+        source.write_text((TOP / "examples/aq.c").read_text(encoding="utf-8").replace(
+            "#define ARROWQUANT_IMPLEMENTATION\n", "\n"), encoding="utf-8")
+        status, output = run.build_once(
+            [build.compiler, *build.flags, "-I", TOP / "examples", source, *objects, "-o", target,
+             *LIBS], target, [source, *objects])
+        return None if status == 0 else ("aq does not compile:\n"
+                                         + "\n".join(output.splitlines()[:40]))
+    return link
 
 
 def kernels_of(build):
@@ -300,7 +316,8 @@ def check_files(tally, builds, jobs):
             concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
         folders = Folders(pathlib.Path(top))
         usable = [build for build in [HOST, *builds] if not build.missing]
-        made = dict(zip(usable, pool.map(build_tool, usable)))
+        links = [build_tool(build, pool) for build in usable]
+        made = {build: link() for build, link in zip(usable, links)}
         problems = [made[HOST]] if made[HOST] else [
             folders.write(HOST, name) or folders.write_plain(HOST, name) for name in folders.cases]
         count(tally, HOST, [("writes the reference", problem) for problem in problems])

@@ -49,7 +49,7 @@ class Variant:
 
 VARIANTS = [
     Variant("src-gcc-c99", "gcc", ["-std=c99", "-O2"], False),
-    Variant("gcc-c99", "gcc", ["-std=c99", "-O2"], True),
+    Variant("gcc-c99", "gcc", ["-std=c99", "-O2", "-fPIC"], True),  # Python tests load it as well
     Variant("gcc-cxx11", "g++", ["-x", "c++", "-std=c++11", "-O1"], True),
     Variant("clang-c99-sanitized", "clang", ["-std=c99", "-O1", "-g1", *SANITIZE], True,
             2 * RUN_SECONDS),
@@ -336,7 +336,7 @@ def run_python_tests(tally, word, jobs):
     report = BUILD / "pytest.xml"
     report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", TOP / "tests/py", "-q", "--no-header", "--tb=short",
-               "-p", "no:cacheprovider", "-n", str(jobs), "--timeout=300",
+               "-p", "no:cacheprovider", "-n", str(jobs), "--dist=worksteal", "--timeout=300",
                f"--junitxml={report}", "-o", "junit_family=xunit1", "--rootdir", TOP]
     if word:
         command += ["-k", word]

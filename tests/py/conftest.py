@@ -1,4 +1,5 @@
 """Fixtures that all Python tests share. They build what is missing, once for all workers."""
+import concurrent.futures
 import contextlib
 import fcntl
 import os
@@ -12,6 +13,7 @@ import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPO / "build"
+sys.path.append(str(REPO / "tests"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # pytest has a worker a core
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 LIBS = ["-lpthread", "-lm"]
@@ -58,6 +60,29 @@ def digits():
     return REPO / "tests/fixtures/digits-dit"
 
 
+def library_objects():
+    """The built headers as objects, internals extern: those that the C tests are linked with."""
+    import run
+    variant = next(variant for variant in run.VARIANTS if variant.key == "gcc-c99")
+    with held("objects"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        objects, problems = run.finish_objects(variant, run.start_objects(variant, pool))
+    assert not problems, problems
+    return objects
+
+
+def link_example(name, target, *flags, compiler="gcc", objects=None):
+    """examples/`name` without the library of its own, linked with its objects: seconds instead of a
+    minute. test_builds.py and test_install.py compile each of them as it stands."""
+    source = REPO / "examples" / name
+    text = source.read_text(encoding="utf-8")
+    assert text.count("#define ARROWQUANT_IMPLEMENTATION\n") == 1
+    copy = target.parent / f"{target.name}-{name}"
+    copy.write_text(text.replace("#define ARROWQUANT_IMPLEMENTATION\n", "\n"), encoding="utf-8")
+    call([compiler, *flags, "-I", REPO, "-I", REPO / "examples", copy,
+          *(objects or library_objects()), "-o", target, *LIBS])
+    return target
+
+
 @pytest.fixture(scope="session")
 def tool():
     """tool(name): the program made from tests/c/tool_<name>.c and the built header."""
@@ -67,11 +92,13 @@ def tool():
         source = REPO / f"tests/c/tool_{name}.c"
         target = BUILD / "tools" / name
         inputs = [source, REPO / "arrowquant.h", *(REPO / "tests/c").glob("*.h")]
+        own = "#define ARROWQUANT_MALLOC" in source.read_text()  # then it holds the library itself
         with held("tools"):
             if stale(target, inputs):
                 target.parent.mkdir(exist_ok=True)
-                call(["gcc", "-std=c99", "-O2", *WARNINGS, "-DAQ_TEST_BUNDLE",
-                      "-I", REPO / "tests/c", "-I", REPO, source, "-o", target, *LIBS])
+                parts = ["-DAQ_TEST_BUNDLE"] if own else library_objects()
+                call(["gcc", "-std=c99", "-O2", *WARNINGS, "-I", REPO / "tests/c", "-I", REPO,
+                      source, *parts, "-o", target, *LIBS])
         return target
     return build
 

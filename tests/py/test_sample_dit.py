@@ -11,7 +11,7 @@ import pytest
 
 import aq_reader
 import dit
-from conftest import BUILD, LIBS, REPO, WARNINGS, call, held, stale
+from conftest import BUILD, REPO, WARNINGS, call, held, link_example, stale
 
 VECTORS = dit.REFERENCE / "vectors.safetensors"
 EQUALIZED = ["--set", "enable_spatial=true", "--calibration", str(dit.REFERENCE / "activations.safetensors")]
@@ -24,7 +24,7 @@ def sampler():
     with held("sample_dit"):
         if stale(target, [EXAMPLE, *(REPO / "examples").glob("*.h"), REPO / "arrowquant.h"]):
             target.parent.mkdir(parents=True, exist_ok=True)
-            call(["gcc", "-std=c99", "-O2", *WARNINGS, EXAMPLE, "-o", target, *LIBS])
+            link_example("sample_dit.c", target, "-std=c99", "-O2", *WARNINGS)
     return target
 
 

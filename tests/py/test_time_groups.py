@@ -10,14 +10,18 @@ import pytest
 import aq_library as lib
 import dit
 from aq_reader import read_container
-from conftest import BUILD, held
+from conftest import BUILD, LIBS, REPO, call, held, library_objects, stale
 from tool_models import good, to_bfloat16, write_safetensors
 
 
 @pytest.fixture(scope="session")
 def library():
+    target = BUILD / "tools/libarrowquant.so"
     with held("library"):
-        return lib.Library(lib.build(BUILD / "tools/libarrowquant.so"))
+        if stale(target, [REPO / "arrowquant.h"]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            call(["gcc", "-shared", *library_objects(), "-o", target, *LIBS])
+    return lib.Library(target)
 
 
 @pytest.fixture(scope="module")

@@ -1110,7 +1110,9 @@ static void print_spec(const aq_config *c) {
         return;
     }
     printf("INT%u, ", (unsigned)c->bit_width);
-    if (c->method == AQ_METHOD_TRELLIS)
+    if (c->method == AQ_METHOD_TRELLIS ||
+        (c->method == AQ_METHOD_AUTO && c->deployment_profile == AQ_PROFILE_EDGE &&
+         c->output_format == AQ_OUTPUT_NATIVE && c->bit_width == 2 && !c->calibration_count))
         printf("trellis of %u states", (unsigned)c->trellis_states);
     else
         printf("%s", c->symmetric ? "symmetric" : "affine");

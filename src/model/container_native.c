@@ -305,6 +305,21 @@ static aq_status aq_native_finish(aq_run *run, size_t output, uint64_t *end, aq_
 
 /* ---- beside the weights */
 
+/* How the component's tensors are coded, now that all are: the config is no witness, since it lets a
+ * method decide, and formats and shapes have a say. */
+static const char *aq_native_codes(const aq_plan *plan, const aq_component *component) {
+    const aq_config *config = &plan->config;
+    const char *found = NULL;
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        const aq_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->bits == 16 || plan->state->shard_component[tensor->shard] != component) continue;
+        const char *name = aq_code_name(tensor->spec.code);
+        if (found && strcmp(found, name) != 0) return "mixed";
+        found = name;
+    }
+    return found ? found : aq_code_name(config->symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE);
+}
+
 static aq_status aq_native_beside(aq_run *run, const aq_component *component,
                                               aq_error *err) {
     const aq_config *config = &run->plan->config;
@@ -316,7 +331,7 @@ static aq_status aq_native_beside(aq_run *run, const aq_component *component,
                      "\"bits\": %u, \"group_size\": %u, \"code\": \"%s\", \"parameter_bits\": %u, "
                      "\"modality\": \"%s\", \"min_accuracy\": ", (unsigned)AQ_NATIVE_VERSION,
                      config->bit_width, config->group_size,
-                     aq_code_name(config->symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE),
+                     aq_native_codes(run->plan, component),
                      config->parameter_bits, aq_modality_name(run->plan->modality));
     aq_append_json_double(&value, config->min_accuracy);
     aq_append_string(&value, ", \"min_sqnr_db\": ");

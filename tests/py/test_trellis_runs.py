@@ -46,6 +46,8 @@ def test_what_is_stored(made):
             assert (entry["bits"], entry["states"], entry["rotation"]) == (2, 256, 1), name
     assert reasons(made / "free") == {("trellis", "no statistics"): 24, ("ptq", "no statistics"): 4}
     assert {why[0] for why in reasons(made / "calibrated")} == {"trellis"}
+    assert [json.loads((made / name / "transformer/config.json").read_text())["quantization_config"]["code"]
+            for name in ("free", "calibrated")] == ["mixed", "trellis"]
 
 
 def test_inspect_shows_it(aq, made):

@@ -32701,6 +32701,7 @@ AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
 AQ_LIB const aq_container *aq_container_arrow(void);
 /* The spec of a trellis in the native format, rotated. */
 AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits);
+AQ_LIB bool aq_native_trellis_rows(uint64_t rows); /* enough of them for one */
 /* AQ_ERR_UNSUPPORTED: method: trellis in a format that has no code for it. */
 AQ_LIB aq_status aq_refuse_trellis(const char *format, aq_error *err);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */
@@ -34895,6 +34896,10 @@ AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
     return spec;
 }
 
+AQ_LIB bool aq_native_trellis_rows(uint64_t rows) {
+    return rows >= AQ_TRELLIS_LEAST_ROWS;
+}
+
 /* Without statistics 2 bits are best coded so, at many times the cost: what the edge profile is for. */
 static bool aq_takes_trellis(const aq_config *config, const aq_plan_tensor *tensor, uint32_t bits) {
     return config->method == AQ_METHOD_AUTO && config->deployment_profile == AQ_PROFILE_EDGE &&
@@ -34907,7 +34912,7 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
                                 aq_takes_trellis(&plan->config, tensor, bits));
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
-    if (trellis && tensor->rows < AQ_TRELLIS_LEAST_ROWS) {
+    if (trellis && !aq_native_trellis_rows(tensor->rows)) {
         spec->bits = bits == 3 ? 4 : bits; /* which no other code has */
         *detail = "too few rows for a trellis";
     } else if (trellis) {

@@ -2350,7 +2350,7 @@ static PyObject *layer_result(const State *state, Layer *layer) {
     made->sqnr = aq_quality_sqnr_db(&layer->quality);
     made->max_error = layer->quality.max_error;
     made->code_name = aq_code_name(layer->spec.code);
-    made->method = "ptq";
+    made->method = layer->spec.code == AQ_CODE_TRELLIS ? "trellis" : "ptq";
     made->dtype = dtype_row(layer->in.dtype)->name;
     made->ndim = layer->in.ndim;
     for (i = 0; i < made->ndim; i++) made->shape[i] = (Py_ssize_t)layer->in.shape[i];
@@ -2415,7 +2415,17 @@ static PyObject *batch_results(const State *state, Batch *batch) {
     return list;
 }
 
-static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
+/* As in a model: of few rows, steps err less than a trellis. */
+static aq_quant_spec spec_of_layer(const aq_quant_spec *asked, uint64_t rows, bool symmetric) {
+    aq_quant_spec spec = *asked;
+    if (spec.code != AQ_CODE_TRELLIS || aq_native_trellis_rows(rows)) return spec;
+    spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
+    spec.states = spec.rotation = 0;
+    if (spec.bits == 3) spec.bits = 4;
+    return spec;
+}
+
+static bool batch_inputs(Batch *batch, const aq_quant_spec *spec, bool symmetric) {
     size_t i;
     for (i = 0; i < batch->count; i++) {
         Layer *layer = &batch->layers[i];
@@ -2426,8 +2436,8 @@ static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
             PyErr_Format(PyExc_TypeError, "names of layers must be str, found %R", Py_TYPE(name));
             return false;
         }
-        layer->spec = *spec;
         if (input_from(&layer->in, object, name) == 0) {
+            layer->spec = spec_of_layer(spec, layer->in.rows, symmetric);
             batch->weights += layer->in.count;
             continue;
         }
@@ -2446,9 +2456,9 @@ static bool batch_inputs(Batch *batch, const aq_quant_spec *spec) {
 static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *keys[] = { "names", "weights", "bit_width", "group_size", "symmetric",
                             "parameter_bits", "num_threads", "context", "progress", "keep_going",
-                            "records", NULL };
+                            "records", "trellis_states", NULL };
     PyObject *names, *objects, *context = Py_None, *progress = Py_None, *result = NULL;
-    unsigned int bits, group, parameter_bits = 16, threads = 0;
+    unsigned int bits, group, parameter_bits = 16, threads = 0, states = 0;
     int symmetric = 0, keep_going = 0, records = 0;
     const State *state = state_of(module);
     aq_quant_spec spec;
@@ -2456,16 +2466,21 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
     Job job;
     size_t i;
     memset(&batch, 0, sizeof batch);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!II|pIIOOpp:quantize_batch", keys, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!II|pIIOOppI:quantize_batch", keys, &PyList_Type,
                                      &names, &PyList_Type, &objects, &bits, &group, &symmetric,
                                      &parameter_bits, &threads, &context, &progress, &keep_going,
-                                     &records))
+                                     &records, &states))
         return NULL;
     memset(&spec, 0, sizeof spec);
     spec.bits = bits;
     spec.group_size = group;
     spec.code = symmetric ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
-    spec.params = parameter_bits == 8 ? AQ_PARAM_Q8 : AQ_PARAM_F16;
+    spec.params = parameter_bits == 8 && !states ? AQ_PARAM_Q8 : AQ_PARAM_F16;
+    if (states) {
+        spec.code = AQ_CODE_TRELLIS;
+        spec.states = states;
+        spec.rotation = 1; /* the seed of the pipeline */
+    }
     batch.names = PyList_AsTuple(names);
     batch.objects = PyList_AsTuple(objects);
     if (!batch.names || !batch.objects) goto end;
@@ -2483,7 +2498,7 @@ static PyObject *quantize_batch(PyObject *module, PyObject *args, PyObject *kwar
     batch.layers = (Layer *)calloc(batch.count ? batch.count : 1, sizeof(Layer));
     job_begin(&job, NULL, NULL, progress);
     if (!batch.layers) PyErr_NoMemory();
-    else if (batch_inputs(&batch, &spec)) {
+    else if (batch_inputs(&batch, &spec, symmetric != 0)) {
         batch.large = batch.weights / (4 * (uint64_t)batch.threads) + 1;
         if (batch_execute(&batch, &job)) result = batch_results(state, &batch);
     }
@@ -3510,6 +3525,11 @@ static int holder_fill(const State *state, LayerHolder *holder, size_t index, Py
                      "layer's input; dequantize it first", text);
         return -1;
     }
+    if (tensor->spec.code == AQ_CODE_TRELLIS) {
+        PyErr_Format(PyExc_ValueError, "%s: the table has no columns for a trellis code; dequantize it "
+                     "first, or quantize with another method", text);
+        return -1;
+    }
     holder->blocks[4 * index] = tensor->block;
     block_retain(tensor->block);
     for (i = 0; i < 3; i++) {
@@ -3789,7 +3809,7 @@ static PyObject *markov_metrics(PyObject *module, PyObject *args) {
 /* ================================================================ methods */
 
 static PyMethodDef module_methods[] = {
-    { "quantize_batch", (PyCFunction)(void (*)(void))quantize_batch, METH_VARARGS | METH_KEYWORDS, "quantize_batch($module, names, weights, bit_width, group_size, symmetric=False, parameter_bits=16, num_threads=0, context=None, progress=None, keep_going=False, records=False)\n--\n\nQuantizes tensors in memory; a QuantizedTensor (or exception, with keep_going) each; with records a\ntuple of it, its scales and its zero points." },
+    { "quantize_batch", (PyCFunction)(void (*)(void))quantize_batch, METH_VARARGS | METH_KEYWORDS, "quantize_batch($module, names, weights, bit_width, group_size, symmetric=False, parameter_bits=16, num_threads=0, context=None, progress=None, keep_going=False, records=False, trellis_states=0)\n--\n\nQuantizes tensors in memory; a QuantizedTensor (or exception, with keep_going) each; with records a\ntuple of it, its scales and its zero points." },
     { "arrow_weights", arrow_weights, METH_VARARGS, "arrow_weights($module, table, /)\n--\n\n[(layer_name, Array)] of a table of weights; nothing is copied." },
     { "arrow_layers", arrow_layers, METH_VARARGS, "arrow_layers($module, names, tensors, /)\n--\n\nArrow capsules (schema, array) of a record batch of quantized layers." },
     { "markov_metrics", markov_metrics, METH_VARARGS, "markov_metrics($module, paths, samples, num_time_groups, total_timesteps, threshold, /)\n--\n\n[(layer, score, boundary scores, violations)] of calibration files." },

@@ -201,6 +201,7 @@ def quantize_batch(
     progress: _Report | None = None,
     keep_going: Literal[False] = False,
     records: Literal[False] = False,
+    trellis_states: int = 0,
 ) -> list[QuantizedTensor]: ...
 @overload
 def quantize_batch(
@@ -215,6 +216,7 @@ def quantize_batch(
     progress: _Report | None = None,
     keep_going: bool = False,
     records: bool = False,
+    trellis_states: int = 0,
 ) -> list[QuantizedTensor | tuple[QuantizedTensor, Array, Array] | Exception]: ...
 def quantized_from_parts(
     codes: bytes,

@@ -11,6 +11,7 @@ from typing import Any, Union
 from . import _arrow, _core, _executor, _markov
 from ._config import DiffusionQuantConfig
 from ._core import Array, Context, QuantizedTensor
+from ._errors import ConfigurationError
 from .progress import ProgressCallback, Throttle
 
 Path = Union[str, "os.PathLike[str]"]
@@ -199,7 +200,8 @@ class ArrowQuantV2:
             names, arrays, settings.bit_width, settings.group_size,
             symmetric=settings.symmetric, parameter_bits=settings.parameter_bits,
             num_threads=settings.num_threads, context=context, progress=report,
-            keep_going=keep_going, records=records)
+            keep_going=keep_going, records=records,
+            trellis_states=settings.trellis_states if settings.method == "trellis" else 0)
         if report:
             report.finish()
         return made
@@ -212,8 +214,10 @@ class ArrowQuantV2:
         Args:
             weights: names to anything that holds floats: NumPy, torch, JAX, pyarrow and polars
                 arrays, memoryviews, (nested) lists. Memory that is plain is read where it is.
-            bit_width: 2, 4 or 8; the config's when it is not given.
-            config: group_size, symmetric, parameter_bits and num_threads are used.
+            bit_width: 2, 4 or 8, 2 to 4 with method="trellis"; the config's when it is not given.
+            config: group_size, symmetric, parameter_bits and num_threads are used; with method="trellis"
+                trellis_states too, for tensors of 12 rows and more. Any other method is least
+                squares here, where there are no statistics.
             context: lets another thread cancel the call.
 
         Returns:
@@ -312,6 +316,7 @@ class ArrowQuantV2:
             LayerTable, which has Arrow capsules.
 
         Raises:
+            ConfigurationError: method="trellis", for which a table has no columns.
             QuantizationError: a column is missing or malformed, or weights are not finite.
             ShapeMismatchError: a shape does not fit its weights.
             TypeError: the object has no Arrow capsules.
@@ -341,6 +346,9 @@ class ArrowQuantV2:
 
     def _arrow(self, table: Any, bit_width: int | None, keep_going: bool,
                config: DiffusionQuantConfig | None, context: Context | None) -> Any:
+        if config is not None and config.method == "trellis":
+            raise ConfigurationError("method: an Arrow table has no columns for trellis codes; use "
+                                     "quantize or quantize_batch")
         rows = _core.arrow_weights(table)
         layers = _arrow.LayerTable([], [], {})
         for (name, _), item in zip(rows, self._run_batch(

@@ -99,6 +99,7 @@ AQ_LIB const aq_container *aq_container_gguf(void); /* model/container_gguf.c */
 AQ_LIB const aq_container *aq_container_arrow(void);
 /* The spec of a trellis in the native format, rotated. */
 AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits);
+AQ_LIB bool aq_native_trellis_rows(uint64_t rows); /* enough of them for one */
 /* AQ_ERR_UNSUPPORTED: method: trellis in a format that has no code for it. */
 AQ_LIB aq_status aq_refuse_trellis(const char *format, aq_error *err);
 /* Carries config.json over with `value` (JSON) as its quantization_config; NULL: as it is. */

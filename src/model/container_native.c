@@ -19,6 +19,10 @@ AQ_LIB aq_quant_spec aq_native_trellis(const aq_config *config, uint32_t bits) {
     return spec;
 }
 
+AQ_LIB bool aq_native_trellis_rows(uint64_t rows) {
+    return rows >= AQ_TRELLIS_LEAST_ROWS;
+}
+
 /* Without statistics 2 bits are best coded so, at many times the cost: what the edge profile is for. */
 static bool aq_takes_trellis(const aq_config *config, const aq_plan_tensor *tensor, uint32_t bits) {
     return config->method == AQ_METHOD_AUTO && config->deployment_profile == AQ_PROFILE_EDGE &&
@@ -31,7 +35,7 @@ static aq_status aq_native_spec(aq_plan *plan, const aq_plan_tensor *tensor, uin
                                 aq_takes_trellis(&plan->config, tensor, bits));
     (void)err;
     *spec = aq_plan_spec(&plan->config, bits);
-    if (trellis && tensor->rows < AQ_TRELLIS_LEAST_ROWS) {
+    if (trellis && !aq_native_trellis_rows(tensor->rows)) {
         spec->bits = bits == 3 ? 4 : bits; /* which no other code has */
         *detail = "too few rows for a trellis";
     } else if (trellis) {

@@ -761,3 +761,46 @@ def test_the_tool(python, aq, package, digits, tmp_path):
     assert module_tool("quantize", digits, "p", "--quiet").returncode == 0
     assert tool("quantize", digits, "t", "--quiet").returncode == 0
     assert files_of(tmp_path / "p") == files_of(tmp_path / "t")
+
+
+def test_trellis_tensors(module):
+    """Arrays in a trellis code: the codes of a model file, at each width; few rows have steps."""
+    weights = {"w": gaussian(1, 300, 256), "few": gaussian(2, 8, 64)}
+    quantizer = module.ArrowQuantV2()
+    for bits, least in ((2, 10.8), (3, 16), (4, 21.5)):
+        config = module.DiffusionQuantConfig(method="trellis", bit_width=bits, trellis_states=256)
+        made = quantizer.quantize(weights, config=config)
+        tensor = made["w"]
+        assert (tensor.code, tensor.method, tensor.bit_width) == ("trellis", "trellis", bits)
+        error = np.sum((np.asarray(tensor).astype("f8") - weights["w"]) ** 2)
+        sqnr = 10 * np.log10(np.sum(weights["w"].astype("f8") ** 2) / error)
+        assert sqnr > least and tensor.sqnr_db == pytest.approx(sqnr, abs=1e-3)
+        assert (made["few"].code, made["few"].bit_width) == ("affine", bits if bits != 3 else 4)
+        twin = pickle.loads(pickle.dumps(tensor))
+        np.testing.assert_array_equal(np.asarray(twin), np.asarray(tensor))
+        record = quantizer.quantize_batch(weights, config=config)["w"]
+        assert record["tensor"].codes == tensor.codes and record["scales"].numpy().size == tensor.scales.numpy().size
+    with pytest.raises(module.ConfigurationError, match="8"):
+        quantizer.quantize(weights, 8, config=config)
+
+
+def test_trellis_and_model_file_agree(module, tmp_path):
+    config = module.DiffusionQuantConfig(method="trellis", bit_width=2, trellis_states=256)
+    weights = gaussian(1, 64, 512)
+    module.quantize_diffusion_model(plain_folder(tmp_path / "m", {"layers.0.w.weight": ("F32", weights)}),
+                                    tmp_path / "q", config)
+    with module.load_model(tmp_path / "q") as model:
+        stored = model["layers.0.w.weight"]
+        tensor = module.ArrowQuantV2().quantize({"w": weights}, config=config)["w"]
+        assert stored.code == "trellis" and stored.codes == tensor.codes and stored.params == tensor.params
+
+
+def test_a_table_takes_no_trellis(module):
+    config = module.DiffusionQuantConfig(method="trellis", bit_width=2, trellis_states=256)
+    tensor = module.ArrowQuantV2().quantize({"w": gaussian(1, 64, 256)}, config=config)["w"]
+    from arrowquant._arrow import LayerTable
+    with pytest.raises(ValueError, match="w: .*trellis"):
+        LayerTable(["w"], [tensor], {}).__arrow_c_array__()
+    for name in ("quantize_arrow", "quantize_arrow_batch"):
+        with pytest.raises(module.ConfigurationError, match="quantize_batch"):
+            getattr(module.ArrowQuantV2(), name)(None, config=config)

@@ -86,6 +86,7 @@ def rows():
            ["--bits", "2", "--group-size", "64", "--min-accuracy", "0", *METHODS["GPTQ"]], ["float"])
     for bits in ("2", "3", "4"):
         yield (f"W{bits} g256 trellis A16", [*LINEAR, "--bits", bits, *TRELLIS], ["float"])
+    yield "W2 g256 edge profile data-free A16", [*LINEAR, "--profile", "edge"], ["float"]
     for states, more in (("256", ["--fast"]), ("1024", [])):
         yield (f"W2 g256 trellis {states} data-free A16",
                [*LINEAR, *WIDTHS[2][1], "--method", "trellis", "--trellis-states", states, *more], ["float"])

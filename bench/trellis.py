@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trellis codes beside all of ggml's types of 2 to 4 bits: on Gaussian weights, without data, one thread.
+"""Trellis codes beside all of ggml's types that it quantizes to: on Gaussian weights, without data, one thread.
 
     AQ_GGML=FOLDER make bench-trellis          or build/venv/bin/python bench/trellis.py [-n ROUNDS]
 
@@ -60,8 +60,10 @@ void vec_dots(void (*dot)(int, float *, size_t, const void *, size_t, const void
     for (size_t row = 0; row < rows; row++) dot((int)cols, y, 0, w + row * row_bytes, 0, x, 0, 1);
 }
 """
-PEERS = {"IQ1_S": 19, "IQ1_M": 29, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ2_S": 22, "Q2_K": 10, "IQ3_XXS": 18,
-         "IQ3_S": 21, "Q3_K": 11, "IQ4_XS": 23, "IQ4_NL": 20, "Q4_0": 2, "Q4_1": 3, "Q4_K": 12}
+PEERS = {"Q1_0": 41, "IQ1_S": 19, "TQ1_0": 34, "IQ1_M": 29, "IQ2_XXS": 16, "TQ2_0": 35, "Q2_0": 42,
+         "IQ2_XS": 17, "IQ2_S": 22, "Q2_K": 10, "IQ3_XXS": 18, "IQ3_S": 21, "Q3_K": 11, "IQ4_XS": 23,
+         "MXFP4": 39, "IQ4_NL": 20, "NVFP4": 40, "Q4_0": 2, "Q4_K": 12, "Q4_1": 3, "Q5_0": 6, "Q5_K": 13,
+         "Q5_1": 7, "Q6_K": 14, "Q8_0": 8}
 OURS = [(2, 256, 1), (2, 256, 0), (2, 1024, 1), (2, 1024, 0), (2, 4096, 0), (3, 1024, 0), (3, 4096, 0), (4, 1024, 0),
         (4, 4096, 0)]
 

@@ -206,6 +206,33 @@ def test_resume_removes_what_was_half_written(aq, model, reference, tmp_path):
     assert tree(tmp_path / "out") == reference[0]
 
 
+def test_resume_takes_up_trellises(aq, tmp_path, record_property):
+    """What `auto` chose for finished shards, trellises by second moments here, is taken up as it was."""
+    rng = np.random.default_rng(8)
+    folder, moments, weight_map = tmp_path / "model", {}, {}
+    folder.mkdir()
+    for s in range(SHARDS):
+        name = f"model-{s + 1:05d}-of-{SHARDS:05d}.safetensors"
+        x = rng.standard_normal((512, 256)) @ (np.eye(256) + 0.1 * rng.standard_normal((256, 256)))
+        moments[f"blocks.{s}.w"] = (x.T @ x / 512).astype(np.float32)
+        save_file({f"blocks.{s}.w.weight": rng.standard_normal((256, 256), dtype=np.float32)}, str(folder / name))
+        weight_map[f"blocks.{s}.w.weight"] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text("{}")
+    save_file(moments, str(tmp_path / "moments.safetensors"))
+    flags = ("--bits", "2", "--group-size", "256", "--trellis-states", "256", "--min-accuracy", "0",
+             "--calibration", str(tmp_path / "moments.safetensors"))
+    assert start(aq, folder, tmp_path / "whole", "--threads", "1", *flags).wait(60) == 0
+    whole = tree(tmp_path / "whole")
+    report = json.loads((tmp_path / "whole/arrowquant_report.json").read_text())
+    assert [(t["method"], t["code"]) for t in report["tensors"]] == SHARDS * [("trellis", "trellis")]
+    killed_between_shards(aq, folder, tmp_path, *flags)
+    note, = resume(aq, folder, tmp_path / "out", *flags)
+    taken = re.match(rf"taken up: ([1-{SHARDS}]) of {SHARDS} ", note)
+    assert taken and tree(tmp_path / "out") == whole, note
+    record_property("figure", f"{taken.group(1)} of {SHARDS} shards of trellises taken up")
+
+
 def test_resume_without_a_left_over(aq, model, reference, tmp_path):
     assert resume(aq, model, tmp_path / "out") == []
     assert tree(tmp_path / "out") == reference[0]

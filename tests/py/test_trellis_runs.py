@@ -1,6 +1,7 @@
 """`method: trellis` through the whole tool, on the bundled model: what is stored against another reader, with
 and without second moments; the same bytes whatever the machine does; what it is refused for."""
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 import aq_reader
 import dit
+from conftest import LIBS, call
 from test_methods import BOTH, FILE, originals, output_errors, reasons, reference_moments, report, run
 
 
@@ -161,3 +163,14 @@ def test_auto_takes_what_errs_less(aq, tmp_path):
 
 def test_no_layer_for_it(aq, tmp_path):
     assert "2, 3 and 4 bits" in run(aq, tmp_path / "q", "--method", "trellis", "--bits", 8, status=1)
+
+
+def test_tables_are_those_of_the_trainer(repo, tmp_path):
+    """bench/trellis_tables.c: the smallest tables in use reach what it states, and training on from them hardly
+    gains: they are an optimum of its measure, and the search, the values and the trainer fit one another."""
+    call(["gcc", "-std=c99", "-O1", "-DARROWQUANT_NO_STDIO", repo / "bench/trellis_tables.c", "-o",
+          tmp_path / "tables", *LIBS])
+    told = re.fullmatch(r"2 bits,  256 states: ([\d.]+) dB, trained on ([\d.]+) dB\n",
+                        call([tmp_path / "tables", "2", "256"]))
+    shipped, trained = map(float, told.groups())
+    assert shipped == pytest.approx(11.10, abs=0.01) and -0.002 < trained - shipped < 0.02

@@ -265,8 +265,10 @@ def test_models_equal_those_of_the_tool(module, aq, digits, tmp_path, options, f
     assert result["quantized_path"] == str(tmp_path / "python")
     assert len(result["layers"]) == result["layers_quantized"] + result["layers_kept"]
     checked = module.ArrowQuantV2().validate_quality(digits, tmp_path / "python")
+    # The edge profile's trellises are measured as they are coded, rotated, and validated rotated back in float32.
+    rounding = 1e-8 if "deployment_profile" in options else 1e-9
     assert checked["passed"] and checked["cosine_similarity"] == pytest.approx(
-        result["cosine_similarity"], abs=1e-9)
+        result["cosine_similarity"], abs=rounding)
     assert checked["compression_ratio"] == result["compression_ratio"]
     assert len(checked["per_layer_accuracy"]) == result["layers_quantized"]
     assert min(checked["per_layer_accuracy"].values()) == checked["min_cosine_similarity"]

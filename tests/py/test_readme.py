@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from conftest import REPO, call, need
+from conftest import REPO, WARNINGS, call, need
 
 # without the section about other programs, which test_use_with.py runs
 README = re.sub(r"^## Use it with.*?(?=^## )", "", (REPO / "README.md").read_text(encoding="utf-8"),
@@ -57,11 +57,17 @@ def test_programs(fresh):
     found = programs()
     assert len(found) == 2
     assert len(found) == sum("main(" in block for language, block in blocks() if language == "c")
+    shown = []
     for text, command in found:
         need(command.split()[0])
         source = re.search(r"\S+\.c\b", command).group(0)
         (fresh / source).write_text(text, encoding="utf-8")
-        assert call(["sh", "-c", command], cwd=fresh).strip()
+        call(["gcc", "-std=c99", *WARNINGS, "-fsyntax-only", source], cwd=fresh)
+        shown.append(call(["sh", "-e", "-c", command], cwd=fresh))
+    ratio, cosine = re.search(r"([\d.]+) times smaller.*cosine.* ([\d.]+)", shown[0]).groups()
+    assert float(ratio) > 2 and 0.99 < float(cosine) < 1
+    assert any(float(value) for value in re.findall(r"-?\d+\.\d+", shown[1]))
+    assert (fresh / "digits-int4/arrowquant_report.json").is_file()
 
 
 def test_python_programs(fresh, python):

@@ -89,10 +89,23 @@ def test_switches(switch, gone, isas, tmp_path):
 
 # ---------------------------------------------------------------- code
 
-def disassembled(compiler, flags, source, folder):
-    target = folder / (source.stem + ".o")
-    call([compiler, "-std=gnu99", *flags, "-c", source, "-o", target])
-    return call(["objdump", "-d", "--no-show-raw-insn", target])
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """compiled(compiler, flags, source): the object, made once."""
+    folder, made = tmp_path_factory.mktemp("kernels"), {}
+
+    def build(compiler, flags, source):
+        key = compiler, *flags, source
+        if key not in made:
+            made[key] = folder / f"{len(made)}.o"
+            call([compiler, "-std=gnu99", *flags, "-c", source, "-o", made[key]])
+        return made[key]
+    return build
+
+
+@pytest.fixture(scope="module")
+def disassembled(compiled):
+    return lambda *what: call(["objdump", "-d", "--no-show-raw-insn", compiled(*what)])
 
 
 def native_has_fma():
@@ -104,7 +117,7 @@ def native_has_fma():
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flags", [["-O2"], ["-O3", "-mfma", "-mavx2"], ["-O3", "-march=native"]],
                          ids=" ".join)
-def test_nothing_is_contracted(compiler, flags, tmp_path):
+def test_nothing_is_contracted(compiler, flags, tmp_path, disassembled):
     """Not one fused multiply-add where rounding decides a code, in GNU mode, where compilers
     fuse what they may; that they do is shown with a file of another kind."""
     need(compiler)
@@ -114,24 +127,24 @@ def test_nothing_is_contracted(compiler, flags, tmp_path):
     control = tmp_path / "control.c"
     control.write_text("float f(float a, float b, float c) { return a * b + c; }\n")
     fuses = "-mfma" in flags or ("-march=native" in flags and native_has_fma())
-    assert bool(FUSED.search(disassembled(compiler, flags, control, tmp_path))) == fuses
+    assert bool(FUSED.search(disassembled(compiler, flags, control))) == fuses
     for source in DECIDING:
-        found = FUSED.findall(disassembled(compiler, flags, source, tmp_path))
+        found = FUSED.findall(disassembled(compiler, flags, source))
         assert not found, f"{source.name}: {len(found)} × {found[0]}"
     fused = {source.stem for source in FUSING
-             if FUSED.search(disassembled(compiler, flags, source, tmp_path))}
+             if FUSED.search(disassembled(compiler, flags, source))}
     assert {"avx2_linear", "avx512_linear"} <= fused
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_registers(compiler, tmp_path):
+def test_registers(compiler, disassembled):
     """At the default -march each file has the instructions of its ISA, and of no better one."""
     need(compiler)
     need("objdump")
     if not X86:
         pytest.skip("x86 registers")
     for source in KERNELS:
-        code = disassembled(compiler, ["-O2"], source, tmp_path)
+        code = disassembled(compiler, ["-O2"], source)
         if source.stem.startswith(("avx512_", "vnni_")):
             assert "%zmm" in code, source.name
         elif source.stem.startswith(("avx2_", "x86_")):
@@ -140,14 +153,11 @@ def test_registers(compiler, tmp_path):
             assert "%ymm" not in code and "%zmm" not in code, source.name
 
 
-def test_no_calls_of_libm(tmp_path):
+def test_no_calls_of_libm(compiled):
     """The kernels need memcpy and its like, nothing that differs from one C library to another."""
     if not shutil.which("nm"):
         pytest.skip("no nm here")
-    objects = []
-    for source in KERNELS:
-        objects.append(tmp_path / (source.stem + ".o"))
-        call(["gcc", "-std=c99", "-O2", "-c", source, "-o", objects[-1]])
+    objects = [compiled("gcc", ["-O2"], source) for source in KERNELS]
     wanted = set(re.findall(r"\bU (\S+)", call(["nm", "-u", *objects])))
     foreign = {name for name in wanted if not name.startswith("aq_")}
     assert foreign <= {"memcpy", "memset", "strcmp", "memmove", "_GLOBAL_OFFSET_TABLE_"}

@@ -1101,7 +1101,10 @@ static void print_notes(const char *const *notes, size_t count) {
     }
 }
 
-static void print_spec(const aq_config *c) {
+static void print_spec(const aq_plan *plan) {
+    const aq_config *c = &plan->config;
+    bool trellis = false, steps = false; /* what the plan chose, layer by layer */
+    size_t i;
     if (c->output_format == AQ_OUTPUT_GGUF) {
         if (c->gguf_type != AQ_GGUF_TYPE_AUTO)
             printf("GGUF, %s", aq_gguf_type_choice_name(c->gguf_type));
@@ -1110,12 +1113,14 @@ static void print_spec(const aq_config *c) {
         return;
     }
     printf("INT%u, ", (unsigned)c->bit_width);
-    if (c->method == AQ_METHOD_TRELLIS ||
-        (c->method == AQ_METHOD_AUTO && c->deployment_profile == AQ_PROFILE_EDGE &&
-         c->output_format == AQ_OUTPUT_NATIVE && c->bit_width == 2 && !c->calibration_count))
-        printf("trellis of %u states", (unsigned)c->trellis_states);
-    else
-        printf("%s", c->symmetric ? "symmetric" : "affine");
+    for (i = 0; i < plan->tensor_count; i++) {
+        if (plan->tensors[i].bits == 16) continue;
+        if (plan->tensors[i].spec.code == AQ_CODE_TRELLIS) trellis = true;
+        else steps = true;
+    }
+    if (steps || !trellis) printf("%s", c->symmetric ? "symmetric" : "affine");
+    if (trellis)
+        printf("%strellis of %u states", steps ? " and " : "", (unsigned)c->trellis_states);
     printf(", group size %u, %u-bit parameters%s", (unsigned)c->group_size,
            (unsigned)c->parameter_bits, c->fit == AQ_FIT_FAST ? ", fast fit" : "");
 }
@@ -1132,7 +1137,7 @@ static int print_plan(tool *t, const aq_plan *plan) {
                ? (double)plan->input_bytes / (double)plan->predicted_output_bytes
                : 0);
     printf("  code     ");
-    print_spec(&plan->config);
+    print_spec(plan);
     printf("\n  modality %s\n", aq_modality_name(plan->modality));
     for (b = 0; b < sizeof BITS / sizeof BITS[0]; b++) {
         size_t count = 0;
@@ -1234,7 +1239,7 @@ static void print_summary(const tool *t, const aq_plan *plan, const uint32_t *as
     printf("\n  size     %s -> %s, ratio %.2f\n", show_bytes(in, plan->input_bytes),
            show_bytes(out, (uint64_t)(r->model_size_mb * 1e6 + 0.5)), r->compression_ratio);
     printf("  code     ");
-    print_spec(&plan->config);
+    print_spec(plan);
     printf("\n  bits     %.3f stored a weight, parameters included\n", r->bits_per_weight);
     printf("  quality  mean cosine %s, SQNR %s dB\n", show_figure(cosine, r->cosine_similarity, 6),
            show_figure(sqnr, r->sqnr_db, 2));

@@ -1,8 +1,7 @@
 /* Mixed precision: bits by layer, so that the sum of the layers' errors is least under a budget of
- * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, and 3 with a trellis, by the method that
- * it will have, and
- * its error measured: that of its output where second moments are known, else that of its weights,
- * each relative to what it is an error of. Entropy is told and decides nothing. */
+ * bytes. Every layer is quantized in memory with 2, 4 and 8 bits, and 3 with a trellis, by the method
+ * that it will have, and its error measured: that of its output where second moments are known, else
+ * that of its weights, each relative to what it is an error of. Entropy is told and decides nothing. */
 #include "../quant/knapsack.h"
 #include "method.h"
 #include "run.h"

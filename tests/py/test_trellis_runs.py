@@ -161,6 +161,17 @@ def test_auto_takes_what_errs_less(aq, tmp_path):
         assert (f"{name}.aq_act_scales" in stored) == (entry["method"] == "gptq"), name
 
 
+def test_the_tool_names_the_codes_in_use(aq, tmp_path):
+    """Those of the layers, not those that the config would suggest."""
+    cases = [((), "INT2, trellis of 256 states, group"), (BOTH, "INT2, trellis of 256 states, group"),
+             (("--quantize-sensitive",), "INT2, affine and trellis of 256 states, group"),
+             (("--method", "ptq"), "INT2, affine, group")]
+    for number, (words, code) in enumerate(cases):
+        told = call([aq, "quantize", dit.DIGITS, tmp_path / str(number), "--profile", "edge",
+                     "--min-accuracy", "0", *words])
+        assert f"  code     {code}" in told, words
+
+
 def test_no_layer_for_it(aq, tmp_path):
     assert "2, 3 and 4 bits" in run(aq, tmp_path / "q", "--method", "trellis", "--bits", 8, status=1)
 

@@ -8,6 +8,7 @@
 # make clean   remove build/
 # make fuzz    10^7 executions of each fuzz target (RUNS=…, TARGETS="json yaml"); an hour and more
 # make test-cross   every machine, compiler flag and emulated CPU of tests/cross.py; half an hour
+# make test-groups  10^8 random groups of weights on every ISA; hours, but it goes on where it was stopped
 # make test-tools   every C test under TSan and valgrind, the tool under both and ASan; half an hour
 # make coverage     branch coverage of src/ by the C tests and runs of the tool
 # make install PREFIX=/usr/local   headers, the tool, pkg-config and CMake files; DESTDIR too
@@ -21,7 +22,7 @@ PYTHON ?= python3
 
 benches := $(patsubst bench/%.c,build/bench/%,$(wildcard bench/bench_*.c))
 
-.PHONY: all demo test fuzz test-cross test-tools coverage bench bench-kernels bench-python bench-trellis bench-scale aq headers check clean install
+.PHONY: all demo test fuzz test-cross test-groups test-tools coverage bench bench-kernels bench-python bench-trellis bench-scale aq headers check clean install
 
 all: aq
 
@@ -33,6 +34,9 @@ test:
 
 test-cross:
 	$(PYTHON) tests/cross.py
+
+test-groups:
+	$(PYTHON) tests/groups.py
 
 test-tools: build/venv
 	AQ_TOOLS=all build/venv/bin/python -m pytest -q -n auto -p no:cacheprovider tests/py/test_tools.py

@@ -9,7 +9,8 @@
 Other machines are emulated by qemu-user. Every build runs the C tests, says which kernels it chose,
 and has the tool quantize the bundled model and a file with every type of weights: it must write what
 the default build of this machine writes, byte for byte, find what that wrote intact, and dequantize
-it to the same bytes. Then no compiler may have fused a product and a sum in the kernels, and Windows
+it to the same bytes. Random groups of weights, 10^6 or a few, must have the same checksums
+(tests/groups.py). Then no compiler may have fused a product and a sum in the kernels, and Windows
 builds must compile. What cannot be had here is skipped. The last line is always
 `N passed, N failed, N skipped`.
 """
@@ -30,6 +31,7 @@ import tempfile
 import time
 
 import bare
+import groups
 import run
 from run import TOP, BUILD, LIBS, WARNINGS, Variant, say
 
@@ -285,8 +287,9 @@ def build_tool(build, pool):
         status, output = run.build_once(
             [build.compiler, *build.flags, "-I", TOP / "examples", source, *objects, "-o", target,
              *LIBS], target, [source, *objects])
-        return None if status == 0 else ("aq does not compile:\n"
-                                         + "\n".join(output.splitlines()[:40]))
+        if status != 0:
+            return "aq does not compile:\n" + "\n".join(output.splitlines()[:40])
+        return groups.compile_program(build, objects, groups.Machine(build, "").path)
     return link
 
 
@@ -310,7 +313,8 @@ def count(tally, build, results):
             tally.passed += 1
 
 
-def check_files(tally, builds, jobs):
+def check_files(tally, builds, jobs, quick):
+    blocks = 2 if quick else 100
     (BUILD / "cross").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="files-", dir=BUILD / "cross") as top, \
             concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -320,6 +324,8 @@ def check_files(tally, builds, jobs):
         made = {build: link() for build, link in zip(usable, links)}
         problems = [made[HOST]] if made[HOST] else [
             folders.write(HOST, name) or folders.write_plain(HOST, name) for name in folders.cases]
+        reference, problem = groups.Machine(HOST, "scalar").run(0, blocks, EMULATED_SECONDS)
+        problems.append(problem)
         count(tally, HOST, [("writes the reference", problem) for problem in problems])
         for build in builds if not any(problems) else []:
             begin = time.monotonic()
@@ -330,6 +336,7 @@ def check_files(tally, builds, jobs):
             results = [("chooses its kernels", problem)]
             for found in pool.map(lambda name: check_case(build, folders, name, isas), folders.cases):
                 results += found
+            results += groups.check_build(build, isas, blocks, reference)
             count(tally, build, results)
             good = sum(1 for _, problem in results if not problem)
             say(f"{build.key:20} {isa}: {good} of {len(results)} comparisons the same "
@@ -409,7 +416,7 @@ def check(tally, word, jobs, quick):
     set_up(builds, quick)
     for tests, alike in itertools.groupby(builds, lambda build: build.tests):
         run.run_c_tests(tally, tests, jobs, list(alike))
-    check_files(tally, builds, jobs)
+    check_files(tally, builds, jobs, quick)
     if not word:
         check_fused(tally, FUSIBLE[:1] if quick else FUSIBLE)
     if not word and not quick:

@@ -3,13 +3,14 @@
 
     tests/groups.py               10^8 groups of each (hours; begun again, it goes on where it was stopped)
     tests/groups.py --groups 1e6  so many
-    tests/groups.py -k WORD       only builds whose name contains WORD, beside the reference
+    tests/groups.py -k BUILD      only that one beside the reference: host-clang, aarch64,
+                                  aarch64-clang, s390x or bare
     tests/groups.py -j N          N jobs at once (default: the number of cores)
 
 tests/c/tool_groups.c quantizes and dequantizes them by the kernels of one ISA, and gives a checksum
 for each block of 10,000. Here the blocks of all ISAs of this machine (gcc and clang), of NEON
 and of a big-endian machine under qemu-user, and of AVX-512 on an emulated machine (a hundredth for
-the last two: they are slow) are compared with those of the scalar kernels by gcc. `tests/cross.py` does so with 10^6 groups,
+the last two, which are slow) are compared with those of the scalar kernels by gcc. `tests/cross.py` does so with 10^6 groups,
 or with two blocks, of each of its builds. The last line is always `N passed, N failed, N skipped`.
 """
 import argparse
@@ -35,7 +36,7 @@ class Machine:
 
     def __init__(self, build, isa):
         self.build, self.isa = build, isa
-        self.share = 0.01 if build.key == "s390x" else 1.0  # of all groups
+        self.share = 0.01 if build.runner and isa == "scalar" else 1.0  # of all groups
         self.name = f"{build.key} {isa}"
         self.path = BUILD / "groups" / build.key
 
@@ -187,13 +188,13 @@ def run_machines(tally, machines, groups, jobs):
 
 # ---------------------------------------------------------------- all
 
-def all_machines(tally, word, jobs):
-    """Those of the builds whose key contains the word, behind the reference."""
+def all_machines(tally, key, jobs):
+    """Those of the build with that key, or of all, behind the reference."""
     import cross  # which compares a few blocks with the functions above
     clang = cross.Build("host-clang", "clang", ["-std=c99", "-O2"])
     builds = [clang, *(build for build in cross.MACHINES
                        if build.key in ("aarch64", "aarch64-clang", "s390x"))]
-    builds = [cross.HOST, *(build for build in builds if word in build.key)]
+    builds = [cross.HOST, *(build for build in builds if key in ("", build.key))]
     cross.set_up(builds, True)
     machines = []
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -204,7 +205,7 @@ def all_machines(tally, word, jobs):
                 tally.skip(build.missing)
             elif problem:
                 tally.fail(build.key, problem)
-        if word in "bare" and not bare.has_natively():
+        if key in ("", "bare") and not bare.has_natively():
             build = cross.Build("bare", "gcc", ["-std=c99", "-O2", "-static"])
             machines += bare_machine(tally, build, pool)
     return machines
@@ -213,8 +214,7 @@ def all_machines(tally, word, jobs):
 def main():
     parser = argparse.ArgumentParser(description="Compares random groups on many machines.")
     parser.add_argument("--groups", type=float, default=1e8)
-    parser.add_argument("-k", metavar="WORD", default="", help="only builds whose key contains it: "
-                        "host-clang, aarch64, aarch64-clang, s390x, bare")
+    parser.add_argument("-k", metavar="BUILD", default="", help="only that one beside the reference")
     parser.add_argument("-j", metavar="N", type=int, default=os.cpu_count() or 2, help="jobs")
     options = parser.parse_args()
     begin = time.monotonic()

@@ -7279,29 +7279,45 @@ AQ_AVX2_INLINE static inline void aq_avx2_chunk(aq_avx2_pairs *sum, __m256i pack
     }
 }
 
-/* Sums of four bytes in 8 lanes, over `bytes` bytes of codes (32 or the bytes of a group), of which
- * `left` are there. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_unit(const uint8_t *codes, size_t left, uint32_t bits,
-                                                  size_t bytes, const int8_t *x) {
+/* Sums of four bytes in 8 lanes, from sums of two products. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_total(aq_avx2_pairs sum, uint32_t bits) {
+    const __m256i total = _mm256_madd_epi16(sum.low, _mm256_set1_epi16(1));
+    return bits == 8 ? _mm256_add_epi32(total, _mm256_madd_epi16(sum.high, _mm256_set1_epi16(16)))
+                     : total;
+}
+
+/* Sums of four bytes in 8 lanes, over `bytes` bytes of codes: 32 or the bytes of a group. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_unit(const uint8_t *codes, uint32_t bits, size_t bytes,
+                                                  const int8_t *x) {
     aq_avx2_pairs sum;
-    __m256i total;
     size_t at;
     sum.low = sum.high = _mm256_setzero_si256();
     AQ_UNROLL
     for (at = 0; at < bytes; at += 32) {
-        if (at + 32 <= left) {
-            aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)(codes + at)), bits,
-                          x + at * (8u / bits));
-        } else if (at < left) {
-            uint8_t rest[32] = {0};
-            memcpy(rest, codes + at, left - at);
-            aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)rest), bits,
-                          x + at * (8u / bits));
-        }
+        aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)(codes + at)), bits,
+                      x + at * (8u / bits));
     }
-    total = _mm256_madd_epi16(sum.low, _mm256_set1_epi16(1));
-    return bits == 8 ? _mm256_add_epi32(total, _mm256_madd_epi16(sum.high, _mm256_set1_epi16(16)))
-                     : total;
+    return aq_avx2_total(sum, bits);
+}
+
+/* The same of a unit of any size, of which only the bytes `left` are there. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_part_of(const uint8_t *codes, size_t left, uint32_t bits,
+                                                     size_t bytes, const int8_t *x) {
+    aq_avx2_pairs sum;
+    size_t at;
+    sum.low = sum.high = _mm256_setzero_si256();
+    left = left < bytes ? left : bytes;
+    for (at = 0; at + 32 <= left; at += 32) {
+        aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)(codes + at)), bits,
+                      x + at * (8u / bits));
+    }
+    if (at < left) {
+        uint8_t rest[32] = {0};
+        memcpy(rest, codes + at, left - at);
+        aq_avx2_chunk(&sum, _mm256_loadu_si256((const __m256i *)(const void *)rest), bits,
+                      x + at * (8u / bits));
+    }
+    return aq_avx2_total(sum, bits);
 }
 
 /* The sums of the groups in four units, in order: 4 groups of 32 bytes or more, 8 of 16, 16 of 8. */
@@ -7324,43 +7340,73 @@ AQ_AVX2_INLINE static inline void aq_avx2_fold_units(const __m256i *v, size_t gr
                                                            _mm256_extracti128_si256(all, 1)));
 }
 
-/* The sums of 16 groups, of which the bytes `left` are there. */
-AQ_AVX2_INLINE static inline void aq_avx2_groups16(const uint8_t *codes, size_t left, uint32_t bits,
-                                                   size_t group_bytes, const int8_t *x,
-                                                   int32_t *out) {
+/* The last units of a row, fewer than four, of which the bytes `left` are there: one copy of this code for a
+ * width, whatever the group. */
+AQ_AVX2_INLINE static inline void aq_avx2_last_units(const uint8_t *codes, size_t left,
+                                                     uint32_t bits, size_t group_bytes,
+                                                     const int8_t *x, int32_t *out) {
     const size_t bytes = group_bytes < 32 ? 32 : group_bytes;
-    const size_t groups = 4 * bytes / group_bytes;
     __m256i v[4];
-    size_t i, k, at = 0;
-    for (i = 0; i < 16; i += groups) {
-        AQ_UNROLL
-        for (k = 0; k < 4; k++, at += bytes) {
-            v[k] = at < left ? aq_avx2_unit(codes + at, left - at, bits, bytes, x + at * (8u / bits))
-                             : _mm256_setzero_si256();
-        }
-        aq_avx2_fold_units(v, group_bytes, out + i);
+    size_t k, at = 0;
+    v[1] = v[2] = v[3] = _mm256_setzero_si256();
+    for (k = 0; at < left; k++, at += bytes) {
+        v[k] = aq_avx2_part_of(codes + at, left - at, bits, bytes, x + at * (8u / bits));
     }
+    aq_avx2_fold_units(v, group_bytes, out);
+}
+
+AQ_AVX2 static void aq_avx2_last2(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_avx2_last_units(codes, left, 2, group_bytes, x, out);
+}
+
+AQ_AVX2 static void aq_avx2_last4(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_avx2_last_units(codes, left, 4, group_bytes, x, out);
+}
+
+AQ_AVX2 static void aq_avx2_last8(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_avx2_last_units(codes, left, 8, group_bytes, x, out);
+}
+
+/* Four units: the sums of their groups. */
+AQ_AVX2_INLINE static inline void aq_avx2_four_units(const uint8_t *codes, uint32_t bits,
+                                                     size_t group_bytes, const int8_t *x,
+                                                     int32_t *out) {
+    const size_t bytes = group_bytes < 32 ? 32 : group_bytes;
+    __m256i v[4];
+    size_t k;
+    AQ_UNROLL
+    for (k = 0; k < 4; k++) {
+        v[k] = aq_avx2_unit(codes + k * bytes, bits, bytes, x + k * bytes * (8u / bits));
+    }
+    aq_avx2_fold_units(v, group_bytes, out);
 }
 
 AQ_AVX2_INLINE static inline void aq_avx2_rows(const aq_linear_dots *job, uint32_t bits,
                                                size_t group_bytes) {
-    const size_t batch = 16 * group_bytes;
+    const size_t step = 4 * (group_bytes < 32 ? 32 : group_bytes), groups = step / group_bytes;
     size_t row, at, i;
     for (row = 0; row < job->rows; row++) {
         const uint8_t *codes = job->codes + row * job->row_bytes;
-        int32_t *out = job->out + row * job->out_stride;
+        int32_t *out = job->out + row * job->out_stride, *const first = out;
         for (at = 0; at < job->next_bytes; at += 64) {
             _mm_prefetch((const char *)(job->next + row * job->next_bytes + at), _MM_HINT_T0);
         }
-        for (at = 0; at + batch <= job->row_bytes; at += batch, out += 16) {
-            for (i = 0; i < batch; i += 64) {
+        for (at = 0; at + step <= job->row_bytes; at += step, out += groups) {
+            for (i = 0; i < step; i += 64) {
                 _mm_prefetch((const char *)(codes + at + i + AQ_AVX2_AHEAD), _MM_HINT_T0);
             }
-            aq_avx2_groups16(codes + at, batch, bits, group_bytes, job->x + at * (8u / bits), out);
+            aq_avx2_four_units(codes + at, bits, group_bytes, job->x + at * (8u / bits), out);
         }
         if (at < job->row_bytes) {
-            aq_avx2_groups16(codes + at, job->row_bytes - at, bits, group_bytes,
-                             job->x + at * (8u / bits), out);
+            (bits == 2 ? aq_avx2_last2 : bits == 4 ? aq_avx2_last4 : aq_avx2_last8)(
+                codes + at, job->row_bytes - at, group_bytes, job->x + at * (8u / bits), out);
+            out += groups;
+        }
+        for (; (size_t)(out - first) % 16 != 0; out += 4) {
+            _mm_storeu_si128((__m128i *)(void *)out, _mm_setzero_si128());
         }
     }
 }
@@ -7574,9 +7620,9 @@ AQ_AVX2_INLINE static inline void aq_avx2_turn_chunk(const aq_linear_tiles *job,
     }
 }
 
-AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, uint32_t bits,
-                                                   size_t group_bytes) {
-    const size_t planes = 8u / bits, parts = AQ_AVX2_PARTS(bits), dwords = group_bytes / 4;
+AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, uint32_t bits) {
+    const size_t planes = 8u / bits, parts = AQ_AVX2_PARTS(bits);
+    const size_t group_bytes = job->group / planes, dwords = group_bytes / 4;
     const size_t span = group_bytes < 32 ? 32 : group_bytes;
     __m256i codes[256];
     size_t at, chunk, i, t, group = 0;
@@ -7602,19 +7648,10 @@ AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, u
 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *given) {
     const aq_linear_tiles own = *given, *job = &own; /* which no store can change */
-    switch (job->bits * 1000u + job->group) {
-    case 2032: aq_avx2_tiles_of(job, 2, 8); break;
-    case 2064: aq_avx2_tiles_of(job, 2, 16); break;
-    case 2128: aq_avx2_tiles_of(job, 2, 32); break;
-    case 2256: aq_avx2_tiles_of(job, 2, 64); break;
-    case 4032: aq_avx2_tiles_of(job, 4, 16); break;
-    case 4064: aq_avx2_tiles_of(job, 4, 32); break;
-    case 4128: aq_avx2_tiles_of(job, 4, 64); break;
-    case 4256: aq_avx2_tiles_of(job, 4, 128); break;
-    case 8032: aq_avx2_tiles_of(job, 8, 32); break;
-    case 8064: aq_avx2_tiles_of(job, 8, 64); break;
-    case 8128: aq_avx2_tiles_of(job, 8, 128); break;
-    default: aq_avx2_tiles_of(job, 8, 256); break;
+    switch (job->bits) {
+    case 2: aq_avx2_tiles_of(job, 2); break;
+    case 4: aq_avx2_tiles_of(job, 4); break;
+    default: aq_avx2_tiles_of(job, 8); break;
     }
 }
 
@@ -8085,9 +8122,8 @@ AQ_VNNI_INLINE static inline void aq_vnni_turn_chunk(const aq_linear_tiles *job,
     }
 }
 
-AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, uint32_t bits,
-                                                   size_t group_bytes) {
-    const size_t planes = 8u / bits, dwords = group_bytes / 4;
+AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, uint32_t bits) {
+    const size_t planes = 8u / bits, group_bytes = job->group / planes, dwords = group_bytes / 4;
     const size_t span = group_bytes < 64 ? 64 : group_bytes;
     __m512i codes[64];
     size_t at, chunk, i, t, group = 0;
@@ -8116,19 +8152,10 @@ AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, u
 }
 
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job) {
-    switch (job->bits * 1000u + job->group) {
-    case 2032: aq_vnni_tiles_of(job, 2, 8); break;
-    case 2064: aq_vnni_tiles_of(job, 2, 16); break;
-    case 2128: aq_vnni_tiles_of(job, 2, 32); break;
-    case 2256: aq_vnni_tiles_of(job, 2, 64); break;
-    case 4032: aq_vnni_tiles_of(job, 4, 16); break;
-    case 4064: aq_vnni_tiles_of(job, 4, 32); break;
-    case 4128: aq_vnni_tiles_of(job, 4, 64); break;
-    case 4256: aq_vnni_tiles_of(job, 4, 128); break;
-    case 8032: aq_vnni_tiles_of(job, 8, 32); break;
-    case 8064: aq_vnni_tiles_of(job, 8, 64); break;
-    case 8128: aq_vnni_tiles_of(job, 8, 128); break;
-    default: aq_vnni_tiles_of(job, 8, 256); break;
+    switch (job->bits) {
+    case 2: aq_vnni_tiles_of(job, 2); break;
+    case 4: aq_vnni_tiles_of(job, 4); break;
+    default: aq_vnni_tiles_of(job, 8); break;
     }
 }
 

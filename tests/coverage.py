@@ -52,7 +52,7 @@ def build():
         list(pool.map(lambda pair: must([*FLAGS, "-c", pair[0], "-o", pair[1]], cwd=BUILD),
                       zip(sources, objects)))
         programs = [BUILD / test.stem for test in tests]
-        list(pool.map(lambda pair: must(["gcc", "-std=c99", "-O1", "-I", TOP / "tests/c",
+        list(pool.map(lambda pair: must(["gcc", "-std=c99", "-O1", "-I", TOP / "tests/c", "-I", TOP,
                                          pair[0], *objects, "-o", pair[1], "-lgcov", *LIBS]),
                       zip(tests, programs)))
     must(["gcc", "-std=gnu99", "-O1", "-I", TOP, tool, *objects, "-o", BUILD / "aq", "-lgcov", *LIBS])

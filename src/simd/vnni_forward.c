@@ -279,9 +279,8 @@ AQ_VNNI_INLINE static inline void aq_vnni_turn_chunk(const aq_linear_tiles *job,
     }
 }
 
-AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, uint32_t bits,
-                                                   size_t group_bytes) {
-    const size_t planes = 8u / bits, dwords = group_bytes / 4;
+AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, uint32_t bits) {
+    const size_t planes = 8u / bits, group_bytes = job->group / planes, dwords = group_bytes / 4;
     const size_t span = group_bytes < 64 ? 64 : group_bytes;
     __m512i codes[64];
     size_t at, chunk, i, t, group = 0;
@@ -310,19 +309,10 @@ AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, u
 }
 
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job) {
-    switch (job->bits * 1000u + job->group) {
-    case 2032: aq_vnni_tiles_of(job, 2, 8); break;
-    case 2064: aq_vnni_tiles_of(job, 2, 16); break;
-    case 2128: aq_vnni_tiles_of(job, 2, 32); break;
-    case 2256: aq_vnni_tiles_of(job, 2, 64); break;
-    case 4032: aq_vnni_tiles_of(job, 4, 16); break;
-    case 4064: aq_vnni_tiles_of(job, 4, 32); break;
-    case 4128: aq_vnni_tiles_of(job, 4, 64); break;
-    case 4256: aq_vnni_tiles_of(job, 4, 128); break;
-    case 8032: aq_vnni_tiles_of(job, 8, 32); break;
-    case 8064: aq_vnni_tiles_of(job, 8, 64); break;
-    case 8128: aq_vnni_tiles_of(job, 8, 128); break;
-    default: aq_vnni_tiles_of(job, 8, 256); break;
+    switch (job->bits) {
+    case 2: aq_vnni_tiles_of(job, 2); break;
+    case 4: aq_vnni_tiles_of(job, 4); break;
+    default: aq_vnni_tiles_of(job, 8); break;
     }
 }
 

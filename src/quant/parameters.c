@@ -65,36 +65,34 @@ static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halve
     }
 }
 
-/* What aq_grids_f16 does where every group is a usual one; false when a parameter does not fit. */
+/* What aq_grids_f16 does where every group is a usual one; false when a parameter does not fit. Scale
+ * and min lie in pairs, in grids as in the file. */
 static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                                uint8_t *out) {
-    float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
-    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS] = {0};
-    float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
-    size_t i, count = tile->group_count;
+    const bool brief = job->spec.params == AQ_PARAM_BF16, symmetric = job->symmetric;
+    const uint32_t least = aq_simd_bits(brief ? AQ_BF16_LEAST : AQ_F16_LEAST);
+    const uint16_t infinite = brief ? 0x7F80u : 0x7C00u;
+    float scales[AQ_TILE_GROUPS] = {0};
+    uint16_t halves[2 * AQ_TILE_GROUPS];
+    size_t i, count = tile->group_count, many = symmetric ? count : 2 * count;
     bool fits = true;
     for (i = 0; i < count; i++) {
         scales[i] = tile->group[i].fit.scale;
     }
-    aq_through_f16(job, scales, scale_bits, count);
+    aq_through_f16(job, scales, halves, count);
     for (i = 0; i < count; i++) {
-        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= least;
-        mins[i] = job->symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
-    }
-    if (!job->symmetric) {
-        aq_through_f16(job, mins, min_bits, count);
-    }
-    for (i = 0; i < count; i++) {
-        fits = fits && aq_is_finite(mins[i]);
+        fits = fits && (aq_simd_bits(scales[i]) & 0x7FFFFFFFu) >= least;
         grids[i].scale = scales[i];
-        grids[i].min = mins[i];
-        aq_put_u16(out, scale_bits[i]);
-        out += 2;
-        if (!job->symmetric) {
-            aq_put_u16(out, min_bits[i]);
-            out += 2;
-        }
+        grids[i].min = symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
     }
+    if (!symmetric) { /* what is rounded stays as it is */
+        aq_through_f16(job, (float *)(void *)grids, halves, many);
+    }
+    for (i = 0; i < many; i++) {
+        fits = fits && (halves[i] & infinite) != infinite;
+    }
+    memcpy(out, halves, sizeof(uint16_t) * many);
+    aq_little_endian(out, many, sizeof(uint16_t));
     return fits;
 }
 
@@ -312,14 +310,10 @@ static int32_t aq_get_i8(uint8_t byte) {
     return byte < 128u ? (int32_t)byte : (int32_t)byte - 256;
 }
 
-/* Pairs of scale and min, or scales alone, that the reader has as floats. */
-static void aq_grids_spread(const float *values, bool symmetric, size_t count,
-                            aq_simd_grid *grids) {
-    size_t i;
-    for (i = 0; i < count; i++) {
-        grids[i].scale = symmetric ? values[i] : values[2 * i];
-        grids[i].min = symmetric ? 0.0f : values[2 * i + 1];
-    }
+/* Stored values in this machine's byte order. */
+static void aq_get_values(const uint8_t *in, size_t size, size_t count, void *out) {
+    memcpy(out, in, size * count);
+    aq_little_endian(out, count, size);
 }
 
 static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_t *extra,
@@ -352,8 +346,10 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids) {
     bool symmetric = spec->code == AQ_CODE_SYMMETRIC || spec->code == AQ_CODE_TRELLIS;
-    float values[2 * AQ_TILE_GROUPS];
+    float scales[AQ_TILE_GROUPS];
     uint16_t halves[2 * AQ_TILE_GROUPS];
+    /* pairs of scale and min lie as they are read */
+    float *values = symmetric ? scales : (float *)(void *)grids;
     size_t i, many = symmetric ? count : 2 * count;
     if (spec->params == AQ_PARAM_Q8) {
         aq_grids_read_q8(symmetric, params, extra, count, grids);
@@ -364,17 +360,16 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
         return;
     }
     if (spec->params == AQ_PARAM_F32) {
-        for (i = 0; i < many; i++) {
-            values[i] = aq_get_f32(params + 4 * i);
-        }
+        aq_get_values(params, sizeof(float), many, values);
     } else {
-        for (i = 0; i < many; i++) {
-            halves[i] = aq_get_u16(params + 2 * i);
-        }
+        aq_get_values(params, sizeof(uint16_t), many, halves);
         (spec->params == AQ_PARAM_BF16 ? kernels->bf16_to_f32 : kernels->f16_to_f32)(halves, values,
                                                                                      many);
     }
-    aq_grids_spread(values, symmetric, count, grids);
+    for (i = 0; i < count && symmetric; i++) {
+        grids[i].scale = scales[i];
+        grids[i].min = 0.0f;
+    }
 }
 
 #undef AQ_F16_LEAST

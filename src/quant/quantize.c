@@ -232,6 +232,8 @@ static void aq_row_job_init(aq_row_job *job, const aq_context *context, const aq
     job->fast = spec->fit == AQ_FIT_FAST;
     job->measure = true;
     job->dtype = dtype;
+    job->narrow = dtype == AQ_DTYPE_BF16 && job->fast &&
+                  (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC);
     job->cols = (size_t)cols;
     job->column_weights = column_weights;
 }

@@ -51,24 +51,43 @@ static void aq_tile_ask(const uint8_t *from, size_t bytes) {
 #endif
 }
 
+static void aq_tile_widen(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
+    aq_widen(job->kernels, job->dtype, from, tile->x, tile->count);
+    tile->halves = NULL;
+}
+
+/* The ranges, and the values themselves unless they stay narrow. */
+static void aq_tile_look(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
+    size_t group = job->spec.group_size;
+    tile->halves = from;
+    if (!job->narrow || job->measure) {
+        aq_tile_widen(job, from, tile);
+    }
+    if (job->dtype == AQ_DTYPE_BF16) {
+        job->kernels->range_bf16(from, tile->count, group, tile->range);
+    } else {
+        job->kernels->range(tile->x, tile->count, group, tile->range);
+    }
+}
+
 AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, aq_tile *tile,
                          size_t *bad) {
     size_t i, next, group = job->spec.group_size, size = aq_dtype_size(job->dtype);
+    const uint8_t *from = (const uint8_t *)row + begin * size;
     tile->begin = begin;
     tile->count = job->cols - begin < AQ_TILE_WEIGHTS ? job->cols - begin : AQ_TILE_WEIGHTS;
     next = job->cols - begin - tile->count;
-    aq_tile_ask((const uint8_t *)row + (begin + tile->count) * size,
+    aq_tile_ask(from + tile->count * size,
                 (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
     tile->plain = true;
-    aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * size, tile->x,
-             tile->count);
-    job->kernels->range(tile->x, tile->count, group, tile->range);
+    aq_tile_look(job, from, tile);
     for (i = 0; i < tile->group_count; i++) {
         const aq_simd_range *range = &tile->range[i];
         aq_tile_group *own = &tile->group[i];
         if (range->absmax >= 0x7F800000u) {
+            aq_tile_widen(job, from, tile);
             for (i *= group; (aq_simd_bits(tile->x[i]) & 0x7F800000u) != 0x7F800000u; i++) {
             }
             *bad = begin + i;
@@ -78,6 +97,9 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
         own->constant = !(range->high > range->low);
         tile->own_codes = tile->own_codes || own->exponent != 0;
         tile->plain = tile->plain && own->exponent == 0 && !own->constant;
+    }
+    if (tile->own_codes && tile->halves) {
+        aq_tile_widen(job, from, tile);
     }
     return true;
 }
@@ -165,6 +187,11 @@ AQ_LIB void aq_tile_encode(const aq_row_job *job, const aq_tile *tile, const aq_
                            uint8_t *codes) {
     float x[AQ_SIMD_GROUP_MAX];
     size_t i, index, group = job->spec.group_size;
+    if (tile->halves) {
+        job->kernels->encode_bf16(tile->halves, tile->count, group, job->spec.bits, job->symmetric,
+                                  grids, codes);
+        return;
+    }
     if (!tile->own_codes) {
         job->kernels->encode(tile->x, tile->count, group, job->spec.bits, job->symmetric, grids,
                              codes);

@@ -26,6 +26,7 @@ typedef struct aq_row_job {
     bool symmetric;
     bool fast;    /* AQ_FIT_FAST: column_weights are not looked at */
     bool measure; /* quality is wanted */
+    bool narrow;  /* ranges and codes are all that is made of the weights, which BF16 gives as it is */
     aq_dtype dtype;
     size_t cols;
     const float *column_weights;
@@ -45,6 +46,7 @@ typedef struct aq_tile {
     bool plain;                       /* none has, and none is constant */
     aq_simd_range range[AQ_TILE_GROUPS];
     aq_tile_group group[AQ_TILE_GROUPS];
+    const uint8_t *halves;            /* BF16, and x is not filled; or NULL */
     float x[AQ_TILE_WEIGHTS];
 } aq_tile;
 

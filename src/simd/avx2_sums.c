@@ -37,6 +37,68 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t grou
     }
 }
 
+/* The greatest and least of BF16 as integers of 16 bits: positive ones are ordered as signed numbers
+ * are; negative ones, without sign, above all positive ones and by their magnitude. */
+typedef struct aq_avx2_extent16 {
+    __m256i high;         /* as signed ones: the greatest of those that are not negative */
+    __m256i least, most;  /* without sign */
+} aq_avx2_extent16;
+
+AQ_AVX2_INLINE static inline void aq_avx2_extend16(aq_avx2_extent16 *extent, __m256i halves) {
+    extent->high = _mm256_max_epi16(extent->high, halves);
+    extent->least = _mm256_min_epu16(extent->least, halves);
+    extent->most = _mm256_max_epu16(extent->most, halves);
+}
+
+/* The least of eight integers, without sign. */
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_least16(__m128i value) {
+    return (uint32_t)_mm_cvtsi128_si32(_mm_minpos_epu16(value)) & 0xFFFFu;
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_range16(const aq_avx2_extent16 *extent,
+                                                  aq_simd_range *out) {
+    __m128i high = _mm_max_epi16(_mm256_castsi256_si128(extent->high),
+                                 _mm256_extracti128_si256(extent->high, 1));
+    __m128i least = _mm_min_epu16(_mm256_castsi256_si128(extent->least),
+                                  _mm256_extracti128_si256(extent->least, 1));
+    __m128i most = _mm_max_epu16(_mm256_castsi256_si128(extent->most),
+                                 _mm256_extracti128_si256(extent->most, 1));
+    uint32_t first = aq_avx2_least16(least), low, last;
+    last = 0x7FFFu ^ aq_avx2_least16(_mm_xor_si128(high, _mm_set1_epi16(0x7FFF)));
+    low = 0xFFFFu ^ aq_avx2_least16(_mm_xor_si128(most, _mm_set1_epi16(-1)));
+    last = last & 0x8000u ? first : last; /* all are negative */
+    low = low & 0x8000u ? low : first;    /* none is */
+    out->low = aq_simd_float(low << 16);
+    out->high = aq_simd_float(last << 16);
+    low &= 0x7FFFu;
+    last &= 0x7FFFu;
+    out->absmax = (low > last ? low : last) << 16;
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range_bf16(const void *in, size_t count, size_t group,
+                                            aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        const uint8_t *at = from + 2 * begin;
+        aq_avx2_extent16 extent;
+        uint16_t rest[16];
+        memcpy(rest, at, 2);
+        extent.high = extent.least = extent.most = _mm256_set1_epi16((short)rest[0]);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 16 <= length; i += 16) {
+            aq_avx2_extend16(&extent,
+                             _mm256_loadu_si256((const __m256i *)(const void *)(at + 2 * i)));
+        }
+        if (i < length) { /* the first value once more */
+            _mm256_storeu_si256((__m256i *)(void *)rest, _mm256_set1_epi16((short)rest[0]));
+            memcpy(rest, at + 2 * i, 2 * (length - i));
+            aq_avx2_extend16(&extent, _mm256_loadu_si256((const __m256i *)(const void *)rest));
+        }
+        aq_avx2_range16(&extent, out);
+    }
+}
+
 /* Half of the 16 lanes. */
 typedef struct aq_avx2_products {
     __m256 dot, first, second, error, most;

@@ -23,6 +23,8 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_fit_symmetric,
     aq_scalar_encode,
     aq_scalar_decode,
+    aq_scalar_range_bf16,
+    aq_scalar_encode_bf16,
     aq_scalar_compare,
     NULL,
     NULL,
@@ -51,6 +53,8 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_fit_symmetric,
     aq_avx2_encode,
     aq_avx2_decode,
+    aq_avx2_range_bf16,
+    aq_avx2_encode_bf16,
     aq_avx2_compare,
     aq_avx2_stream,
     aq_avx2_decode_past,
@@ -73,9 +77,10 @@ static const struct aq_kernels aq_avx2_kernels = {
           "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
-              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, aq_avx2_hadamard, aq_avx512_strips_load, aq_avx512_strips_sums,    \
-              aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
+              aq_avx512_decode, aq_avx2_range_bf16, aq_avx2_encode_bf16, aq_avx512_compare,        \
+              aq_avx512_stream, aq_avx512_decode_past, aq_avx512_update, aq_avx2_hadamard,         \
+              aq_avx512_strips_load, aq_avx512_strips_sums, aq_avx512_strips_codes, dots, dot,     \
+              dot_codes, unpack                                                                    \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -94,6 +99,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
+              aq_neon_range_bf16, aq_neon_encode_bf16,                                             \
               aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_hadamard, aq_neon_strips_load,  \
               aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }

@@ -93,6 +93,10 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
                                 bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_neon_range_bf16(const void *in, size_t count, size_t group,
+                                    aq_simd_range *out);
+AQ_SIMD_LIB void aq_neon_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                     bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);

@@ -82,6 +82,20 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
     }
 }
 
+AQ_SIMD_LIB void aq_neon_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                     bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *out = (uint8_t *)codes;
+    float x[AQ_SIMD_GROUP_MAX];
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_neon_bf16_to_f32(from + 2 * begin, x, length);
+        aq_neon_encode(x, length, group, bits, symmetric, grids, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
 typedef struct aq_neon_decoder {
     float32x4_t scale, min;
     int32x4_t zero;

@@ -40,6 +40,43 @@ AQ_SIMD_LIB void aq_neon_range(const float *x, size_t count, size_t group, aq_si
     }
 }
 
+/* Positive BF16 are ordered as signed integers are; negative ones, without sign, above all positive
+ * ones and by their magnitude. */
+static void aq_neon_range_group16(const uint8_t *in, size_t count, aq_simd_range *out) {
+    uint16_t first;
+    memcpy(&first, in, sizeof first);
+    uint16x8_t least = vdupq_n_u16(first), most = least;
+    int16x8_t positive = vreinterpretq_s16_u16(least);
+    size_t i;
+    for (i = 0; i < count; i += 8) {
+        uint16_t eight[8];
+        uint16x8_t halves;
+        vst1q_u16(eight, vdupq_n_u16(first)); /* once more, for what is missing */
+        memcpy(eight, in + 2 * i, 2 * (count - i < 8 ? count - i : 8));
+        halves = vld1q_u16(eight);
+        least = vminq_u16(least, halves);
+        most = vmaxq_u16(most, halves);
+        positive = vmaxq_s16(positive, vreinterpretq_s16_u16(halves));
+    }
+    uint32_t low = vmaxvq_u16(most), high = (uint16_t)vmaxvq_s16(positive);
+    low = low & 0x8000u ? low : vminvq_u16(least);
+    high = high & 0x8000u ? vminvq_u16(least) : high;
+    out->low = aq_simd_float(low << 16);
+    out->high = aq_simd_float(high << 16);
+    low &= 0x7FFFu;
+    high &= 0x7FFFu;
+    out->absmax = (low > high ? low : high) << 16;
+}
+
+AQ_SIMD_LIB void aq_neon_range_bf16(const void *in, size_t count, size_t group,
+                                    aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, out++) {
+        aq_neon_range_group16(from + 2 * begin, count - begin < group ? count - begin : group, out);
+    }
+}
+
 typedef struct aq_neon_compare_sums {
     aq_neon_lanes dot, first, second, error;
     float32x4_t most;

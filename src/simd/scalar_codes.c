@@ -54,6 +54,20 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     }
 }
 
+AQ_SIMD_LIB void aq_scalar_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                       bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *out = (uint8_t *)codes;
+    float x[AQ_SIMD_GROUP_MAX];
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_scalar_bf16_to_f32(from + 2 * begin, x, length);
+        aq_scalar_encode(x, length, group, bits, symmetric, grids, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
 static void aq_scalar_split(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
     size_t i;
     if (bits == 8) {

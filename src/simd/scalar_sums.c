@@ -21,6 +21,32 @@ AQ_SIMD_LIB void aq_scalar_range(const float *x, size_t count, size_t group, aq_
     }
 }
 
+/* BF16 with the sign turned, and all other bits too where it was set, are ordered as integers are. */
+AQ_SIMD_LIB void aq_scalar_range_bf16(const void *in, size_t count, size_t group,
+                                      aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin, i;
+    for (begin = 0; begin < count; begin += group, out++) {
+        size_t end = count - begin < group ? count : begin + group;
+        uint32_t least = 0xFFFFu, most = 0;
+        for (i = begin; i < end; i++) {
+            uint16_t half;
+            uint32_t place;
+            memcpy(&half, from + 2 * i, sizeof half);
+            place = half & 0x8000u ? half ^ 0xFFFFu : half ^ 0x8000u;
+            least = place < least ? place : least;
+            most = place > most ? place : most;
+        }
+        least = least & 0x8000u ? least ^ 0x8000u : least ^ 0xFFFFu;
+        most = most & 0x8000u ? most ^ 0x8000u : most ^ 0xFFFFu;
+        out->low = aq_simd_float(least << 16);
+        out->high = aq_simd_float(most << 16);
+        least &= 0x7FFFu;
+        most &= 0x7FFFu;
+        out->absmax = (least > most ? least : most) << 16;
+    }
+}
+
 AQ_SIMD_EXACT AQ_SIMD_LIB float aq_scalar_fold(float *lane) {
     AQ_SIMD_EXACT_BODY
     size_t half, i;

@@ -116,6 +116,11 @@ struct aq_kernels {
                    const aq_simd_grid *grids, void *codes);
     void (*decode)(const void *codes, size_t count, size_t group, uint32_t bits, bool symmetric,
                    const aq_simd_grid *grids, float *out);
+    /* range and encode of BF16, without the detour of F32. low and high of a group that is not finite
+     * mean nothing; encode takes finite values. */
+    void (*range_bf16)(const void *in, size_t count, size_t group, aq_simd_range *out);
+    void (*encode_bf16)(const void *in, size_t count, size_t group, uint32_t bits, bool symmetric,
+                        const aq_simd_grid *grids, void *codes);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
@@ -218,6 +223,10 @@ AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, size_t group, ui
                                   bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_scalar_range_bf16(const void *in, size_t count, size_t group,
+                                      aq_simd_range *out);
+AQ_SIMD_LIB void aq_scalar_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                       bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,

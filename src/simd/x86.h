@@ -138,6 +138,11 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weig
                                                const aq_simd_range *ranges, aq_simd_fit *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
                                         bool symmetric, const aq_simd_grid *grids, void *codes);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range_bf16(const void *in, size_t count, size_t group,
+                                            aq_simd_range *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode_bf16(const void *in, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, void *codes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t group,
                                         uint32_t bits, bool symmetric, const aq_simd_grid *grids,
                                         float *out);

@@ -104,6 +104,44 @@ static void check_range(const shape *s, const exact *x, unsigned long round) {
     }
 }
 
+/* The row as BF16, at an odd address: as F32 that is cut off, so that infinities and NaNs stay. */
+static uint8_t *narrow_row(const shape *s, const exact *x, float *wide) {
+    uint8_t *halves = (uint8_t *)malloc(2 * s->count + 1);
+    size_t i;
+    for (i = 0; i < s->count; i++) {
+        uint16_t half;
+        uint32_t bits;
+        memcpy(&bits, &x->at[i], sizeof bits);
+        half = (uint16_t)(bits >> 16);
+        bits &= 0xFFFF0000u;
+        memcpy(halves + 1 + 2 * i, &half, sizeof half);
+        memcpy(&wide[i], &bits, sizeof bits);
+    }
+    return halves;
+}
+
+/* Of every table, the scalar one too, against the range of the values as F32. */
+static void check_range_bf16(const shape *s, const exact *x, unsigned long round) {
+    aq_simd_range expected[32], got[32];
+    float *wide = (float *)malloc(s->count * sizeof *wide);
+    uint8_t *halves = narrow_row(s, x, wide);
+    size_t t, i;
+    aq_simd_kernels("scalar")->range(wide, s->count, s->group, expected);
+    for (t = 0; t <= table_count; t++) {
+        const struct aq_kernels *table = t < table_count ? tables[t] : aq_simd_kernels("scalar");
+        table->range_bf16(halves + 1, s->count, s->group, got);
+        for (i = 0; i < s->groups; i++) {
+            int finite = expected[i].absmax < 0x7F800000u;
+            int equal = finite ? got[i].absmax == expected[i].absmax &&
+                                     got[i].low == expected[i].low && got[i].high == expected[i].high
+                               : got[i].absmax >= 0x7F800000u;
+            CHECK(agree(equal, table, "range_bf16", s, round));
+        }
+    }
+    free(wide);
+    free(halves);
+}
+
 static void check_fit(const shape *s, const exact *x, const exact *weights, unsigned long round) {
     const struct aq_kernels *scalar = aq_simd_kernels("scalar");
     aq_simd_range ranges[32];
@@ -122,6 +160,27 @@ static void check_fit(const shape *s, const exact *x, const exact *weights, unsi
             CHECK(agree(equal, tables[t], weights->at ? "weighted fit" : "fit", s, round));
         }
     }
+}
+
+/* The codes of the row cut off to BF16 are those of the same values as F32. */
+static void check_codes_bf16(const shape *s, const exact *x, const aq_simd_grid *grids, size_t bytes,
+                             unsigned long round) {
+    float *wide = (float *)malloc(s->count * sizeof *wide);
+    uint8_t *halves = narrow_row(s, x, wide);
+    uint8_t *expected = (uint8_t *)malloc(bytes), *got = (uint8_t *)malloc(bytes + 1);
+    size_t t;
+    aq_simd_kernels("scalar")->encode(wide, s->count, s->group, s->bits, s->symmetric, grids,
+                                      expected);
+    for (t = 0; t <= table_count; t++) {
+        const struct aq_kernels *table = t < table_count ? tables[t] : aq_simd_kernels("scalar");
+        memset(got, 0xA5, bytes + 1);
+        table->encode_bf16(halves + 1, s->count, s->group, s->bits, s->symmetric, grids, got + 1);
+        CHECK(agree(same(got + 1, expected, bytes), table, "encode_bf16", s, round));
+    }
+    free(wide);
+    free(halves);
+    free(expected);
+    free(got);
 }
 
 /* The codes of the row on grids of any kind; then what they decode to. */
@@ -159,6 +218,7 @@ static void check_codes(const shape *s, const exact *x, unsigned long round, uin
                         s, round));
         }
     }
+    check_codes_bf16(s, x, grids, bytes, round);
     free(past);
     free(expected);
     free(got);
@@ -321,7 +381,10 @@ static void every_row(int what) {
         }
         x = exact_row(values, s.count, &state);
         switch (what) {
-        case 0: check_range(&s, &x, round); break;
+        case 0:
+            check_range(&s, &x, round);
+            check_range_bf16(&s, &x, round);
+            break;
         case 1:
             if (round % 2) {
                 fill_weights(plain, s.count, s.group, &state);
@@ -479,6 +542,63 @@ TEST(whole_path) {
     }
 }
 
+/* BF16 that nobody measures is not widened where ranges alone decide: the same bytes as with a
+ * measurement, for groups that are huge, constant or short as well, and the same first bad weight. */
+static void check_unmeasured(const struct aq_kernels *table, const aq_quant_spec *spec,
+                             const uint16_t *halves) {
+    static whole measured, plain;
+    aq_context context;
+    aq_error first, second;
+    memset(&context, 0, sizeof context);
+    context.kernels = table;
+    context.num_threads = 1;
+    memset(&measured, 0, sizeof measured);
+    memset(&plain, 0, sizeof plain);
+    aq_status status = aq_quantize(&context, spec, halves, AQ_DTYPE_BF16, ROWS, COLS, NULL,
+                                   measured.codes, measured.params, measured.extra,
+                                   &measured.quality, &first);
+    CHECK(aq_quantize(&context, spec, halves, AQ_DTYPE_BF16, ROWS, COLS, NULL, plain.codes,
+                      plain.params, plain.extra, NULL, &second) == status);
+    if (status != AQ_OK) {
+        CHECK(first.offset == second.offset && strcmp(first.message, second.message) == 0);
+        return;
+    }
+    CHECK(same(measured.codes, plain.codes, sizeof plain.codes));
+    CHECK(same(measured.params, plain.params, sizeof plain.params));
+    CHECK(same(measured.extra, plain.extra, sizeof plain.extra));
+}
+
+TEST(unmeasured_bf16) {
+    static uint16_t halves[ROWS * COLS];
+    uint64_t state = first_seed;
+    size_t i, t;
+    int code, params, kind;
+    for (kind = 0; kind < 3; kind++) { /* some groups tiny; huge; a weight infinite */
+        for (i = 0; i < ROWS * COLS; i++) {
+            float value = 0.02f * random_normal(&state);
+            value = i / 64 % 9 == 4 ? value * (kind ? 1e38f : 1e-37f) : value;
+            halves[i] = i / 64 % 9 == 6 ? 0x3D00u : aq_simd_to_bf16(value);
+        }
+        halves[4 * COLS + 700] = kind == 2 ? 0x7F80u : 0xBC00u;
+        halves[5 * COLS + 2] = kind == 2 ? 0x7FC0u : 0xBC00u;
+        for (t = 0; t <= table_count; t++) {
+            for (code = 0; code <= (int)AQ_CODE_RESIDUAL; code++) {
+                for (params = 0; params < 3; params++) {
+                    aq_quant_spec spec;
+                    memset(&spec, 0, sizeof spec);
+                    spec.code = (aq_code)code;
+                    spec.params = (aq_param_type)params;
+                    spec.bits = code == (int)AQ_CODE_RESIDUAL ? 2 : 4;
+                    spec.group_size = 64;
+                    spec.fit = AQ_FIT_FAST;
+                    check_unmeasured(t < table_count ? tables[t] : aq_simd_kernels("scalar"), &spec,
+                                     halves);
+                }
+            }
+        }
+    }
+}
+
 /* A result too large for the caches is written past them: the same as by parts that are not, wherever
  * its rows begin. */
 TEST(past_the_caches) {
@@ -531,7 +651,7 @@ TEST(past_the_caches) {
 
 /* A table that counts its calls, then makes them of the table under test. */
 static const struct aq_kernels *inner;
-static unsigned long calls[12];
+static unsigned long calls[14];
 
 #define COUNTED(index, name, declared, passed)                                                    \
     static void counted_##name declared {                                                         \
@@ -560,6 +680,11 @@ COUNTED(10, decode, (const void *codes, size_t count, size_t group, uint32_t bit
         (codes, count, group, bits, symmetric, grids, out))
 COUNTED(11, compare, (const float *a, const float *b, size_t count, aq_simd_sums *out),
         (a, b, count, out))
+COUNTED(12, range_bf16, (const void *in, size_t count, size_t group, aq_simd_range *out),
+        (in, count, group, out))
+COUNTED(13, encode_bf16, (const void *in, size_t count, size_t group, uint32_t bits, bool symmetric,
+                          const aq_simd_grid *grids, void *codes),
+        (in, count, group, bits, symmetric, grids, codes))
 #undef COUNTED
 
 static struct aq_kernels counted_table(const struct aq_kernels *table) {
@@ -578,6 +703,8 @@ static struct aq_kernels counted_table(const struct aq_kernels *table) {
     counted.encode = counted_encode;
     counted.decode = counted_decode;
     counted.compare = counted_compare;
+    counted.range_bf16 = counted_range_bf16;
+    counted.encode_bf16 = counted_encode_bf16;
     return counted;
 }
 
@@ -613,6 +740,14 @@ TEST(kernels_that_run) {
             quantize_whole(&context, &spec, input < 2 ? (const void *)halves : (const void *)bytes,
                            input == 0 ? AQ_DTYPE_BF16 : dtypes[input], NULL, &out);
         }
+        aq_quant_spec fast;
+        memset(&fast, 0, sizeof fast);
+        fast.params = AQ_PARAM_F16;
+        fast.bits = 4;
+        fast.group_size = 128;
+        fast.fit = AQ_FIT_FAST;
+        CHECK_STATUS(aq_quantize(&context, &fast, halves, AQ_DTYPE_BF16, ROWS, COLS, NULL, out.codes,
+                                 out.params, NULL, NULL, NULL), AQ_OK);
         aq_to_f32(&context, AQ_DTYPE_F16, halves, wide, ROWS * COLS);
         for (i = 0; i < sizeof calls / sizeof *calls; i++) {
             CHECK(calls[i] > 0);
@@ -708,6 +843,7 @@ int main(int argc, char **argv) {
     RUN(longest_dots);
     RUN(every_half);
     RUN(whole_path);
+    RUN(unmeasured_bf16);
     RUN(past_the_caches);
     RUN(kernels_that_run);
     RUN(tables_are_apart);

@@ -1472,6 +1472,11 @@ struct aq_kernels {
                    const aq_simd_grid *grids, void *codes);
     void (*decode)(const void *codes, size_t count, size_t group, uint32_t bits, bool symmetric,
                    const aq_simd_grid *grids, float *out);
+    /* range and encode of BF16, without the detour of F32. low and high of a group that is not finite
+     * mean nothing; encode takes finite values. */
+    void (*range_bf16)(const void *in, size_t count, size_t group, aq_simd_range *out);
+    void (*encode_bf16)(const void *in, size_t count, size_t group, uint32_t bits, bool symmetric,
+                        const aq_simd_grid *grids, void *codes);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
@@ -1574,6 +1579,10 @@ AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, size_t group, ui
                                   bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_scalar_range_bf16(const void *in, size_t count, size_t group,
+                                      aq_simd_range *out);
+AQ_SIMD_LIB void aq_scalar_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                       bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
@@ -1873,6 +1882,32 @@ AQ_SIMD_LIB void aq_scalar_range(const float *x, size_t count, size_t group, aq_
         out->low = low;
         out->high = high;
         out->absmax = absmax;
+    }
+}
+
+/* BF16 with the sign turned, and all other bits too where it was set, are ordered as integers are. */
+AQ_SIMD_LIB void aq_scalar_range_bf16(const void *in, size_t count, size_t group,
+                                      aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin, i;
+    for (begin = 0; begin < count; begin += group, out++) {
+        size_t end = count - begin < group ? count : begin + group;
+        uint32_t least = 0xFFFFu, most = 0;
+        for (i = begin; i < end; i++) {
+            uint16_t half;
+            uint32_t place;
+            memcpy(&half, from + 2 * i, sizeof half);
+            place = half & 0x8000u ? half ^ 0xFFFFu : half ^ 0x8000u;
+            least = place < least ? place : least;
+            most = place > most ? place : most;
+        }
+        least = least & 0x8000u ? least ^ 0x8000u : least ^ 0xFFFFu;
+        most = most & 0x8000u ? most ^ 0x8000u : most ^ 0xFFFFu;
+        out->low = aq_simd_float(least << 16);
+        out->high = aq_simd_float(most << 16);
+        least &= 0x7FFFu;
+        most &= 0x7FFFu;
+        out->absmax = (least > most ? least : most) << 16;
     }
 }
 
@@ -2346,6 +2381,20 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     }
 }
 
+AQ_SIMD_LIB void aq_scalar_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                       bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *out = (uint8_t *)codes;
+    float x[AQ_SIMD_GROUP_MAX];
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_scalar_bf16_to_f32(from + 2 * begin, x, length);
+        aq_scalar_encode(x, length, group, bits, symmetric, grids, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
 static void aq_scalar_split(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
     size_t i;
     if (bits == 8) {
@@ -2683,6 +2732,10 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
                                 bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_neon_range_bf16(const void *in, size_t count, size_t group,
+                                    aq_simd_range *out);
+AQ_SIMD_LIB void aq_neon_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                     bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
@@ -2860,6 +2913,43 @@ AQ_SIMD_LIB void aq_neon_range(const float *x, size_t count, size_t group, aq_si
         if (out->absmax > 0x7F800000u) {
             aq_scalar_range(x + begin, length, length, out);
         }
+    }
+}
+
+/* Positive BF16 are ordered as signed integers are; negative ones, without sign, above all positive
+ * ones and by their magnitude. */
+static void aq_neon_range_group16(const uint8_t *in, size_t count, aq_simd_range *out) {
+    uint16_t first;
+    memcpy(&first, in, sizeof first);
+    uint16x8_t least = vdupq_n_u16(first), most = least;
+    int16x8_t positive = vreinterpretq_s16_u16(least);
+    size_t i;
+    for (i = 0; i < count; i += 8) {
+        uint16_t eight[8];
+        uint16x8_t halves;
+        vst1q_u16(eight, vdupq_n_u16(first)); /* once more, for what is missing */
+        memcpy(eight, in + 2 * i, 2 * (count - i < 8 ? count - i : 8));
+        halves = vld1q_u16(eight);
+        least = vminq_u16(least, halves);
+        most = vmaxq_u16(most, halves);
+        positive = vmaxq_s16(positive, vreinterpretq_s16_u16(halves));
+    }
+    uint32_t low = vmaxvq_u16(most), high = (uint16_t)vmaxvq_s16(positive);
+    low = low & 0x8000u ? low : vminvq_u16(least);
+    high = high & 0x8000u ? vminvq_u16(least) : high;
+    out->low = aq_simd_float(low << 16);
+    out->high = aq_simd_float(high << 16);
+    low &= 0x7FFFu;
+    high &= 0x7FFFu;
+    out->absmax = (low > high ? low : high) << 16;
+}
+
+AQ_SIMD_LIB void aq_neon_range_bf16(const void *in, size_t count, size_t group,
+                                    aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, out++) {
+        aq_neon_range_group16(from + 2 * begin, count - begin < group ? count - begin : group, out);
     }
 }
 
@@ -3363,6 +3453,20 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
         coder.min = vdupq_n_f32(symmetric ? 0.0f : grids->min);
         coder.inverse = vdupq_n_f32(1.0f / grids->scale);
         aq_neon_encode_group(&coder, x + begin, length, bits, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                     bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *out = (uint8_t *)codes;
+    float x[AQ_SIMD_GROUP_MAX];
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_neon_bf16_to_f32(from + 2 * begin, x, length);
+        aq_neon_encode(x, length, group, bits, symmetric, grids, out);
         out += (length * bits + 7u) / 8u;
     }
 }
@@ -3933,6 +4037,11 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weig
                                                const aq_simd_range *ranges, aq_simd_fit *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
                                         bool symmetric, const aq_simd_grid *grids, void *codes);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range_bf16(const void *in, size_t count, size_t group,
+                                            aq_simd_range *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode_bf16(const void *in, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, void *codes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t group,
                                         uint32_t bits, bool symmetric, const aq_simd_grid *grids,
                                         float *out);
@@ -4620,6 +4729,68 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t grou
     }
 }
 
+/* The greatest and least of BF16 as integers of 16 bits: positive ones are ordered as signed numbers
+ * are; negative ones, without sign, above all positive ones and by their magnitude. */
+typedef struct aq_avx2_extent16 {
+    __m256i high;         /* as signed ones: the greatest of those that are not negative */
+    __m256i least, most;  /* without sign */
+} aq_avx2_extent16;
+
+AQ_AVX2_INLINE static inline void aq_avx2_extend16(aq_avx2_extent16 *extent, __m256i halves) {
+    extent->high = _mm256_max_epi16(extent->high, halves);
+    extent->least = _mm256_min_epu16(extent->least, halves);
+    extent->most = _mm256_max_epu16(extent->most, halves);
+}
+
+/* The least of eight integers, without sign. */
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_least16(__m128i value) {
+    return (uint32_t)_mm_cvtsi128_si32(_mm_minpos_epu16(value)) & 0xFFFFu;
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_range16(const aq_avx2_extent16 *extent,
+                                                  aq_simd_range *out) {
+    __m128i high = _mm_max_epi16(_mm256_castsi256_si128(extent->high),
+                                 _mm256_extracti128_si256(extent->high, 1));
+    __m128i least = _mm_min_epu16(_mm256_castsi256_si128(extent->least),
+                                  _mm256_extracti128_si256(extent->least, 1));
+    __m128i most = _mm_max_epu16(_mm256_castsi256_si128(extent->most),
+                                 _mm256_extracti128_si256(extent->most, 1));
+    uint32_t first = aq_avx2_least16(least), low, last;
+    last = 0x7FFFu ^ aq_avx2_least16(_mm_xor_si128(high, _mm_set1_epi16(0x7FFF)));
+    low = 0xFFFFu ^ aq_avx2_least16(_mm_xor_si128(most, _mm_set1_epi16(-1)));
+    last = last & 0x8000u ? first : last; /* all are negative */
+    low = low & 0x8000u ? low : first;    /* none is */
+    out->low = aq_simd_float(low << 16);
+    out->high = aq_simd_float(last << 16);
+    low &= 0x7FFFu;
+    last &= 0x7FFFu;
+    out->absmax = (low > last ? low : last) << 16;
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range_bf16(const void *in, size_t count, size_t group,
+                                            aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        const uint8_t *at = from + 2 * begin;
+        aq_avx2_extent16 extent;
+        uint16_t rest[16];
+        memcpy(rest, at, 2);
+        extent.high = extent.least = extent.most = _mm256_set1_epi16((short)rest[0]);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 16 <= length; i += 16) {
+            aq_avx2_extend16(&extent,
+                             _mm256_loadu_si256((const __m256i *)(const void *)(at + 2 * i)));
+        }
+        if (i < length) { /* the first value once more */
+            _mm256_storeu_si256((__m256i *)(void *)rest, _mm256_set1_epi16((short)rest[0]));
+            memcpy(rest, at + 2 * i, 2 * (length - i));
+            aq_avx2_extend16(&extent, _mm256_loadu_si256((const __m256i *)(const void *)rest));
+        }
+        aq_avx2_range16(&extent, out);
+    }
+}
+
 /* Half of the 16 lanes. */
 typedef struct aq_avx2_products {
     __m256 dot, first, second, error, most;
@@ -4900,26 +5071,47 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weig
 #if defined(AQ_HAVE_AVX2)
 
 typedef struct aq_avx2_coder {
-    __m256 min, inverse, low, high;
+    __m256 min, inverse, high;
     __m256i zero; /* 16 bits each */
 } aq_avx2_coder;
 
-/* Codes of 8 values as 32-bit integers, still counted from zero. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_encode8(const aq_avx2_coder *coder, const float *x) {
+/* Codes of 8 values as 32-bit integers, still counted from zero. Those below the least one, and
+ * 0x80000000 for what no integer holds, are left to the packing, which saturates. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode8(const aq_avx2_coder *coder, __m256 x) {
     AQ_SIMD_EXACT_BODY
-    __m256 value = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x), coder->min), coder->inverse);
-    value = _mm256_min_ps(coder->high, _mm256_max_ps(coder->low, value));
-    return _mm256_cvtps_epi32(value);
+    __m256 value = _mm256_mul_ps(_mm256_sub_ps(x, coder->min), coder->inverse);
+    return _mm256_cvtps_epi32(_mm256_min_ps(coder->high, value));
+}
+
+/* Codes of twice 8 values as 16-bit integers: half of the first, half of the second, and so on. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode16(const aq_avx2_coder *coder, __m256 first,
+                                                      __m256 second) {
+    __m256i codes = _mm256_packs_epi32(aq_avx2_encode8(coder, first),
+                                       aq_avx2_encode8(coder, second));
+    return _mm256_add_epi16(codes, coder->zero);
 }
 
 /* Codes of 32 values as bytes, in order. */
 AQ_AVX2_INLINE static inline __m256i aq_avx2_encode32(const aq_avx2_coder *coder, const float *x) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    __m256i a = _mm256_packs_epi32(aq_avx2_encode8(coder, x), aq_avx2_encode8(coder, x + 8));
-    __m256i b = _mm256_packs_epi32(aq_avx2_encode8(coder, x + 16), aq_avx2_encode8(coder, x + 24));
-    __m256i codes = _mm256_packus_epi16(_mm256_add_epi16(a, coder->zero),
-                                        _mm256_add_epi16(b, coder->zero));
-    return _mm256_permutevar8x32_epi32(codes, order);
+    __m256i a = aq_avx2_encode16(coder, _mm256_loadu_ps(x), _mm256_loadu_ps(x + 8));
+    __m256i b = aq_avx2_encode16(coder, _mm256_loadu_ps(x + 16), _mm256_loadu_ps(x + 24));
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+}
+
+/* The same of 16 BF16, in order. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode16_bf16(const aq_avx2_coder *coder,
+                                                           const uint8_t *in) {
+    const __m256i none = _mm256_setzero_si256();
+    __m256i halves = _mm256_loadu_si256((const __m256i *)(const void *)in);
+    return aq_avx2_encode16(coder, _mm256_castsi256_ps(_mm256_unpacklo_epi16(none, halves)),
+                            _mm256_castsi256_ps(_mm256_unpackhi_epi16(none, halves)));
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode32_bf16(const aq_avx2_coder *coder,
+                                                           const uint8_t *in) {
+    __m256i a = aq_avx2_encode16_bf16(coder, in), b = aq_avx2_encode16_bf16(coder, in + 32);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xD8);
 }
 
 /* The low halves of 16 or 8 integers, as their least bytes. */
@@ -4943,47 +5135,88 @@ AQ_AVX2_INLINE static inline void aq_avx2_pack32(__m256i codes, uint32_t bits, u
     }
 }
 
-AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const float *x, size_t count, size_t group,
-                                                      uint32_t bits, bool symmetric,
+/* `in` holds F32, or BF16 when `narrow`. */
+AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const uint8_t *in, bool narrow, size_t count,
+                                                      size_t group, uint32_t bits, bool symmetric,
                                                       const aq_simd_grid *grids, uint8_t *out) {
     const uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    const size_t size = narrow ? 2 : 4;
     aq_avx2_coder coder;
-    size_t begin, length, i;
-    coder.low = _mm256_set1_ps(0.0f - (float)zero);
+    size_t length, i;
     coder.high = _mm256_set1_ps((float)(levels - 1u - zero));
     coder.zero = _mm256_set1_epi16((short)zero);
-    for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
+    for (; count > 0; count -= length, grids++, out += (length * bits + 7) / 8) {
         coder.min = _mm256_set1_ps(symmetric ? 0.0f : grids->min);
         coder.inverse = _mm256_set1_ps(1.0f / grids->scale);
-        length = count - begin < group ? count - begin : group;
-        for (i = 0; i + 32 <= length; i += 32) {
-            aq_avx2_pack32(aq_avx2_encode32(&coder, x + begin + i), bits, out + i / 8 * bits);
+        length = count < group ? count : group;
+        for (i = 0; i + 32 <= length; i += 32, in += 32 * size) {
+            aq_avx2_pack32(narrow ? aq_avx2_encode32_bf16(&coder, in)
+                                  : aq_avx2_encode32(&coder, (const float *)(const void *)in),
+                           bits, out + i / 8 * bits);
         }
-        if (i < length) {
-            aq_scalar_encode(x + begin + i, length - i, group, bits, symmetric, grids,
-                             out + i / 8 * bits);
+        if (i < length && narrow) {
+            aq_scalar_encode_bf16(in, length - i, group, bits, symmetric, grids,
+                                  out + i / 8 * bits);
+        } else if (i < length) {
+            aq_scalar_encode((const float *)(const void *)in, length - i, group, bits, symmetric,
+                             grids, out + i / 8 * bits);
         }
+        in += (length - i) * size;
     }
 }
 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
                                         bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *in = (const uint8_t *)(const void *)x;
     uint8_t *out = (uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx2_encode_bits(x, count, group, 2, symmetric, grids, out); break;
-    case 4: aq_avx2_encode_bits(x, count, group, 4, symmetric, grids, out); break;
-    default: aq_avx2_encode_bits(x, count, group, 8, symmetric, grids, out); break;
+    case 2: aq_avx2_encode_bits(in, false, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_encode_bits(in, false, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_encode_bits(in, false, count, group, 8, symmetric, grids, out); break;
     }
 }
 
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode_bf16(const void *halves, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, void *codes) {
+    const uint8_t *in = (const uint8_t *)halves;
+    uint8_t *out = (uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_encode_bits(in, true, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_encode_bits(in, true, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_encode_bits(in, true, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+/* A group's parameters in registers. As long as they are read from memory, compilers have to suppose
+ * that each store has changed them. */
+typedef struct aq_avx2_decoder {
+    __m256 scale, min;
+    __m256 table; /* 2 bits: the four weights that there are, twice */
+} aq_avx2_decoder;
+
 /* What 8 codes decode to. */
-AQ_AVX2_INLINE static inline __m256 aq_avx2_decode8(__m256i codes, const aq_simd_grid *grid,
+AQ_AVX2_INLINE static inline __m256 aq_avx2_decode8(const aq_avx2_decoder *decoder, __m256i codes,
                                                     uint32_t bits, bool symmetric) {
     AQ_SIMD_EXACT_BODY
-    const __m256i zero = _mm256_set1_epi32(symmetric ? 1 << (bits - 1) : 0);
-    __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero));
-    value = _mm256_mul_ps(_mm256_set1_ps(grid->scale), value);
-    return symmetric ? value : _mm256_add_ps(value, _mm256_set1_ps(grid->min));
+    if (symmetric) {
+        codes = _mm256_sub_epi32(codes, _mm256_set1_epi32(1 << (bits - 1)));
+        return _mm256_mul_ps(decoder->scale, _mm256_cvtepi32_ps(codes));
+    }
+    return _mm256_add_ps(_mm256_mul_ps(decoder->scale, _mm256_cvtepi32_ps(codes)), decoder->min);
+}
+
+AQ_AVX2_INLINE static inline aq_avx2_decoder aq_avx2_decoder_of(const aq_simd_grid *grid,
+                                                                uint32_t bits, bool symmetric) {
+    const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    aq_avx2_decoder decoder;
+    decoder.scale = _mm256_set1_ps(grid->scale);
+    decoder.min = symmetric ? _mm256_setzero_ps() : _mm256_set1_ps(grid->min);
+    decoder.table = _mm256_setzero_ps();
+    if (bits == 2) {
+        decoder.table = aq_avx2_decode8(&decoder, codes, bits, symmetric);
+    }
+    return decoder;
 }
 
 AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
@@ -5004,28 +5237,52 @@ AQ_AVX2_INLINE static inline void aq_avx2_put(float *out, __m256 value, uint32_t
     }
 }
 
-/* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
-AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
-                                                   const aq_simd_grid *grid, uint32_t bits,
+/* The eight weights from `at` on, of 32 that begin at `in`. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_weights8(const aq_avx2_decoder *decoder,
+                                                     const uint8_t *in, uint32_t at, uint32_t bits,
+                                                     bool symmetric) {
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m256i odd = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
+    __m256i codes;
+    if (bits == 2) {
+        codes = aq_avx2_word(in + at / 16 * 4);
+        return _mm256_permutevar_ps(decoder->table,
+                                    _mm256_srlv_epi32(codes, at % 16 ? odd : even));
+    }
+    if (bits == 4) {
+        codes = _mm256_srlv_epi32(aq_avx2_word(in + at / 2), _mm256_add_epi32(even, even));
+        codes = _mm256_and_si256(codes, _mm256_set1_epi32(15));
+    } else {
+        codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(in + at)));
+    }
+    return aq_avx2_decode8(decoder, codes, bits, symmetric);
+}
+
+/* 32 weights from bits · 4 bytes, written out: compilers leave so short a loop as it is. */
+AQ_AVX2_INLINE static inline void aq_avx2_decode32(const aq_avx2_decoder *decoder,
+                                                   const uint8_t *in, uint32_t bits,
                                                    bool symmetric, uint32_t past, float *out) {
-    const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
-    const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    size_t i;
-    for (i = 0; i < 4; i++) {
-        __m256 value;
-        if (bits == 8) {
-            __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(in + 8 * i));
-            value = aq_avx2_decode8(_mm256_cvtepu8_epi32(bytes), grid, bits, symmetric);
-        } else if (bits == 4) {
-            __m256i codes = _mm256_srlv_epi32(aq_avx2_word(in + 4 * i), shift4);
-            value = aq_avx2_decode8(_mm256_and_si256(codes, _mm256_set1_epi32(15)), grid, bits,
-                                    symmetric);
-        } else {
-            __m256i word = aq_avx2_word(in + 4 * (i / 2));
-            word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
-            value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
+    aq_avx2_put(out, aq_avx2_weights8(decoder, in, 0, bits, symmetric), past);
+    aq_avx2_put(out + 8, aq_avx2_weights8(decoder, in, 8, bits, symmetric), past);
+    aq_avx2_put(out + 16, aq_avx2_weights8(decoder, in, 16, bits, symmetric), past);
+    aq_avx2_put(out + 24, aq_avx2_weights8(decoder, in, 24, bits, symmetric), past);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_decode_groups(const uint8_t *in, size_t count,
+                                                        size_t group, uint32_t bits, bool symmetric,
+                                                        const aq_simd_grid *grids, uint32_t past,
+                                                        float *out) {
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
+        const aq_avx2_decoder decoder = aq_avx2_decoder_of(grids, bits, symmetric);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx2_decode32(&decoder, in + i / 8 * bits, bits, symmetric, past, out + begin + i);
         }
-        aq_avx2_put(out + 8 * i, value, past);
+        if (i < length) {
+            aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
+                             out + begin + i);
+        }
     }
 }
 
@@ -5033,19 +5290,10 @@ AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t 
                                                       size_t group, uint32_t bits, bool symmetric,
                                                       const aq_simd_grid *grids, uint32_t past,
                                                       float *out) {
-    const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
-    size_t begin, length, i;
-    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
-        const __m256 table = aq_avx2_decode8(codes, grids, bits, symmetric);
-        length = count - begin < group ? count - begin : group;
-        for (i = 0; i + 32 <= length; i += 32) {
-            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, past,
-                             out + begin + i);
-        }
-        if (i < length) {
-            aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
-                             out + begin + i);
-        }
+    if (symmetric) {
+        aq_avx2_decode_groups(in, count, group, bits, true, grids, past, out);
+    } else {
+        aq_avx2_decode_groups(in, count, group, bits, false, grids, past, out);
     }
 }
 
@@ -6466,6 +6714,8 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_fit_symmetric,
     aq_scalar_encode,
     aq_scalar_decode,
+    aq_scalar_range_bf16,
+    aq_scalar_encode_bf16,
     aq_scalar_compare,
     NULL,
     NULL,
@@ -6494,6 +6744,8 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_fit_symmetric,
     aq_avx2_encode,
     aq_avx2_decode,
+    aq_avx2_range_bf16,
+    aq_avx2_encode_bf16,
     aq_avx2_compare,
     aq_avx2_stream,
     aq_avx2_decode_past,
@@ -6516,9 +6768,10 @@ static const struct aq_kernels aq_avx2_kernels = {
           "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
-              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, aq_avx2_hadamard, aq_avx512_strips_load, aq_avx512_strips_sums,    \
-              aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
+              aq_avx512_decode, aq_avx2_range_bf16, aq_avx2_encode_bf16, aq_avx512_compare,        \
+              aq_avx512_stream, aq_avx512_decode_past, aq_avx512_update, aq_avx2_hadamard,         \
+              aq_avx512_strips_load, aq_avx512_strips_sums, aq_avx512_strips_codes, dots, dot,     \
+              dot_codes, unpack                                                                    \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -6537,6 +6790,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
+              aq_neon_range_bf16, aq_neon_encode_bf16,                                             \
               aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_hadamard, aq_neon_strips_load,  \
               aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }
@@ -12645,6 +12899,13 @@ AQ_LIB void aq_guard_enter(struct aq_guard *guard);
 AQ_LIB void aq_guard_leave(struct aq_guard *guard);
 AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard); /* NULL allowed */
 
+/* Some schedulers let a thread begin on the core of the one that starts it, which is busy, and move it
+ * only after milliseconds; then a short loop is over. A thread that is still on `home` goes to another
+ * core, where its process may use more than `number` cores; what it may use is then as before. Linux
+ * alone; elsewhere it does nothing, and aq_core_here knows of one core. */
+AQ_LIB unsigned aq_core_here(void);
+AQ_LIB void aq_leave_core(unsigned home, uint32_t number);
+
 /* One step of a parallel loop. `worker` < threads; worker 0 is the calling thread. */
 typedef aq_status (*aq_task_fn)(void *user, size_t index, uint32_t worker, aq_error *err);
 
@@ -12680,6 +12941,9 @@ AQ_LIB aq_status aq_parallel_for(aq_context *context, uint32_t threads, size_t c
 #  include <unistd.h>
 #  if defined(__linux__)
 #    include <sys/syscall.h>
+#    if defined(SYS_getcpu) && defined(SYS_sched_getaffinity) && defined(SYS_sched_setaffinity)
+#      define AQ_LEAVES_CORE 1
+#    endif
 #    if !defined(__cplusplus)
 /* hidden by -std=c99 */
 extern long syscall(long number, ...);
@@ -12853,6 +13117,44 @@ AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard) 
     aq_free(context, guard, sizeof(*guard));
 }
 
+/* ---- cores */
+
+#if defined(AQ_LEAVES_CORE)
+
+AQ_LIB unsigned aq_core_here(void) {
+    unsigned core = 0;
+    return syscall(SYS_getcpu, &core, NULL, NULL) == 0 ? core : ~0u;
+}
+
+/* For a moment the thread's mask lacks that core. */
+AQ_LIB void aq_leave_core(unsigned home, uint32_t number) {
+    const size_t bits = 8 * sizeof(unsigned long);
+    unsigned long all[128], others[128];
+    uint32_t count = 0;
+    if (aq_core_here() != home) return;
+    long bytes = syscall(SYS_sched_getaffinity, 0L, sizeof(all), all);
+    if (bytes <= 0 || home / bits >= (size_t)bytes / sizeof(all[0])) return;
+    for (size_t i = 0; i < (size_t)bytes / sizeof(all[0]); i++) {
+        for (unsigned long word = all[i]; word; word &= word - 1) count++;
+        others[i] = all[i];
+    }
+    others[home / bits] &= ~(1ul << home % bits);
+    if (number >= count) return;
+    if (syscall(SYS_sched_setaffinity, 0L, (size_t)bytes, others) == 0)
+        (void)syscall(SYS_sched_setaffinity, 0L, (size_t)bytes, all);
+}
+
+#else
+
+AQ_LIB unsigned aq_core_here(void) { return 0; }
+
+AQ_LIB void aq_leave_core(unsigned home, uint32_t number) {
+    (void)home;
+    (void)number;
+}
+
+#endif
+
 /* ---- the loop */
 
 typedef struct aq_loop {
@@ -12863,6 +13165,7 @@ typedef struct aq_loop {
     aq_mutex mutex; /* guards what follows */
     size_t next;
     bool stopped;   /* a task has failed, or the context was cancelled */
+    unsigned home;  /* the core on which the loop was begun, where that is known */
     aq_status status;
     size_t failed;  /* the lowest index that failed, when status is not AQ_OK */
     aq_error *err;  /* the caller's: its error */
@@ -12931,6 +13234,7 @@ extern "C" {
 #  endif
 static aq_thread_result AQ_THREAD_CALL aq_worker_run(void *argument) {
     aq_worker *worker = (aq_worker *)argument;
+    aq_leave_core(worker->loop->home, worker->number);
     aq_loop_work(worker->loop, worker->number);
     return 0;
 }
@@ -12941,6 +13245,7 @@ static aq_thread_result AQ_THREAD_CALL aq_worker_run(void *argument) {
 static void aq_loop_run(aq_loop *loop, uint32_t threads) {
     aq_worker workers[AQ_MAX_THREADS];
     uint32_t started = 1;
+    if (threads > 1) loop->home = aq_core_here();
     for (; started < threads; started++) {
         workers[started].loop = loop;
         workers[started].number = started;
@@ -12971,6 +13276,8 @@ AQ_LIB aq_status aq_parallel_for(aq_context *context, uint32_t threads, size_t c
     aq_mutex_destroy(&loop.mutex);
     return loop.status;
 }
+
+#undef AQ_LEAVES_CORE
 
 /* ---- end src/base/thread.c ---- */
 
@@ -16024,6 +16331,7 @@ typedef struct aq_row_job {
     bool symmetric;
     bool fast;    /* AQ_FIT_FAST: column_weights are not looked at */
     bool measure; /* quality is wanted */
+    bool narrow;  /* ranges and codes are all that is made of the weights, which BF16 gives as it is */
     aq_dtype dtype;
     size_t cols;
     const float *column_weights;
@@ -16043,6 +16351,7 @@ typedef struct aq_tile {
     bool plain;                       /* none has, and none is constant */
     aq_simd_range range[AQ_TILE_GROUPS];
     aq_tile_group group[AQ_TILE_GROUPS];
+    const uint8_t *halves;            /* BF16, and x is not filled; or NULL */
     float x[AQ_TILE_WEIGHTS];
 } aq_tile;
 
@@ -16793,24 +17102,43 @@ static void aq_tile_ask(const uint8_t *from, size_t bytes) {
 #endif
 }
 
+static void aq_tile_widen(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
+    aq_widen(job->kernels, job->dtype, from, tile->x, tile->count);
+    tile->halves = NULL;
+}
+
+/* The ranges, and the values themselves unless they stay narrow. */
+static void aq_tile_look(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
+    size_t group = job->spec.group_size;
+    tile->halves = from;
+    if (!job->narrow || job->measure) {
+        aq_tile_widen(job, from, tile);
+    }
+    if (job->dtype == AQ_DTYPE_BF16) {
+        job->kernels->range_bf16(from, tile->count, group, tile->range);
+    } else {
+        job->kernels->range(tile->x, tile->count, group, tile->range);
+    }
+}
+
 AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, aq_tile *tile,
                          size_t *bad) {
     size_t i, next, group = job->spec.group_size, size = aq_dtype_size(job->dtype);
+    const uint8_t *from = (const uint8_t *)row + begin * size;
     tile->begin = begin;
     tile->count = job->cols - begin < AQ_TILE_WEIGHTS ? job->cols - begin : AQ_TILE_WEIGHTS;
     next = job->cols - begin - tile->count;
-    aq_tile_ask((const uint8_t *)row + (begin + tile->count) * size,
+    aq_tile_ask(from + tile->count * size,
                 (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
     tile->plain = true;
-    aq_widen(job->kernels, job->dtype, (const uint8_t *)row + begin * size, tile->x,
-             tile->count);
-    job->kernels->range(tile->x, tile->count, group, tile->range);
+    aq_tile_look(job, from, tile);
     for (i = 0; i < tile->group_count; i++) {
         const aq_simd_range *range = &tile->range[i];
         aq_tile_group *own = &tile->group[i];
         if (range->absmax >= 0x7F800000u) {
+            aq_tile_widen(job, from, tile);
             for (i *= group; (aq_simd_bits(tile->x[i]) & 0x7F800000u) != 0x7F800000u; i++) {
             }
             *bad = begin + i;
@@ -16820,6 +17148,9 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
         own->constant = !(range->high > range->low);
         tile->own_codes = tile->own_codes || own->exponent != 0;
         tile->plain = tile->plain && own->exponent == 0 && !own->constant;
+    }
+    if (tile->own_codes && tile->halves) {
+        aq_tile_widen(job, from, tile);
     }
     return true;
 }
@@ -16907,6 +17238,11 @@ AQ_LIB void aq_tile_encode(const aq_row_job *job, const aq_tile *tile, const aq_
                            uint8_t *codes) {
     float x[AQ_SIMD_GROUP_MAX];
     size_t i, index, group = job->spec.group_size;
+    if (tile->halves) {
+        job->kernels->encode_bf16(tile->halves, tile->count, group, job->spec.bits, job->symmetric,
+                                  grids, codes);
+        return;
+    }
     if (!tile->own_codes) {
         job->kernels->encode(tile->x, tile->count, group, job->spec.bits, job->symmetric, grids,
                              codes);
@@ -16999,36 +17335,34 @@ static void aq_through_f16(const aq_row_job *job, float *values, uint16_t *halve
     }
 }
 
-/* What aq_grids_f16 does where every group is a usual one; false when a parameter does not fit. */
+/* What aq_grids_f16 does where every group is a usual one; false when a parameter does not fit. Scale
+ * and min lie in pairs, in grids as in the file. */
 static bool aq_grids_f16_plain(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                                uint8_t *out) {
-    float scales[AQ_TILE_GROUPS] = {0}, mins[AQ_TILE_GROUPS] = {0};
-    uint16_t scale_bits[AQ_TILE_GROUPS], min_bits[AQ_TILE_GROUPS] = {0};
-    float least = job->spec.params == AQ_PARAM_BF16 ? AQ_BF16_LEAST : AQ_F16_LEAST;
-    size_t i, count = tile->group_count;
+    const bool brief = job->spec.params == AQ_PARAM_BF16, symmetric = job->symmetric;
+    const uint32_t least = aq_simd_bits(brief ? AQ_BF16_LEAST : AQ_F16_LEAST);
+    const uint16_t infinite = brief ? 0x7F80u : 0x7C00u;
+    float scales[AQ_TILE_GROUPS] = {0};
+    uint16_t halves[2 * AQ_TILE_GROUPS];
+    size_t i, count = tile->group_count, many = symmetric ? count : 2 * count;
     bool fits = true;
     for (i = 0; i < count; i++) {
         scales[i] = tile->group[i].fit.scale;
     }
-    aq_through_f16(job, scales, scale_bits, count);
+    aq_through_f16(job, scales, halves, count);
     for (i = 0; i < count; i++) {
-        fits = fits && aq_is_finite(scales[i]) && aq_magnitude(scales[i]) >= least;
-        mins[i] = job->symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
-    }
-    if (!job->symmetric) {
-        aq_through_f16(job, mins, min_bits, count);
-    }
-    for (i = 0; i < count; i++) {
-        fits = fits && aq_is_finite(mins[i]);
+        fits = fits && (aq_simd_bits(scales[i]) & 0x7FFFFFFFu) >= least;
         grids[i].scale = scales[i];
-        grids[i].min = mins[i];
-        aq_put_u16(out, scale_bits[i]);
-        out += 2;
-        if (!job->symmetric) {
-            aq_put_u16(out, min_bits[i]);
-            out += 2;
-        }
+        grids[i].min = symmetric ? 0.0f : aq_simd_best_min(&tile->group[i].fit, scales[i]);
     }
+    if (!symmetric) { /* what is rounded stays as it is */
+        aq_through_f16(job, (float *)(void *)grids, halves, many);
+    }
+    for (i = 0; i < many; i++) {
+        fits = fits && (halves[i] & infinite) != infinite;
+    }
+    memcpy(out, halves, sizeof(uint16_t) * many);
+    aq_little_endian(out, many, sizeof(uint16_t));
     return fits;
 }
 
@@ -17246,14 +17580,10 @@ static int32_t aq_get_i8(uint8_t byte) {
     return byte < 128u ? (int32_t)byte : (int32_t)byte - 256;
 }
 
-/* Pairs of scale and min, or scales alone, that the reader has as floats. */
-static void aq_grids_spread(const float *values, bool symmetric, size_t count,
-                            aq_simd_grid *grids) {
-    size_t i;
-    for (i = 0; i < count; i++) {
-        grids[i].scale = symmetric ? values[i] : values[2 * i];
-        grids[i].min = symmetric ? 0.0f : values[2 * i + 1];
-    }
+/* Stored values in this machine's byte order. */
+static void aq_get_values(const uint8_t *in, size_t size, size_t count, void *out) {
+    memcpy(out, in, size * count);
+    aq_little_endian(out, count, size);
 }
 
 static void aq_grids_read_q8(bool symmetric, const uint8_t *params, const uint8_t *extra,
@@ -17286,8 +17616,10 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids) {
     bool symmetric = spec->code == AQ_CODE_SYMMETRIC || spec->code == AQ_CODE_TRELLIS;
-    float values[2 * AQ_TILE_GROUPS];
+    float scales[AQ_TILE_GROUPS];
     uint16_t halves[2 * AQ_TILE_GROUPS];
+    /* pairs of scale and min lie as they are read */
+    float *values = symmetric ? scales : (float *)(void *)grids;
     size_t i, many = symmetric ? count : 2 * count;
     if (spec->params == AQ_PARAM_Q8) {
         aq_grids_read_q8(symmetric, params, extra, count, grids);
@@ -17298,17 +17630,16 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
         return;
     }
     if (spec->params == AQ_PARAM_F32) {
-        for (i = 0; i < many; i++) {
-            values[i] = aq_get_f32(params + 4 * i);
-        }
+        aq_get_values(params, sizeof(float), many, values);
     } else {
-        for (i = 0; i < many; i++) {
-            halves[i] = aq_get_u16(params + 2 * i);
-        }
+        aq_get_values(params, sizeof(uint16_t), many, halves);
         (spec->params == AQ_PARAM_BF16 ? kernels->bf16_to_f32 : kernels->f16_to_f32)(halves, values,
                                                                                      many);
     }
-    aq_grids_spread(values, symmetric, count, grids);
+    for (i = 0; i < count && symmetric; i++) {
+        grids[i].scale = scales[i];
+        grids[i].min = 0.0f;
+    }
 }
 
 #undef AQ_F16_LEAST
@@ -19448,6 +19779,8 @@ static void aq_row_job_init(aq_row_job *job, const aq_context *context, const aq
     job->fast = spec->fit == AQ_FIT_FAST;
     job->measure = true;
     job->dtype = dtype;
+    job->narrow = dtype == AQ_DTYPE_BF16 && job->fast &&
+                  (spec->code == AQ_CODE_AFFINE || spec->code == AQ_CODE_SYMMETRIC);
     job->cols = (size_t)cols;
     job->column_weights = column_weights;
 }

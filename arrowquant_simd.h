@@ -268,6 +268,11 @@ struct aq_kernels {
                    const aq_simd_grid *grids, void *codes);
     void (*decode)(const void *codes, size_t count, size_t group, uint32_t bits, bool symmetric,
                    const aq_simd_grid *grids, float *out);
+    /* range and encode of BF16, without the detour of F32. low and high of a group that is not finite
+     * mean nothing; encode takes finite values. */
+    void (*range_bf16)(const void *in, size_t count, size_t group, aq_simd_range *out);
+    void (*encode_bf16)(const void *in, size_t count, size_t group, uint32_t bits, bool symmetric,
+                        const aq_simd_grid *grids, void *codes);
     /* count ≤ 256 */
     void (*compare)(const float *a, const float *b, size_t count, aq_simd_sums *out);
     /* Or NULL. Copies past the caches, for what is not read again soon; the two do not overlap. A
@@ -370,6 +375,10 @@ AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, size_t group, ui
                                   bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_scalar_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                   bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_scalar_range_bf16(const void *in, size_t count, size_t group,
+                                      aq_simd_range *out);
+AQ_SIMD_LIB void aq_scalar_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                       bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_scalar_compare(const float *a, const float *b, size_t count,
                                    aq_simd_sums *out);
 AQ_SIMD_LIB void aq_scalar_update(float *c, const float *a, const float *b, size_t b_step,
@@ -669,6 +678,32 @@ AQ_SIMD_LIB void aq_scalar_range(const float *x, size_t count, size_t group, aq_
         out->low = low;
         out->high = high;
         out->absmax = absmax;
+    }
+}
+
+/* BF16 with the sign turned, and all other bits too where it was set, are ordered as integers are. */
+AQ_SIMD_LIB void aq_scalar_range_bf16(const void *in, size_t count, size_t group,
+                                      aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin, i;
+    for (begin = 0; begin < count; begin += group, out++) {
+        size_t end = count - begin < group ? count : begin + group;
+        uint32_t least = 0xFFFFu, most = 0;
+        for (i = begin; i < end; i++) {
+            uint16_t half;
+            uint32_t place;
+            memcpy(&half, from + 2 * i, sizeof half);
+            place = half & 0x8000u ? half ^ 0xFFFFu : half ^ 0x8000u;
+            least = place < least ? place : least;
+            most = place > most ? place : most;
+        }
+        least = least & 0x8000u ? least ^ 0x8000u : least ^ 0xFFFFu;
+        most = most & 0x8000u ? most ^ 0x8000u : most ^ 0xFFFFu;
+        out->low = aq_simd_float(least << 16);
+        out->high = aq_simd_float(most << 16);
+        least &= 0x7FFFu;
+        most &= 0x7FFFu;
+        out->absmax = (least > most ? least : most) << 16;
     }
 }
 
@@ -1142,6 +1177,20 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     }
 }
 
+AQ_SIMD_LIB void aq_scalar_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                       bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *out = (uint8_t *)codes;
+    float x[AQ_SIMD_GROUP_MAX];
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_scalar_bf16_to_f32(from + 2 * begin, x, length);
+        aq_scalar_encode(x, length, group, bits, symmetric, grids, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
 static void aq_scalar_split(const uint8_t *in, size_t count, uint32_t bits, uint8_t *codes) {
     size_t i;
     if (bits == 8) {
@@ -1479,6 +1528,10 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
                                 bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_neon_decode(const void *codes, size_t count, size_t group, uint32_t bits,
                                 bool symmetric, const aq_simd_grid *grids, float *out);
+AQ_SIMD_LIB void aq_neon_range_bf16(const void *in, size_t count, size_t group,
+                                    aq_simd_range *out);
+AQ_SIMD_LIB void aq_neon_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                     bool symmetric, const aq_simd_grid *grids, void *codes);
 AQ_SIMD_LIB void aq_neon_compare(const float *a, const float *b, size_t count, aq_simd_sums *out);
 AQ_SIMD_LIB void aq_neon_update(float *c, const float *a, const float *b, size_t b_step,
                                 size_t depth, size_t columns);
@@ -1656,6 +1709,43 @@ AQ_SIMD_LIB void aq_neon_range(const float *x, size_t count, size_t group, aq_si
         if (out->absmax > 0x7F800000u) {
             aq_scalar_range(x + begin, length, length, out);
         }
+    }
+}
+
+/* Positive BF16 are ordered as signed integers are; negative ones, without sign, above all positive
+ * ones and by their magnitude. */
+static void aq_neon_range_group16(const uint8_t *in, size_t count, aq_simd_range *out) {
+    uint16_t first;
+    memcpy(&first, in, sizeof first);
+    uint16x8_t least = vdupq_n_u16(first), most = least;
+    int16x8_t positive = vreinterpretq_s16_u16(least);
+    size_t i;
+    for (i = 0; i < count; i += 8) {
+        uint16_t eight[8];
+        uint16x8_t halves;
+        vst1q_u16(eight, vdupq_n_u16(first)); /* once more, for what is missing */
+        memcpy(eight, in + 2 * i, 2 * (count - i < 8 ? count - i : 8));
+        halves = vld1q_u16(eight);
+        least = vminq_u16(least, halves);
+        most = vmaxq_u16(most, halves);
+        positive = vmaxq_s16(positive, vreinterpretq_s16_u16(halves));
+    }
+    uint32_t low = vmaxvq_u16(most), high = (uint16_t)vmaxvq_s16(positive);
+    low = low & 0x8000u ? low : vminvq_u16(least);
+    high = high & 0x8000u ? vminvq_u16(least) : high;
+    out->low = aq_simd_float(low << 16);
+    out->high = aq_simd_float(high << 16);
+    low &= 0x7FFFu;
+    high &= 0x7FFFu;
+    out->absmax = (low > high ? low : high) << 16;
+}
+
+AQ_SIMD_LIB void aq_neon_range_bf16(const void *in, size_t count, size_t group,
+                                    aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, out++) {
+        aq_neon_range_group16(from + 2 * begin, count - begin < group ? count - begin : group, out);
     }
 }
 
@@ -2159,6 +2249,20 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
         coder.min = vdupq_n_f32(symmetric ? 0.0f : grids->min);
         coder.inverse = vdupq_n_f32(1.0f / grids->scale);
         aq_neon_encode_group(&coder, x + begin, length, bits, out);
+        out += (length * bits + 7u) / 8u;
+    }
+}
+
+AQ_SIMD_LIB void aq_neon_encode_bf16(const void *in, size_t count, size_t group, uint32_t bits,
+                                     bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *from = (const uint8_t *)in;
+    uint8_t *out = (uint8_t *)codes;
+    float x[AQ_SIMD_GROUP_MAX];
+    size_t begin;
+    for (begin = 0; begin < count; begin += group, grids++) {
+        size_t length = count - begin < group ? count - begin : group;
+        aq_neon_bf16_to_f32(from + 2 * begin, x, length);
+        aq_neon_encode(x, length, group, bits, symmetric, grids, out);
         out += (length * bits + 7u) / 8u;
     }
 }
@@ -2729,6 +2833,11 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weig
                                                const aq_simd_range *ranges, aq_simd_fit *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
                                         bool symmetric, const aq_simd_grid *grids, void *codes);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range_bf16(const void *in, size_t count, size_t group,
+                                            aq_simd_range *out);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode_bf16(const void *in, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, void *codes);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_decode(const void *codes, size_t count, size_t group,
                                         uint32_t bits, bool symmetric, const aq_simd_grid *grids,
                                         float *out);
@@ -3416,6 +3525,68 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range(const float *x, size_t count, size_t grou
     }
 }
 
+/* The greatest and least of BF16 as integers of 16 bits: positive ones are ordered as signed numbers
+ * are; negative ones, without sign, above all positive ones and by their magnitude. */
+typedef struct aq_avx2_extent16 {
+    __m256i high;         /* as signed ones: the greatest of those that are not negative */
+    __m256i least, most;  /* without sign */
+} aq_avx2_extent16;
+
+AQ_AVX2_INLINE static inline void aq_avx2_extend16(aq_avx2_extent16 *extent, __m256i halves) {
+    extent->high = _mm256_max_epi16(extent->high, halves);
+    extent->least = _mm256_min_epu16(extent->least, halves);
+    extent->most = _mm256_max_epu16(extent->most, halves);
+}
+
+/* The least of eight integers, without sign. */
+AQ_AVX2_INLINE static inline uint32_t aq_avx2_least16(__m128i value) {
+    return (uint32_t)_mm_cvtsi128_si32(_mm_minpos_epu16(value)) & 0xFFFFu;
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_range16(const aq_avx2_extent16 *extent,
+                                                  aq_simd_range *out) {
+    __m128i high = _mm_max_epi16(_mm256_castsi256_si128(extent->high),
+                                 _mm256_extracti128_si256(extent->high, 1));
+    __m128i least = _mm_min_epu16(_mm256_castsi256_si128(extent->least),
+                                  _mm256_extracti128_si256(extent->least, 1));
+    __m128i most = _mm_max_epu16(_mm256_castsi256_si128(extent->most),
+                                 _mm256_extracti128_si256(extent->most, 1));
+    uint32_t first = aq_avx2_least16(least), low, last;
+    last = 0x7FFFu ^ aq_avx2_least16(_mm_xor_si128(high, _mm_set1_epi16(0x7FFF)));
+    low = 0xFFFFu ^ aq_avx2_least16(_mm_xor_si128(most, _mm_set1_epi16(-1)));
+    last = last & 0x8000u ? first : last; /* all are negative */
+    low = low & 0x8000u ? low : first;    /* none is */
+    out->low = aq_simd_float(low << 16);
+    out->high = aq_simd_float(last << 16);
+    low &= 0x7FFFu;
+    last &= 0x7FFFu;
+    out->absmax = (low > last ? low : last) << 16;
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_range_bf16(const void *in, size_t count, size_t group,
+                                            aq_simd_range *out) {
+    const uint8_t *from = (const uint8_t *)in;
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, out++) {
+        const uint8_t *at = from + 2 * begin;
+        aq_avx2_extent16 extent;
+        uint16_t rest[16];
+        memcpy(rest, at, 2);
+        extent.high = extent.least = extent.most = _mm256_set1_epi16((short)rest[0]);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 16 <= length; i += 16) {
+            aq_avx2_extend16(&extent,
+                             _mm256_loadu_si256((const __m256i *)(const void *)(at + 2 * i)));
+        }
+        if (i < length) { /* the first value once more */
+            _mm256_storeu_si256((__m256i *)(void *)rest, _mm256_set1_epi16((short)rest[0]));
+            memcpy(rest, at + 2 * i, 2 * (length - i));
+            aq_avx2_extend16(&extent, _mm256_loadu_si256((const __m256i *)(const void *)rest));
+        }
+        aq_avx2_range16(&extent, out);
+    }
+}
+
 /* Half of the 16 lanes. */
 typedef struct aq_avx2_products {
     __m256 dot, first, second, error, most;
@@ -3696,26 +3867,47 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_fit_symmetric(const float *x, const float *weig
 #if defined(AQ_HAVE_AVX2)
 
 typedef struct aq_avx2_coder {
-    __m256 min, inverse, low, high;
+    __m256 min, inverse, high;
     __m256i zero; /* 16 bits each */
 } aq_avx2_coder;
 
-/* Codes of 8 values as 32-bit integers, still counted from zero. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_encode8(const aq_avx2_coder *coder, const float *x) {
+/* Codes of 8 values as 32-bit integers, still counted from zero. Those below the least one, and
+ * 0x80000000 for what no integer holds, are left to the packing, which saturates. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode8(const aq_avx2_coder *coder, __m256 x) {
     AQ_SIMD_EXACT_BODY
-    __m256 value = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x), coder->min), coder->inverse);
-    value = _mm256_min_ps(coder->high, _mm256_max_ps(coder->low, value));
-    return _mm256_cvtps_epi32(value);
+    __m256 value = _mm256_mul_ps(_mm256_sub_ps(x, coder->min), coder->inverse);
+    return _mm256_cvtps_epi32(_mm256_min_ps(coder->high, value));
+}
+
+/* Codes of twice 8 values as 16-bit integers: half of the first, half of the second, and so on. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode16(const aq_avx2_coder *coder, __m256 first,
+                                                      __m256 second) {
+    __m256i codes = _mm256_packs_epi32(aq_avx2_encode8(coder, first),
+                                       aq_avx2_encode8(coder, second));
+    return _mm256_add_epi16(codes, coder->zero);
 }
 
 /* Codes of 32 values as bytes, in order. */
 AQ_AVX2_INLINE static inline __m256i aq_avx2_encode32(const aq_avx2_coder *coder, const float *x) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    __m256i a = _mm256_packs_epi32(aq_avx2_encode8(coder, x), aq_avx2_encode8(coder, x + 8));
-    __m256i b = _mm256_packs_epi32(aq_avx2_encode8(coder, x + 16), aq_avx2_encode8(coder, x + 24));
-    __m256i codes = _mm256_packus_epi16(_mm256_add_epi16(a, coder->zero),
-                                        _mm256_add_epi16(b, coder->zero));
-    return _mm256_permutevar8x32_epi32(codes, order);
+    __m256i a = aq_avx2_encode16(coder, _mm256_loadu_ps(x), _mm256_loadu_ps(x + 8));
+    __m256i b = aq_avx2_encode16(coder, _mm256_loadu_ps(x + 16), _mm256_loadu_ps(x + 24));
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+}
+
+/* The same of 16 BF16, in order. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode16_bf16(const aq_avx2_coder *coder,
+                                                           const uint8_t *in) {
+    const __m256i none = _mm256_setzero_si256();
+    __m256i halves = _mm256_loadu_si256((const __m256i *)(const void *)in);
+    return aq_avx2_encode16(coder, _mm256_castsi256_ps(_mm256_unpacklo_epi16(none, halves)),
+                            _mm256_castsi256_ps(_mm256_unpackhi_epi16(none, halves)));
+}
+
+AQ_AVX2_INLINE static inline __m256i aq_avx2_encode32_bf16(const aq_avx2_coder *coder,
+                                                           const uint8_t *in) {
+    __m256i a = aq_avx2_encode16_bf16(coder, in), b = aq_avx2_encode16_bf16(coder, in + 32);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xD8);
 }
 
 /* The low halves of 16 or 8 integers, as their least bytes. */
@@ -3739,47 +3931,88 @@ AQ_AVX2_INLINE static inline void aq_avx2_pack32(__m256i codes, uint32_t bits, u
     }
 }
 
-AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const float *x, size_t count, size_t group,
-                                                      uint32_t bits, bool symmetric,
+/* `in` holds F32, or BF16 when `narrow`. */
+AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const uint8_t *in, bool narrow, size_t count,
+                                                      size_t group, uint32_t bits, bool symmetric,
                                                       const aq_simd_grid *grids, uint8_t *out) {
     const uint32_t levels = 1u << bits, zero = symmetric ? levels / 2 : 0u;
+    const size_t size = narrow ? 2 : 4;
     aq_avx2_coder coder;
-    size_t begin, length, i;
-    coder.low = _mm256_set1_ps(0.0f - (float)zero);
+    size_t length, i;
     coder.high = _mm256_set1_ps((float)(levels - 1u - zero));
     coder.zero = _mm256_set1_epi16((short)zero);
-    for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
+    for (; count > 0; count -= length, grids++, out += (length * bits + 7) / 8) {
         coder.min = _mm256_set1_ps(symmetric ? 0.0f : grids->min);
         coder.inverse = _mm256_set1_ps(1.0f / grids->scale);
-        length = count - begin < group ? count - begin : group;
-        for (i = 0; i + 32 <= length; i += 32) {
-            aq_avx2_pack32(aq_avx2_encode32(&coder, x + begin + i), bits, out + i / 8 * bits);
+        length = count < group ? count : group;
+        for (i = 0; i + 32 <= length; i += 32, in += 32 * size) {
+            aq_avx2_pack32(narrow ? aq_avx2_encode32_bf16(&coder, in)
+                                  : aq_avx2_encode32(&coder, (const float *)(const void *)in),
+                           bits, out + i / 8 * bits);
         }
-        if (i < length) {
-            aq_scalar_encode(x + begin + i, length - i, group, bits, symmetric, grids,
-                             out + i / 8 * bits);
+        if (i < length && narrow) {
+            aq_scalar_encode_bf16(in, length - i, group, bits, symmetric, grids,
+                                  out + i / 8 * bits);
+        } else if (i < length) {
+            aq_scalar_encode((const float *)(const void *)in, length - i, group, bits, symmetric,
+                             grids, out + i / 8 * bits);
         }
+        in += (length - i) * size;
     }
 }
 
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode(const float *x, size_t count, size_t group, uint32_t bits,
                                         bool symmetric, const aq_simd_grid *grids, void *codes) {
+    const uint8_t *in = (const uint8_t *)(const void *)x;
     uint8_t *out = (uint8_t *)codes;
     switch (bits) {
-    case 2: aq_avx2_encode_bits(x, count, group, 2, symmetric, grids, out); break;
-    case 4: aq_avx2_encode_bits(x, count, group, 4, symmetric, grids, out); break;
-    default: aq_avx2_encode_bits(x, count, group, 8, symmetric, grids, out); break;
+    case 2: aq_avx2_encode_bits(in, false, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_encode_bits(in, false, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_encode_bits(in, false, count, group, 8, symmetric, grids, out); break;
     }
 }
 
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_encode_bf16(const void *halves, size_t count, size_t group,
+                                             uint32_t bits, bool symmetric,
+                                             const aq_simd_grid *grids, void *codes) {
+    const uint8_t *in = (const uint8_t *)halves;
+    uint8_t *out = (uint8_t *)codes;
+    switch (bits) {
+    case 2: aq_avx2_encode_bits(in, true, count, group, 2, symmetric, grids, out); break;
+    case 4: aq_avx2_encode_bits(in, true, count, group, 4, symmetric, grids, out); break;
+    default: aq_avx2_encode_bits(in, true, count, group, 8, symmetric, grids, out); break;
+    }
+}
+
+/* A group's parameters in registers. As long as they are read from memory, compilers have to suppose
+ * that each store has changed them. */
+typedef struct aq_avx2_decoder {
+    __m256 scale, min;
+    __m256 table; /* 2 bits: the four weights that there are, twice */
+} aq_avx2_decoder;
+
 /* What 8 codes decode to. */
-AQ_AVX2_INLINE static inline __m256 aq_avx2_decode8(__m256i codes, const aq_simd_grid *grid,
+AQ_AVX2_INLINE static inline __m256 aq_avx2_decode8(const aq_avx2_decoder *decoder, __m256i codes,
                                                     uint32_t bits, bool symmetric) {
     AQ_SIMD_EXACT_BODY
-    const __m256i zero = _mm256_set1_epi32(symmetric ? 1 << (bits - 1) : 0);
-    __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero));
-    value = _mm256_mul_ps(_mm256_set1_ps(grid->scale), value);
-    return symmetric ? value : _mm256_add_ps(value, _mm256_set1_ps(grid->min));
+    if (symmetric) {
+        codes = _mm256_sub_epi32(codes, _mm256_set1_epi32(1 << (bits - 1)));
+        return _mm256_mul_ps(decoder->scale, _mm256_cvtepi32_ps(codes));
+    }
+    return _mm256_add_ps(_mm256_mul_ps(decoder->scale, _mm256_cvtepi32_ps(codes)), decoder->min);
+}
+
+AQ_AVX2_INLINE static inline aq_avx2_decoder aq_avx2_decoder_of(const aq_simd_grid *grid,
+                                                                uint32_t bits, bool symmetric) {
+    const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    aq_avx2_decoder decoder;
+    decoder.scale = _mm256_set1_ps(grid->scale);
+    decoder.min = symmetric ? _mm256_setzero_ps() : _mm256_set1_ps(grid->min);
+    decoder.table = _mm256_setzero_ps();
+    if (bits == 2) {
+        decoder.table = aq_avx2_decode8(&decoder, codes, bits, symmetric);
+    }
+    return decoder;
 }
 
 AQ_AVX2_INLINE static inline __m256i aq_avx2_word(const uint8_t *in) {
@@ -3800,28 +4033,52 @@ AQ_AVX2_INLINE static inline void aq_avx2_put(float *out, __m256 value, uint32_t
     }
 }
 
-/* 32 weights from bits · 4 bytes. The four that a code of 2 bits can mean are looked up in `table`. */
-AQ_AVX2_INLINE static inline void aq_avx2_decode32(const uint8_t *in, __m256 table,
-                                                   const aq_simd_grid *grid, uint32_t bits,
+/* The eight weights from `at` on, of 32 that begin at `in`. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_weights8(const aq_avx2_decoder *decoder,
+                                                     const uint8_t *in, uint32_t at, uint32_t bits,
+                                                     bool symmetric) {
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m256i odd = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
+    __m256i codes;
+    if (bits == 2) {
+        codes = aq_avx2_word(in + at / 16 * 4);
+        return _mm256_permutevar_ps(decoder->table,
+                                    _mm256_srlv_epi32(codes, at % 16 ? odd : even));
+    }
+    if (bits == 4) {
+        codes = _mm256_srlv_epi32(aq_avx2_word(in + at / 2), _mm256_add_epi32(even, even));
+        codes = _mm256_and_si256(codes, _mm256_set1_epi32(15));
+    } else {
+        codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(in + at)));
+    }
+    return aq_avx2_decode8(decoder, codes, bits, symmetric);
+}
+
+/* 32 weights from bits · 4 bytes, written out: compilers leave so short a loop as it is. */
+AQ_AVX2_INLINE static inline void aq_avx2_decode32(const aq_avx2_decoder *decoder,
+                                                   const uint8_t *in, uint32_t bits,
                                                    bool symmetric, uint32_t past, float *out) {
-    const __m256i shift2 = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
-    const __m256i shift4 = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    size_t i;
-    for (i = 0; i < 4; i++) {
-        __m256 value;
-        if (bits == 8) {
-            __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(in + 8 * i));
-            value = aq_avx2_decode8(_mm256_cvtepu8_epi32(bytes), grid, bits, symmetric);
-        } else if (bits == 4) {
-            __m256i codes = _mm256_srlv_epi32(aq_avx2_word(in + 4 * i), shift4);
-            value = aq_avx2_decode8(_mm256_and_si256(codes, _mm256_set1_epi32(15)), grid, bits,
-                                    symmetric);
-        } else {
-            __m256i word = aq_avx2_word(in + 4 * (i / 2));
-            word = i % 2 ? _mm256_srli_epi32(word, 16) : word;
-            value = _mm256_permutevar_ps(table, _mm256_srlv_epi32(word, shift2));
+    aq_avx2_put(out, aq_avx2_weights8(decoder, in, 0, bits, symmetric), past);
+    aq_avx2_put(out + 8, aq_avx2_weights8(decoder, in, 8, bits, symmetric), past);
+    aq_avx2_put(out + 16, aq_avx2_weights8(decoder, in, 16, bits, symmetric), past);
+    aq_avx2_put(out + 24, aq_avx2_weights8(decoder, in, 24, bits, symmetric), past);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_decode_groups(const uint8_t *in, size_t count,
+                                                        size_t group, uint32_t bits, bool symmetric,
+                                                        const aq_simd_grid *grids, uint32_t past,
+                                                        float *out) {
+    size_t begin, length, i;
+    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
+        const aq_avx2_decoder decoder = aq_avx2_decoder_of(grids, bits, symmetric);
+        length = count - begin < group ? count - begin : group;
+        for (i = 0; i + 32 <= length; i += 32) {
+            aq_avx2_decode32(&decoder, in + i / 8 * bits, bits, symmetric, past, out + begin + i);
         }
-        aq_avx2_put(out + 8 * i, value, past);
+        if (i < length) {
+            aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
+                             out + begin + i);
+        }
     }
 }
 
@@ -3829,19 +4086,10 @@ AQ_AVX2_INLINE static inline void aq_avx2_decode_bits(const uint8_t *in, size_t 
                                                       size_t group, uint32_t bits, bool symmetric,
                                                       const aq_simd_grid *grids, uint32_t past,
                                                       float *out) {
-    const __m256i codes = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
-    size_t begin, length, i;
-    for (begin = 0; begin < count; begin += length, grids++, in += (length * bits + 7) / 8) {
-        const __m256 table = aq_avx2_decode8(codes, grids, bits, symmetric);
-        length = count - begin < group ? count - begin : group;
-        for (i = 0; i + 32 <= length; i += 32) {
-            aq_avx2_decode32(in + i / 8 * bits, table, grids, bits, symmetric, past,
-                             out + begin + i);
-        }
-        if (i < length) {
-            aq_scalar_decode(in + i / 8 * bits, length - i, group, bits, symmetric, grids,
-                             out + begin + i);
-        }
+    if (symmetric) {
+        aq_avx2_decode_groups(in, count, group, bits, true, grids, past, out);
+    } else {
+        aq_avx2_decode_groups(in, count, group, bits, false, grids, past, out);
     }
 }
 
@@ -5262,6 +5510,8 @@ static const struct aq_kernels aq_scalar_kernels = {
     aq_scalar_fit_symmetric,
     aq_scalar_encode,
     aq_scalar_decode,
+    aq_scalar_range_bf16,
+    aq_scalar_encode_bf16,
     aq_scalar_compare,
     NULL,
     NULL,
@@ -5290,6 +5540,8 @@ static const struct aq_kernels aq_avx2_kernels = {
     aq_avx2_fit_symmetric,
     aq_avx2_encode,
     aq_avx2_decode,
+    aq_avx2_range_bf16,
+    aq_avx2_encode_bf16,
     aq_avx2_compare,
     aq_avx2_stream,
     aq_avx2_decode_past,
@@ -5312,9 +5564,10 @@ static const struct aq_kernels aq_avx2_kernels = {
           "avx512", aq_avx512_f16_to_f32, aq_avx512_bf16_to_f32, aq_avx512_f8_e4m3_to_f32,         \
               aq_avx512_f8_e5m2_to_f32, aq_avx512_f32_to_f16, aq_avx512_f32_to_bf16,               \
               aq_avx512_range, aq_avx512_fit_affine, aq_avx512_fit_symmetric, aq_avx512_encode,    \
-              aq_avx512_decode, aq_avx512_compare, aq_avx512_stream, aq_avx512_decode_past,        \
-              aq_avx512_update, aq_avx2_hadamard, aq_avx512_strips_load, aq_avx512_strips_sums,    \
-              aq_avx512_strips_codes, dots, dot, dot_codes, unpack                                 \
+              aq_avx512_decode, aq_avx2_range_bf16, aq_avx2_encode_bf16, aq_avx512_compare,        \
+              aq_avx512_stream, aq_avx512_decode_past, aq_avx512_update, aq_avx2_hadamard,         \
+              aq_avx512_strips_load, aq_avx512_strips_sums, aq_avx512_strips_codes, dots, dot,     \
+              dot_codes, unpack                                                                    \
       }
 static const struct aq_kernels aq_avx512_kernels = AQ_AVX512_TABLE("avx2", aq_avx2_dot,
                                                                    aq_avx2_dot_codes,
@@ -5333,6 +5586,7 @@ static const struct aq_kernels aq_vnni_kernels = AQ_AVX512_TABLE("vnni", aq_vnni
           "neon", aq_neon_f16_to_f32, aq_neon_bf16_to_f32, aq_neon_f8_e4m3_to_f32,                 \
               aq_neon_f8_e5m2_to_f32, aq_neon_f32_to_f16, aq_neon_f32_to_bf16, aq_neon_range,      \
               aq_neon_fit_affine, aq_neon_fit_symmetric, aq_neon_encode, aq_neon_decode,           \
+              aq_neon_range_bf16, aq_neon_encode_bf16,                                             \
               aq_neon_compare, NULL, NULL, aq_neon_update, aq_neon_hadamard, aq_neon_strips_load,  \
               aq_neon_strips_sums, aq_neon_strips_codes, dots, dot, dot_codes, aq_neon_unpack      \
       }

@@ -15,6 +15,9 @@
 #  include <unistd.h>
 #  if defined(__linux__)
 #    include <sys/syscall.h>
+#    if defined(SYS_getcpu) && defined(SYS_sched_getaffinity) && defined(SYS_sched_setaffinity)
+#      define AQ_LEAVES_CORE 1
+#    endif
 #    if !defined(__cplusplus)
 /* hidden by -std=c99 */
 extern long syscall(long number, ...);
@@ -188,6 +191,44 @@ AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard) 
     aq_free(context, guard, sizeof(*guard));
 }
 
+/* ---- cores */
+
+#if defined(AQ_LEAVES_CORE)
+
+AQ_LIB unsigned aq_core_here(void) {
+    unsigned core = 0;
+    return syscall(SYS_getcpu, &core, NULL, NULL) == 0 ? core : ~0u;
+}
+
+/* For a moment the thread's mask lacks that core. */
+AQ_LIB void aq_leave_core(unsigned home, uint32_t number) {
+    const size_t bits = 8 * sizeof(unsigned long);
+    unsigned long all[128], others[128];
+    uint32_t count = 0;
+    if (aq_core_here() != home) return;
+    long bytes = syscall(SYS_sched_getaffinity, 0L, sizeof(all), all);
+    if (bytes <= 0 || home / bits >= (size_t)bytes / sizeof(all[0])) return;
+    for (size_t i = 0; i < (size_t)bytes / sizeof(all[0]); i++) {
+        for (unsigned long word = all[i]; word; word &= word - 1) count++;
+        others[i] = all[i];
+    }
+    others[home / bits] &= ~(1ul << home % bits);
+    if (number >= count) return;
+    if (syscall(SYS_sched_setaffinity, 0L, (size_t)bytes, others) == 0)
+        (void)syscall(SYS_sched_setaffinity, 0L, (size_t)bytes, all);
+}
+
+#else
+
+AQ_LIB unsigned aq_core_here(void) { return 0; }
+
+AQ_LIB void aq_leave_core(unsigned home, uint32_t number) {
+    (void)home;
+    (void)number;
+}
+
+#endif
+
 /* ---- the loop */
 
 typedef struct aq_loop {
@@ -198,6 +239,7 @@ typedef struct aq_loop {
     aq_mutex mutex; /* guards what follows */
     size_t next;
     bool stopped;   /* a task has failed, or the context was cancelled */
+    unsigned home;  /* the core on which the loop was begun, where that is known */
     aq_status status;
     size_t failed;  /* the lowest index that failed, when status is not AQ_OK */
     aq_error *err;  /* the caller's: its error */
@@ -266,6 +308,7 @@ extern "C" {
 #  endif
 static aq_thread_result AQ_THREAD_CALL aq_worker_run(void *argument) {
     aq_worker *worker = (aq_worker *)argument;
+    aq_leave_core(worker->loop->home, worker->number);
     aq_loop_work(worker->loop, worker->number);
     return 0;
 }
@@ -276,6 +319,7 @@ static aq_thread_result AQ_THREAD_CALL aq_worker_run(void *argument) {
 static void aq_loop_run(aq_loop *loop, uint32_t threads) {
     aq_worker workers[AQ_MAX_THREADS];
     uint32_t started = 1;
+    if (threads > 1) loop->home = aq_core_here();
     for (; started < threads; started++) {
         workers[started].loop = loop;
         workers[started].number = started;
@@ -306,3 +350,5 @@ AQ_LIB aq_status aq_parallel_for(aq_context *context, uint32_t threads, size_t c
     aq_mutex_destroy(&loop.mutex);
     return loop.status;
 }
+
+#undef AQ_LEAVES_CORE

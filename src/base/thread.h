@@ -25,6 +25,13 @@ AQ_LIB void aq_guard_enter(struct aq_guard *guard);
 AQ_LIB void aq_guard_leave(struct aq_guard *guard);
 AQ_LIB void aq_guard_destroy(const aq_context *context, struct aq_guard *guard); /* NULL allowed */
 
+/* Some schedulers let a thread begin on the core of the one that starts it, which is busy, and move it
+ * only after milliseconds; then a short loop is over. A thread that is still on `home` goes to another
+ * core, where its process may use more than `number` cores; what it may use is then as before. Linux
+ * alone; elsewhere it does nothing, and aq_core_here knows of one core. */
+AQ_LIB unsigned aq_core_here(void);
+AQ_LIB void aq_leave_core(unsigned home, uint32_t number);
+
 /* One step of a parallel loop. `worker` < threads; worker 0 is the calling thread. */
 typedef aq_status (*aq_task_fn)(void *user, size_t index, uint32_t worker, aq_error *err);
 

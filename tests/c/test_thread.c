@@ -1,5 +1,12 @@
 /* The parallel loop: every index once, the lowest failure, cancelling, nesting. */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#  define _GNU_SOURCE
+#endif
 #include "test.h"
+
+#if defined(__linux__) && !defined(ARROWQUANT_NO_THREADS)
+#  include <sched.h>
+#endif
 
 #define COUNT 5000
 
@@ -125,11 +132,49 @@ TEST(counts_are_sane) {
 #endif
 }
 
+#if defined(__linux__) && !defined(ARROWQUANT_NO_THREADS)
+
+/* Leaving a core does not keep the thread off it, whether or not there is another. */
+static void check_leaving(int moves) {
+    cpu_set_t mine, after;
+    int moved = 0;
+    CPU_ZERO(&mine);
+    CHECK(sched_getaffinity(0, sizeof(mine), &mine) == 0);
+    for (int round = 0; round < 50; round++) {
+        unsigned home = aq_core_here();
+        aq_leave_core(home, 1);
+        moved += aq_core_here() != home;
+        aq_leave_core(home + 1000, 1);
+        aq_leave_core(~0u, 1);
+        CPU_ZERO(&after);
+        CHECK(sched_getaffinity(0, sizeof(after), &after) == 0 && CPU_EQUAL(&mine, &after));
+    }
+    CHECK(!moves == !moved);
+}
+
+TEST(a_core_is_left) {
+    cpu_set_t all, one;
+    CPU_ZERO(&all);
+    CPU_ZERO(&one);
+    if (sched_getaffinity(0, sizeof(all), &all) != 0) return;
+    check_leaving(CPU_COUNT(&all) > 1);
+    for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; core++)
+        if (CPU_ISSET(core, &all)) CPU_SET(core, &one);
+    if (sched_setaffinity(0, sizeof(one), &one) != 0) return;
+    check_leaving(0);
+    CHECK(sched_setaffinity(0, sizeof(all), &all) == 0);
+}
+
+#endif
+
 int main(void) {
     RUN(every_index_once);
     RUN(the_lowest_failure_wins);
     RUN(cancelling_stops);
     RUN(loops_nest);
     RUN(counts_are_sane);
+#if defined(__linux__) && !defined(ARROWQUANT_NO_THREADS)
+    RUN(a_core_is_left);
+#endif
     return test_end();
 }

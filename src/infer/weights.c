@@ -33,9 +33,11 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
         return aq_fail(err, AQ_ERR_ARGUMENT, "the layer is NULL");
     }
     memset(out, 0, sizeof *out);
-    if (linear->quantized && linear->spec.code == AQ_CODE_RESIDUAL) {
-        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the residual code; dequantize the "
-                       "layer, or quantize it by ptq or gptq", aq_linear_title(linear));
+    if (linear->quantized &&
+        (linear->spec.code == AQ_CODE_RESIDUAL || aq_code_is_block(linear->spec.code))) {
+        return aq_fail(err, AQ_ERR_UNSUPPORTED, "%s: no kernels for the code %s; dequantize the layer, "
+                       "or quantize it by ptq or gptq", aq_linear_title(linear),
+                       aq_code_name(linear->spec.code));
     }
     if (linear->quantized) {
         status = aq_quantized_size(&linear->spec, linear->rows, linear->cols, &out->layout, err);
@@ -157,7 +159,8 @@ static void aq_weights_row_grids(const aq_weights *weights, size_t row, float *o
 AQ_LIB void aq_weights_params(const aq_weights *weights, size_t row, size_t count, float *out) {
     const uint16_t one = 1;
     size_t i;
-    if (weights->linear->spec.params == AQ_PARAM_F16 && weights->half == 0 &&
+    if (weights->linear->spec.params == AQ_PARAM_F16 &&
+        weights->linear->spec.code == AQ_CODE_AFFINE &&
         *(const uint8_t *)&one == 1) { /* as they lie in the file */
         weights->kernels->f16_to_f32(aq_weights_row_params(weights, row), out,
                                      2 * count * weights->groups);

@@ -230,8 +230,8 @@ TEST(matches_double_arithmetic) {
         aq_quant_spec spec;
         layer l;
         spec.fit = AQ_FIT_LEAST_SQUARES;
-        spec.code = below(&state, 2) ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE;
-        spec.params = (aq_param_type)below(&state, 3);
+        spec.code = (aq_code)below(&state, 3);
+        spec.params = (aq_param_type)below(&state, spec.code == AQ_CODE_ZERO_POINT ? 2 : 3);
         spec.bits = widths[below(&state, 8) % 4];
         spec.group_size = groups[below(&state, 4)];
         activation.type = (aq_activation_type)(round % 3);
@@ -495,6 +495,11 @@ TEST(refuses) {
     other = l.linear;
     other.extra = NULL;
     CHECK_STATUS(TRY(&other, AQ_DTYPE_F32, 1, NULL, sizeof scratch), AQ_ERR_ARGUMENT);
+    other = l.linear; /* one of GGUF's blocks */
+    other.spec.code = AQ_CODE_Q4_0;
+    other.spec.group_size = 32;
+    CHECK_STATUS(TRY(&other, AQ_DTYPE_F32, 1, NULL, sizeof scratch), AQ_ERR_UNSUPPORTED);
+    CHECK(strstr(err.message, "Q4_0") != NULL);
     other = l.linear;
     other.spec.bits = 3;
     CHECK_STATUS(TRY(&other, AQ_DTYPE_F32, 1, NULL, sizeof scratch), AQ_ERR_BIT_WIDTH);

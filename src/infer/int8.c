@@ -26,6 +26,9 @@ static bool aq_int8_shared_pieces(const aq_weights *weights, size_t tokens, aq_i
     bool fits = true;
     uint64_t end = 0;
     uint64_t stride = ((uint64_t)weights->cols + AQ_ARRANGED - 1) / AQ_ARRANGED * AQ_ARRANGED;
+    if (weights->infer->tiles) { /* tokens 4096 bytes apart would share one place of the first cache */
+        stride += AQ_LINEAR_LINE;
+    }
     out->stride = (size_t)stride;
     (void)aq_piece(&end, tokens, stride, &fits);
     out->sums = aq_piece(&end, tokens, (uint64_t)weights->groups * 4, &fits);

@@ -65,18 +65,6 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t
     }
 }
 
-/* Plane `plane` of 32 bytes, one byte a code; at 8 bits plane 0 is the lower half, 1 the upper. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_plane(__m256i packed, uint32_t bits, size_t plane) {
-    const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
-    switch (bits == 2 ? plane * 2 : plane * 4) {
-    case 0: break;
-    case 2: packed = _mm256_srli_epi16(packed, 2); break;
-    case 4: packed = _mm256_srli_epi16(packed, 4); break;
-    default: packed = _mm256_srli_epi16(packed, 6); break;
-    }
-    return _mm256_and_si256(packed, mask);
-}
-
 /* ---- row by row */
 
 /* Sums of two products in 16 bits: of codes below 16, and of upper halves. */
@@ -290,6 +278,7 @@ AQ_AVX2_INLINE static inline void aq_avx2_tile_block(const __m256i *codes, size_
     aq_avx2_tile_sums s = aq_avx2_tile_zero();
     size_t i, plane;
     for (plane = 0; plane < planes; plane++) {
+        AQ_UNROLL
         for (i = 0; i < dwords; i++) {
             const size_t from = 32 * plane + 4 * i;
             const __m256i low = codes[2 * (i * planes + plane)];
@@ -351,26 +340,80 @@ AQ_AVX2_INLINE static inline void aq_avx2_widen_tile(const int8_t *const *x, siz
     }
 }
 
-/* What 8 rows of a token gain by a group: acc[0][16] scales, [1][16] mins. */
-AQ_AVX2_INLINE static inline void aq_avx2_tile_add(const aq_linear_tiles *job, size_t group,
-                                                   size_t token, size_t first, __m256i dots) {
+/* What 8 rows of a token gain by the scales of a group. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_add(__m256 scales, __m256i dots, float *acc) {
     AQ_SIMD_EXACT_BODY
-    const float *params = job->params + 32 * group + first;
-    float *acc = job->acc + token * 32 + first;
-    const int32_t total = job->sums[token * job->groups + group];
-    dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(job->half * total));
-    if (job->zeros) {
-        const __m256i codes = _mm256_loadu_si256(
-            (const __m256i *)(const void *)(job->codes_turned + 16 * group + first));
-        dots = _mm256_sub_epi32(dots,
-                                _mm256_mullo_epi32(_mm256_set1_epi32(job->zeros[token]), codes));
-    }
     _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc),
-                                        _mm256_mul_ps(_mm256_loadu_ps(params),
-                                                      _mm256_cvtepi32_ps(dots))));
-    _mm256_storeu_ps(acc + 16, _mm256_add_ps(_mm256_loadu_ps(acc + 16),
-                                             _mm256_mul_ps(_mm256_loadu_ps(params + 16),
-                                                           _mm256_set1_ps((float)total))));
+                                        _mm256_mul_ps(scales, _mm256_cvtepi32_ps(dots))));
+}
+
+/* What 16 rows of `tokens` tokens gain by their sums in a group, apart from the mins. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_gain(const aq_linear_tiles *job, uint32_t bits,
+                                                    size_t group, size_t token, size_t tokens,
+                                                    const aq_avx2_tile_sums *sum) {
+    const float *params = job->params + 32 * group;
+    const __m256 low = _mm256_loadu_ps(params), high = _mm256_loadu_ps(params + 8);
+    aq_avx2_tile_sums s = *sum;
+    if (job->half != 0) { /* 2^(bits−1) */
+        const int32_t *total = job->sums + token * job->groups + group;
+        __m256i less;
+#define AQ_AVX2_STEP(t) \
+        less = _mm256_slli_epi32(aq_avx2_four(total + (t < tokens ? t : 0) * job->groups), \
+                                 (int)bits - 1); \
+        s.low##t = _mm256_sub_epi32(s.low##t, less); \
+        s.high##t = _mm256_sub_epi32(s.high##t, less);
+        AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+    }
+    if (job->zeros) {
+        const __m256i *codes = (const __m256i *)(const void *)(job->codes_turned + 16 * group);
+        const __m256i first = _mm256_loadu_si256(codes), second = _mm256_loadu_si256(codes + 1);
+        __m256i zero;
+#define AQ_AVX2_STEP(t) \
+        zero = aq_avx2_four(job->zeros + token + (t < tokens ? t : 0)); \
+        s.low##t = _mm256_sub_epi32(s.low##t, _mm256_mullo_epi32(zero, first)); \
+        s.high##t = _mm256_sub_epi32(s.high##t, _mm256_mullo_epi32(zero, second));
+        AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+    }
+#define AQ_AVX2_STEP(t) \
+    if (t < tokens) { \
+        aq_avx2_tile_add(low, s.low##t, job->acc + (token + t) * 32); \
+        aq_avx2_tile_add(high, s.high##t, job->acc + (token + t) * 32 + 8); \
+    }
+    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+}
+
+/* What they gain by the mins of all groups, in registers. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_mins(const aq_linear_tiles *job, size_t token,
+                                                    size_t tokens) {
+    AQ_SIMD_EXACT_BODY
+    const float *mins = job->params + 16;
+    const int32_t *total[AQ_AVX2_TILE];
+    __m256 low0, low1, low2, low3, high0, high1, high2, high3;
+    size_t group, t;
+    low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = _mm256_setzero_ps();
+    for (t = 0; t < AQ_AVX2_TILE; t++) {
+        total[t] = job->sums + (token + (t < tokens ? t : tokens - 1)) * job->groups;
+    }
+    for (group = 0; group < job->groups; group++, mins += 32) {
+        const __m256 first = _mm256_loadu_ps(mins), second = _mm256_loadu_ps(mins + 8);
+        __m256 sum;
+#define AQ_AVX2_STEP(t) \
+        sum = _mm256_cvtepi32_ps(aq_avx2_four(total[t] + group)); \
+        low##t = _mm256_add_ps(low##t, _mm256_mul_ps(first, sum)); \
+        high##t = _mm256_add_ps(high##t, _mm256_mul_ps(second, sum));
+        AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+    }
+#define AQ_AVX2_STEP(t) \
+    if (t < tokens) { \
+        _mm256_storeu_ps(job->acc + (token + t) * 32 + 16, low##t); \
+        _mm256_storeu_ps(job->acc + (token + t) * 32 + 24, high##t); \
+    }
+    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
 }
 
 /* One group of 16 rows by `tokens` tokens, at most AQ_AVX2_TILE; the last one stands for those that
@@ -396,13 +439,7 @@ AQ_AVX2_INLINE static inline void aq_avx2_tile(const aq_linear_tiles *job, const
         aq_avx2_tile_block(codes + 2 * begin * planes, block, planes, from,
                            begin / 8 * planes * 32 + begin % 8 * 4, &sum);
     }
-#define AQ_AVX2_STEP(t) \
-    if (t < tokens) { \
-        aq_avx2_tile_add(job, group, token + t, 0, sum.low##t); \
-        aq_avx2_tile_add(job, group, token + t, 8, sum.high##t); \
-    }
-    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
-#undef AQ_AVX2_STEP
+    aq_avx2_tile_gain(job, bits, group, token, tokens, &sum);
 }
 
 /* Dword `dword` of 8 rows, cut into parts. */
@@ -465,6 +502,10 @@ AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, u
                              left < AQ_AVX2_TILE ? left : AQ_AVX2_TILE);
             }
         }
+    }
+    for (t = 0; job->half == 0 && t < job->tokens; t += AQ_AVX2_TILE) {
+        const size_t left = job->tokens - t;
+        aq_avx2_tile_mins(job, t, left < AQ_AVX2_TILE ? left : AQ_AVX2_TILE);
     }
 }
 

@@ -288,6 +288,18 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const void *x) {
     return _mm256_set1_epi32(four);
 }
 
+/* Plane `plane` of 32 bytes, one byte a code; at 8 bits plane 0 is the lower half, 1 the upper. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_plane(__m256i packed, uint32_t bits, size_t plane) {
+    const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
+    switch (bits == 2 ? plane * 2 : plane * 4) {
+    case 0: break;
+    case 2: packed = _mm256_srli_epi16(packed, 2); break;
+    case 4: packed = _mm256_srli_epi16(packed, 4); break;
+    default: packed = _mm256_srli_epi16(packed, 6); break;
+    }
+    return _mm256_and_si256(packed, mask);
+}
+
 /* Word i of 8 rows of 8 words: out[i]. Rows at any address. */
 AQ_AVX2_INLINE static inline void aq_avx2_words8(const uint8_t *const *rows, __m256i *out) {
 #define AQ_X86_ROW(r) _mm256_loadu_si256((const __m256i *)(const void *)rows[r])

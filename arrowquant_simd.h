@@ -2983,6 +2983,18 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_four(const void *x) {
     return _mm256_set1_epi32(four);
 }
 
+/* Plane `plane` of 32 bytes, one byte a code; at 8 bits plane 0 is the lower half, 1 the upper. */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_plane(__m256i packed, uint32_t bits, size_t plane) {
+    const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
+    switch (bits == 2 ? plane * 2 : plane * 4) {
+    case 0: break;
+    case 2: packed = _mm256_srli_epi16(packed, 2); break;
+    case 4: packed = _mm256_srli_epi16(packed, 4); break;
+    default: packed = _mm256_srli_epi16(packed, 6); break;
+    }
+    return _mm256_and_si256(packed, mask);
+}
+
 /* Word i of 8 rows of 8 words: out[i]. Rows at any address. */
 AQ_AVX2_INLINE static inline void aq_avx2_words8(const uint8_t *const *rows, __m256i *out) {
 #define AQ_X86_ROW(r) _mm256_loadu_si256((const __m256i *)(const void *)rows[r])
@@ -5766,9 +5778,25 @@ typedef struct aq_linear_dots {
     size_t next_bytes;
 } aq_linear_dots;
 
+/* One token by 16 rows of interleaved codes: `dots` alone, or `dots` and `combine` in one pass, so that
+ * memory is read all the while. */
+typedef struct aq_linear_interleaved {
+    const uint8_t *codes; /* [row_bytes / 4][16][4]: four bytes of each row in turn */
+    size_t row_bytes;     /* a multiple of 4 */
+    uint32_t bits, group;
+    const int8_t *x;      /* as `arrange` makes it */
+    int32_t *out;         /* [groups][16]; or NULL, then what follows: */
+    const uint8_t *params; /* [groups][values][16] of param_bytes: F16 or F32; values 1: no mins */
+    size_t param_bytes, values;
+    const int32_t *sums, *codes_turned; /* as in aq_linear_combine, */
+    int32_t zero, half;                 /* so these */
+    float *acc;           /* [2][16] */
+} aq_linear_interleaved;
+
 /* 16 rows or less of packed codes by many tokens: what `dots` and `combine` do, token by token. */
 typedef struct aq_linear_tiles {
     const uint8_t *codes;
+    bool interleaved;     /* codes are those of an aq_linear_interleaved; rows is 16 */
     size_t row_bytes, rows;
     uint32_t bits, group;
     const int8_t *x;      /* [tokens], x_stride apart, as `arrange` makes it */
@@ -5795,10 +5823,11 @@ struct aq_linear_kernels {
     void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
     /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
     void (*combine)(const aq_linear_combine *job, float *acc);
-    /* All three or none. x in the order in which `dots` and `tiles` meet the codes, with zeros behind. */
+    /* All of these or none. x in the order in which `dots` and `tiles` meet the codes, with zeros behind. */
     void (*arrange)(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
     void (*dots)(const aq_linear_dots *job);
     void (*tiles)(const aq_linear_tiles *job);
+    void (*interleaved)(const aq_linear_interleaved *job);
 };
 
 /* The kernels that go with a table; never NULL. */
@@ -5824,6 +5853,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *ac
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_interleaved(const aq_linear_interleaved *given);
 #endif
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
@@ -5839,6 +5869,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job);
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_interleaved(const aq_linear_interleaved *given);
 #endif
 #if defined(AQ_HAVE_NEON)
 AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,
@@ -6293,18 +6324,6 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t
     }
 }
 
-/* Plane `plane` of 32 bytes, one byte a code; at 8 bits plane 0 is the lower half, 1 the upper. */
-AQ_AVX2_INLINE static inline __m256i aq_avx2_plane(__m256i packed, uint32_t bits, size_t plane) {
-    const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
-    switch (bits == 2 ? plane * 2 : plane * 4) {
-    case 0: break;
-    case 2: packed = _mm256_srli_epi16(packed, 2); break;
-    case 4: packed = _mm256_srli_epi16(packed, 4); break;
-    default: packed = _mm256_srli_epi16(packed, 6); break;
-    }
-    return _mm256_and_si256(packed, mask);
-}
-
 /* ---- row by row */
 
 /* Sums of two products in 16 bits: of codes below 16, and of upper halves. */
@@ -6518,6 +6537,7 @@ AQ_AVX2_INLINE static inline void aq_avx2_tile_block(const __m256i *codes, size_
     aq_avx2_tile_sums s = aq_avx2_tile_zero();
     size_t i, plane;
     for (plane = 0; plane < planes; plane++) {
+        AQ_UNROLL
         for (i = 0; i < dwords; i++) {
             const size_t from = 32 * plane + 4 * i;
             const __m256i low = codes[2 * (i * planes + plane)];
@@ -6579,26 +6599,80 @@ AQ_AVX2_INLINE static inline void aq_avx2_widen_tile(const int8_t *const *x, siz
     }
 }
 
-/* What 8 rows of a token gain by a group: acc[0][16] scales, [1][16] mins. */
-AQ_AVX2_INLINE static inline void aq_avx2_tile_add(const aq_linear_tiles *job, size_t group,
-                                                   size_t token, size_t first, __m256i dots) {
+/* What 8 rows of a token gain by the scales of a group. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_add(__m256 scales, __m256i dots, float *acc) {
     AQ_SIMD_EXACT_BODY
-    const float *params = job->params + 32 * group + first;
-    float *acc = job->acc + token * 32 + first;
-    const int32_t total = job->sums[token * job->groups + group];
-    dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(job->half * total));
-    if (job->zeros) {
-        const __m256i codes = _mm256_loadu_si256(
-            (const __m256i *)(const void *)(job->codes_turned + 16 * group + first));
-        dots = _mm256_sub_epi32(dots,
-                                _mm256_mullo_epi32(_mm256_set1_epi32(job->zeros[token]), codes));
-    }
     _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc),
-                                        _mm256_mul_ps(_mm256_loadu_ps(params),
-                                                      _mm256_cvtepi32_ps(dots))));
-    _mm256_storeu_ps(acc + 16, _mm256_add_ps(_mm256_loadu_ps(acc + 16),
-                                             _mm256_mul_ps(_mm256_loadu_ps(params + 16),
-                                                           _mm256_set1_ps((float)total))));
+                                        _mm256_mul_ps(scales, _mm256_cvtepi32_ps(dots))));
+}
+
+/* What 16 rows of `tokens` tokens gain by their sums in a group, apart from the mins. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_gain(const aq_linear_tiles *job, uint32_t bits,
+                                                    size_t group, size_t token, size_t tokens,
+                                                    const aq_avx2_tile_sums *sum) {
+    const float *params = job->params + 32 * group;
+    const __m256 low = _mm256_loadu_ps(params), high = _mm256_loadu_ps(params + 8);
+    aq_avx2_tile_sums s = *sum;
+    if (job->half != 0) { /* 2^(bits−1) */
+        const int32_t *total = job->sums + token * job->groups + group;
+        __m256i less;
+#define AQ_AVX2_STEP(t) \
+        less = _mm256_slli_epi32(aq_avx2_four(total + (t < tokens ? t : 0) * job->groups), \
+                                 (int)bits - 1); \
+        s.low##t = _mm256_sub_epi32(s.low##t, less); \
+        s.high##t = _mm256_sub_epi32(s.high##t, less);
+        AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+    }
+    if (job->zeros) {
+        const __m256i *codes = (const __m256i *)(const void *)(job->codes_turned + 16 * group);
+        const __m256i first = _mm256_loadu_si256(codes), second = _mm256_loadu_si256(codes + 1);
+        __m256i zero;
+#define AQ_AVX2_STEP(t) \
+        zero = aq_avx2_four(job->zeros + token + (t < tokens ? t : 0)); \
+        s.low##t = _mm256_sub_epi32(s.low##t, _mm256_mullo_epi32(zero, first)); \
+        s.high##t = _mm256_sub_epi32(s.high##t, _mm256_mullo_epi32(zero, second));
+        AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+    }
+#define AQ_AVX2_STEP(t) \
+    if (t < tokens) { \
+        aq_avx2_tile_add(low, s.low##t, job->acc + (token + t) * 32); \
+        aq_avx2_tile_add(high, s.high##t, job->acc + (token + t) * 32 + 8); \
+    }
+    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+}
+
+/* What they gain by the mins of all groups, in registers. */
+AQ_AVX2_INLINE static inline void aq_avx2_tile_mins(const aq_linear_tiles *job, size_t token,
+                                                    size_t tokens) {
+    AQ_SIMD_EXACT_BODY
+    const float *mins = job->params + 16;
+    const int32_t *total[AQ_AVX2_TILE];
+    __m256 low0, low1, low2, low3, high0, high1, high2, high3;
+    size_t group, t;
+    low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = _mm256_setzero_ps();
+    for (t = 0; t < AQ_AVX2_TILE; t++) {
+        total[t] = job->sums + (token + (t < tokens ? t : tokens - 1)) * job->groups;
+    }
+    for (group = 0; group < job->groups; group++, mins += 32) {
+        const __m256 first = _mm256_loadu_ps(mins), second = _mm256_loadu_ps(mins + 8);
+        __m256 sum;
+#define AQ_AVX2_STEP(t) \
+        sum = _mm256_cvtepi32_ps(aq_avx2_four(total[t] + group)); \
+        low##t = _mm256_add_ps(low##t, _mm256_mul_ps(first, sum)); \
+        high##t = _mm256_add_ps(high##t, _mm256_mul_ps(second, sum));
+        AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
+    }
+#define AQ_AVX2_STEP(t) \
+    if (t < tokens) { \
+        _mm256_storeu_ps(job->acc + (token + t) * 32 + 16, low##t); \
+        _mm256_storeu_ps(job->acc + (token + t) * 32 + 24, high##t); \
+    }
+    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
+#undef AQ_AVX2_STEP
 }
 
 /* One group of 16 rows by `tokens` tokens, at most AQ_AVX2_TILE; the last one stands for those that
@@ -6624,13 +6698,7 @@ AQ_AVX2_INLINE static inline void aq_avx2_tile(const aq_linear_tiles *job, const
         aq_avx2_tile_block(codes + 2 * begin * planes, block, planes, from,
                            begin / 8 * planes * 32 + begin % 8 * 4, &sum);
     }
-#define AQ_AVX2_STEP(t) \
-    if (t < tokens) { \
-        aq_avx2_tile_add(job, group, token + t, 0, sum.low##t); \
-        aq_avx2_tile_add(job, group, token + t, 8, sum.high##t); \
-    }
-    AQ_AVX2_TOKENS(AQ_AVX2_STEP)
-#undef AQ_AVX2_STEP
+    aq_avx2_tile_gain(job, bits, group, token, tokens, &sum);
 }
 
 /* Dword `dword` of 8 rows, cut into parts. */
@@ -6642,6 +6710,21 @@ AQ_AVX2_INLINE static inline void aq_avx2_cut_dword(__m256i dword, uint32_t bits
         out[2 * part] = bits < 8    ? aq_avx2_plane(dword, bits, part)
                         : part == 0 ? _mm256_and_si256(dword, _mm256_set1_epi16(255))
                                     : _mm256_srli_epi16(dword, 8);
+    }
+}
+
+/* 32 bytes of each of 16 rows that lie interleaved, as vectors of 8 rows. */
+AQ_AVX2_INLINE static inline void aq_avx2_take_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m256i *out) {
+    const size_t parts = AQ_AVX2_PARTS(bits), left = (job->row_bytes - at) / 4;
+    const uint8_t *line = job->codes + 16 * at;
+    size_t i, h;
+    for (i = 0; i < 8; i++, line += 64) {
+        _mm_prefetch((const char *)(line + AQ_AVX2_AHEAD), _MM_HINT_T0);
+        for (h = 0; h < 2; h++) {
+            aq_avx2_cut_dword(i < left ? _mm256_loadu_si256((const __m256i *)(const void *)(line + 32 * h))
+                                       : _mm256_setzero_si256(), bits, out + 2 * i * parts + h);
+        }
     }
 }
 
@@ -6678,7 +6761,9 @@ AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, u
     size_t at, chunk, i, t, group = 0;
     for (at = 0; at < job->row_bytes; at += span) {
         for (chunk = 0; chunk < span; chunk += 32) {
-            if (at + chunk < job->row_bytes) {
+            if (at + chunk < job->row_bytes && job->interleaved) {
+                aq_avx2_take_chunk(job, at + chunk, bits, codes + chunk / 2 * parts);
+            } else if (at + chunk < job->row_bytes) {
                 aq_avx2_turn_chunk(job, at + chunk, bits, codes + chunk / 2 * parts);
             } else {
                 memset(codes + chunk / 2 * parts, 0, 16 * parts * sizeof *codes);
@@ -6693,6 +6778,10 @@ AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, u
                              left < AQ_AVX2_TILE ? left : AQ_AVX2_TILE);
             }
         }
+    }
+    for (t = 0; job->half == 0 && t < job->tokens; t += AQ_AVX2_TILE) {
+        const size_t left = job->tokens - t;
+        aq_avx2_tile_mins(job, t, left < AQ_AVX2_TILE ? left : AQ_AVX2_TILE);
     }
 }
 
@@ -6713,6 +6802,156 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *given) {
 #endif /* AQ_HAVE_AVX2 */
 
 /* ---- end src/simd/avx2_products.c ---- */
+
+/* ---- begin src/simd/avx2_interleaved.c ---- */
+
+/* AVX2 kernels of the forward pass: dots of interleaved codes with INT8 activations. A line of 64 bytes
+ * holds four bytes of each of 16 rows: one stream, every lane a row, no sums across a vector. */
+
+#if defined(AQ_HAVE_AVX2)
+
+#define AQ_AVX2_FETCH 2048 /* bytes between what is read and what is fetched */
+
+/* Sums of two products in 16 bits, 8 rows each: of codes below 16, and of upper halves. */
+typedef struct aq_avx2_lines {
+    __m256i low0, low1, high0, high1;
+} aq_avx2_lines;
+
+/* Adds a line; x: the four values of plane 0, those of the next plane 32 bytes further. */
+AQ_AVX2_INLINE static inline void aq_avx2_line(aq_avx2_lines *sum, const uint8_t *line, uint32_t bits,
+                                               const int8_t *x) {
+    const __m256i first = _mm256_loadu_si256((const __m256i *)(const void *)line);
+    const __m256i second = _mm256_loadu_si256((const __m256i *)(const void *)(line + 32));
+    size_t plane;
+    AQ_UNROLL
+    for (plane = 0; plane < 8u / bits; plane++) {
+        const __m256i four = aq_avx2_four(x + 32 * plane);
+        sum->low0 = _mm256_add_epi16(
+            sum->low0, _mm256_maddubs_epi16(aq_avx2_plane(first, bits, plane), four));
+        sum->low1 = _mm256_add_epi16(
+            sum->low1, _mm256_maddubs_epi16(aq_avx2_plane(second, bits, plane), four));
+        if (bits == 8) {
+            sum->high0 = _mm256_add_epi16(
+                sum->high0, _mm256_maddubs_epi16(aq_avx2_plane(first, bits, 1), four));
+            sum->high1 = _mm256_add_epi16(
+                sum->high1, _mm256_maddubs_epi16(aq_avx2_plane(second, bits, 1), four));
+        }
+    }
+}
+
+/* `count` lines from number `at` on, at most as many as 16 bits hold, all in one eight, added to sum[2] in 32 bits. */
+AQ_AVX2_INLINE static inline void aq_avx2_lines_add(const aq_linear_interleaved *job, uint32_t bits,
+                                                    size_t at, size_t count, __m256i *sum) {
+    const uint8_t *line = job->codes + 64 * at;
+    const int8_t *x = job->x + at / 8 * 32 * (8u / bits) + at % 8 * 4;
+    const __m256i one = _mm256_set1_epi16(1), upper = _mm256_set1_epi16(16);
+    aq_avx2_lines s;
+    size_t i;
+    s.low0 = s.low1 = s.high0 = s.high1 = _mm256_setzero_si256();
+    AQ_UNROLL
+    for (i = 0; i < count; i++) {
+        _mm_prefetch((const char *)(line + 64 * i + AQ_AVX2_FETCH), _MM_HINT_T0);
+        aq_avx2_line(&s, line + 64 * i, bits, x + 4 * i);
+    }
+    sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(s.low0, one));
+    sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(s.low1, one));
+    if (bits == 8) {
+        sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(s.high0, upper));
+        sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(s.high1, upper));
+    }
+}
+
+/* Sums of the scales' and the mins' parts, 8 rows each. */
+typedef struct aq_avx2_gains {
+    __m256 scaled0, scaled1, shifted0, shifted1;
+} aq_avx2_gains;
+
+/* Eight parameters, F16 or F32. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_params8(const uint8_t *from, size_t bytes) {
+    return bytes == 2 ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)from))
+                      : _mm256_loadu_ps((const float *)(const void *)from);
+}
+
+/* What the accumulators gain by the dots of a group. */
+AQ_AVX2_INLINE static inline void aq_avx2_gain(const aq_linear_interleaved *job, size_t group,
+                                               __m256i first, __m256i second, aq_avx2_gains *acc) {
+    AQ_SIMD_EXACT_BODY
+    const size_t bytes = job->param_bytes, values = job->values;
+    const uint8_t *params = job->params + group * values * 16 * bytes;
+    const __m256i total = aq_avx2_four(job->sums + group);
+    if (job->half != 0) {
+        const __m256i less = _mm256_mullo_epi32(total, _mm256_set1_epi32(job->half));
+        first = _mm256_sub_epi32(first, less);
+        second = _mm256_sub_epi32(second, less);
+    }
+    if (job->zero != 0) {
+        const __m256i *codes = (const __m256i *)(const void *)(job->codes_turned + 16 * group);
+        const __m256i zero = _mm256_set1_epi32(job->zero);
+        first = _mm256_sub_epi32(first, _mm256_mullo_epi32(zero, _mm256_loadu_si256(codes)));
+        second = _mm256_sub_epi32(second, _mm256_mullo_epi32(zero, _mm256_loadu_si256(codes + 1)));
+    }
+    acc->scaled0 = _mm256_add_ps(acc->scaled0, _mm256_mul_ps(aq_avx2_params8(params, bytes),
+                                                             _mm256_cvtepi32_ps(first)));
+    acc->scaled1 = _mm256_add_ps(acc->scaled1, _mm256_mul_ps(aq_avx2_params8(params + 8 * bytes, bytes),
+                                                             _mm256_cvtepi32_ps(second)));
+    if (values == 2) {
+        const __m256 sum = _mm256_cvtepi32_ps(total);
+        params += 16 * bytes;
+        acc->shifted0 = _mm256_add_ps(acc->shifted0, _mm256_mul_ps(aq_avx2_params8(params, bytes), sum));
+        acc->shifted1 = _mm256_add_ps(acc->shifted1,
+                                      _mm256_mul_ps(aq_avx2_params8(params + 8 * bytes, bytes), sum));
+    }
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_interleaved_of(const aq_linear_interleaved *job,
+                                                         uint32_t bits, size_t block) {
+    const size_t lines = job->row_bytes / 4, width = job->group * bits / 32;
+    aq_avx2_gains acc;
+    size_t at, i, group = 0;
+    acc.scaled0 = acc.scaled1 = acc.shifted0 = acc.shifted1 = _mm256_setzero_ps();
+    for (at = 0; at < lines; at += width, group++) {
+        __m256i sum[2];
+        sum[0] = sum[1] = _mm256_setzero_si256();
+        for (i = 0; i < width && at + i + block <= lines; i += block) {
+            aq_avx2_lines_add(job, bits, at + i, block, sum);
+        }
+        for (; i < width && at + i < lines; i++) { /* the last group may be shorter */
+            aq_avx2_lines_add(job, bits, at + i, 1, sum);
+        }
+        if (job->out) {
+            _mm256_storeu_si256((__m256i *)(void *)(job->out + 16 * group), sum[0]);
+            _mm256_storeu_si256((__m256i *)(void *)(job->out + 16 * group + 8), sum[1]);
+        } else {
+            aq_avx2_gain(job, group, sum[0], sum[1], &acc);
+        }
+    }
+    if (!job->out) {
+        _mm256_storeu_ps(job->acc, acc.scaled0);
+        _mm256_storeu_ps(job->acc + 8, acc.scaled1);
+        _mm256_storeu_ps(job->acc + 16, acc.shifted0);
+        _mm256_storeu_ps(job->acc + 24, acc.shifted1);
+    }
+}
+
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_interleaved(const aq_linear_interleaved *given) {
+    const aq_linear_interleaved own = *given, *job = &own; /* which no store can change */
+    switch (job->bits * 1000u + job->group) { /* blocks of 8 steps, at 2 bits of at most 32 */
+    case 2032: aq_avx2_interleaved_of(job, 2, 2); break;
+    case 2064: aq_avx2_interleaved_of(job, 2, 4); break;
+    case 2128:
+    case 2256: aq_avx2_interleaved_of(job, 2, 8); break;
+    case 4032:
+    case 4064:
+    case 4128:
+    case 4256: aq_avx2_interleaved_of(job, 4, 4); break;
+    default: aq_avx2_interleaved_of(job, 8, 8); break;
+    }
+}
+
+#undef AQ_AVX2_FETCH
+#endif /* AQ_HAVE_AVX2 */
+
+/* ---- end src/simd/avx2_interleaved.c ---- */
 
 /* ---- begin src/simd/avx512_forward.c ---- */
 
@@ -7102,6 +7341,75 @@ AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job) {
     }
 }
 
+/* ---- interleaved rows: a line of 64 bytes holds four bytes of each of 16 */
+
+/* Sixteen parameters, F16 or F32. */
+AQ_VNNI_INLINE static inline __m512 aq_vnni_params16(const uint8_t *from, size_t bytes) {
+    return bytes == 2 ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from))
+                      : _mm512_loadu_ps((const void *)from);
+}
+
+/* What the accumulators gain by the dots of a group: acc[0] scales, [1] mins. */
+AQ_VNNI_INLINE static inline void aq_vnni_gain(const aq_linear_interleaved *job, size_t group,
+                                               __m512i dots, __m512 *acc) {
+    AQ_SIMD_EXACT_BODY
+    const size_t bytes = job->param_bytes, values = job->values;
+    const uint8_t *params = job->params + group * values * 16 * bytes;
+    const int32_t total = job->sums[group];
+    dots = _mm512_sub_epi32(dots, _mm512_set1_epi32(job->half * total));
+    if (job->zero != 0) {
+        const __m512i codes = _mm512_loadu_si512((const void *)(job->codes_turned + 16 * group));
+        dots = _mm512_sub_epi32(dots, _mm512_mullo_epi32(_mm512_set1_epi32(job->zero), codes));
+    }
+    acc[0] = _mm512_add_ps(acc[0], _mm512_mul_ps(aq_vnni_params16(params, bytes),
+                                                 _mm512_cvtepi32_ps(dots)));
+    if (values == 2) {
+        acc[1] = _mm512_add_ps(acc[1], _mm512_mul_ps(aq_vnni_params16(params + 16 * bytes, bytes),
+                                                     _mm512_set1_ps((float)total)));
+    }
+}
+
+AQ_VNNI_INLINE static inline void aq_vnni_interleaved_of(const aq_linear_interleaved *job,
+                                                         uint32_t bits) {
+    const size_t lines = job->row_bytes / 4, width = job->group * bits / 32;
+    __m512 acc[2];
+    size_t at = 0, end, plane, group;
+    acc[0] = acc[1] = _mm512_setzero_ps();
+    for (group = 0; at < lines; group++) {
+        __m512i sum = _mm512_setzero_si512();
+        for (end = lines - at < width ? lines : at + width; at < end; at++) {
+            const __m512i line = _mm512_loadu_si512((const void *)(job->codes + 64 * at));
+            const int8_t *x = job->x + at / 16 * 64 * (8u / bits) + at % 16 * 4;
+            _mm_prefetch((const char *)(job->codes + 64 * at + AQ_VNNI_AHEAD), _MM_HINT_T0);
+            AQ_UNROLL
+            for (plane = 0; plane < 8u / bits; plane++) {
+                int32_t four;
+                memcpy(&four, x + 64 * plane, 4);
+                sum = _mm512_dpbusd_epi32(sum, aq_vnni_plane(line, bits, plane),
+                                          _mm512_set1_epi32(four));
+            }
+        }
+        if (job->out) {
+            _mm512_storeu_si512((void *)(job->out + 16 * group), sum);
+        } else {
+            aq_vnni_gain(job, group, sum, acc);
+        }
+    }
+    if (!job->out) {
+        _mm512_storeu_ps(job->acc, acc[0]);
+        _mm512_storeu_ps(job->acc + 16, acc[1]);
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_interleaved(const aq_linear_interleaved *given) {
+    const aq_linear_interleaved own = *given, *job = &own; /* which no store can change */
+    switch (job->bits) {
+    case 2: aq_vnni_interleaved_of(job, 2); break;
+    case 4: aq_vnni_interleaved_of(job, 4); break;
+    default: aq_vnni_interleaved_of(job, 8); break;
+    }
+}
+
 /* ---- 16 rows at a time */
 
 /* One group of 16 rows by `tokens` tokens, at most 8: what the accumulators gain. `codes` are
@@ -7150,6 +7458,21 @@ AQ_VNNI_INLINE static inline void aq_vnni_tile(const aq_linear_tiles *job, const
     }
 }
 
+/* 64 bytes of each of 16 rows that lie interleaved, as [16 dwords][planes] vectors. */
+AQ_VNNI_INLINE static inline void aq_vnni_take_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m512i *out) {
+    const size_t planes = 8u / bits, left = (job->row_bytes - at) / 4;
+    size_t i, plane;
+    for (i = 0; i < 16; i++) {
+        const __m512i line = i < left ? _mm512_loadu_si512((const void *)(job->codes + 16 * at + 64 * i))
+                                      : _mm512_setzero_si512();
+        AQ_UNROLL
+        for (plane = 0; plane < planes; plane++) {
+            out[i * planes + plane] = aq_vnni_plane(line, bits, plane);
+        }
+    }
+}
+
 /* 64 bytes of each of 16 rows, of which `left` are there, as [16 dwords][planes] vectors. */
 AQ_VNNI_INLINE static inline void aq_vnni_turn_chunk(const aq_linear_tiles *job, size_t at,
                                                      uint32_t bits, __m512i *out) {
@@ -7179,7 +7502,9 @@ AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, u
     size_t at, chunk, i, t, group = 0;
     for (at = 0; at < job->row_bytes; at += span) {
         for (chunk = 0; chunk < span; chunk += 64) {
-            if (at + chunk < job->row_bytes) {
+            if (at + chunk < job->row_bytes && job->interleaved) {
+                aq_vnni_take_chunk(job, at + chunk, bits, codes + chunk / 4 * planes);
+            } else if (at + chunk < job->row_bytes) {
                 aq_vnni_turn_chunk(job, at + chunk, bits, codes + chunk / 4 * planes);
             } else {
                 memset(codes + chunk / 4 * planes, 0, 16 * planes * sizeof *codes);
@@ -7221,31 +7546,31 @@ AQ_X86_END
 
 static const struct aq_linear_kernels aq_linear_scalar = {
     "scalar", aq_scalar_product, aq_scalar_to_int8, aq_scalar_transpose, aq_scalar_combine,
-    NULL, NULL, NULL,
+    NULL, NULL, NULL, NULL,
 };
 
 #if defined(AQ_HAVE_AVX2)
 static const struct aq_linear_kernels aq_linear_avx2 = {
     "avx2", aq_avx2_product, aq_avx2_to_int8, aq_avx2_transpose, aq_avx2_combine,
-    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles, aq_avx2_interleaved,
 };
 #endif
 #if defined(AQ_HAVE_AVX512)
 static const struct aq_linear_kernels aq_linear_avx512 = {
     "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
-    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles,
+    aq_avx2_arrange, aq_avx2_dots, aq_avx2_tiles, aq_avx2_interleaved,
 };
 #endif
 #if defined(AQ_HAVE_VNNI)
 static const struct aq_linear_kernels aq_linear_vnni = {
     "avx512", aq_avx512_product, aq_avx512_to_int8, aq_avx512_transpose, aq_avx512_combine,
-    aq_vnni_arrange, aq_vnni_dots, aq_vnni_tiles,
+    aq_vnni_arrange, aq_vnni_dots, aq_vnni_tiles, aq_vnni_interleaved,
 };
 #endif
 #if defined(AQ_HAVE_NEON)
 static const struct aq_linear_kernels aq_linear_neon = {
     "neon", aq_neon_product, aq_neon_to_int8, aq_neon_transpose, aq_neon_combine,
-    NULL, NULL, NULL,
+    NULL, NULL, NULL, NULL,
 };
 #endif
 

@@ -84,6 +84,7 @@ typedef struct job {
     char name[64];
     int kind;              /* 0: read, 1: ours, 2: ggml vec_dot, 3: ggml matrix product */
     uint32_t bits, group, states; /* bits 16: weights in F16; states: of a trellis, or 0 */
+    int repacked;          /* an interleaved copy of the weights */
     size_t tokens;
     aq_activation_type activation;
     aq_isa isa;
@@ -112,6 +113,7 @@ static void describe(const job *j, size_t number, aq_linear *linear) {
     (void)aq_quantized_size(&linear->spec, SIDE, SIDE, &layout, NULL);
     linear->codes = memory + number * j->matrix_bytes;
     linear->params = memory + number * j->matrix_bytes + (size_t)layout.code_bytes;
+    linear->interleaved = j->repacked ? linear->codes : NULL; /* random numbers are as good a copy */
 }
 
 static void run_ours(const job *j, size_t number) {
@@ -227,7 +229,7 @@ static job *add(const char *name, int kind, size_t matrix_bytes, size_t tokens) 
 }
 
 static void add_ours(uint32_t bits, uint32_t group, uint32_t states, size_t tokens,
-                     aq_activation_type activation, aq_isa isa) {
+                     aq_activation_type activation, aq_isa isa, int repacked) {
     aq_context *context = NULL;
     aq_quant_layout layout;
     aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 128, AQ_FIT_LEAST_SQUARES, 0, 0};
@@ -249,9 +251,9 @@ static void add_ours(uint32_t bits, uint32_t group, uint32_t states, size_t toke
     } else {
         layout.code_bytes = (uint64_t)SIDE * SIDE * 2;
     }
-    snprintf(name, sizeof name, "%s%u g %u x %s, %s", states ? "trellis " : bits < 16 ? "INT" : "F",
+    snprintf(name, sizeof name, "%s%u g %u x %s, %s%s", states ? "trellis " : bits < 16 ? "INT" : "F",
              bits, group, activation == AQ_ACTIVATION_FLOAT ? "F32" : "INT8",
-             aq_isa_name(context->isa));
+             aq_isa_name(context->isa), repacked ? ", repacked" : "");
     j = add(name, 1, (size_t)(layout.code_bytes + layout.param_bytes), tokens);
     j->states = states;
     j->bits = bits;
@@ -259,6 +261,16 @@ static void add_ours(uint32_t bits, uint32_t group, uint32_t states, size_t toke
     j->activation = activation;
     j->context = context;
     describe(j, 0, &linear);
+    need = aq_linear_repacked_size(context, &linear);
+    if (repacked && !need) {
+        job_count -= j == &jobs[job_count - 1];
+        return;
+    }
+    j->repacked = repacked;
+    if (repacked) {
+        j->matrix_bytes = need / 64 * 64;
+        j->matrices = memory_bytes / j->matrix_bytes;
+    }
     need = aq_linear_scratch_size(context, &linear, TOKENS);
     scratch_bytes = need > scratch_bytes ? need : scratch_bytes;
 }
@@ -269,13 +281,14 @@ static void add_all(size_t tokens) {
     size_t i, k;
     for (i = 0; i < 5; i++) {
         for (k = 0; k < 3; k++) {
-            add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_DYNAMIC, isas[k]);
+            add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_DYNAMIC, isas[k], 0);
+            add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_DYNAMIC, isas[k], 1);
         }
-        add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
+        add_ours(widths[i][0], widths[i][1], 0, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO, 0);
     }
-    add_ours(2, 256, 256, tokens, AQ_ACTIVATION_DYNAMIC, AQ_ISA_AUTO);
-    add_ours(2, 256, 256, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
-    add_ours(16, 0, 0, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO);
+    add_ours(2, 256, 256, tokens, AQ_ACTIVATION_DYNAMIC, AQ_ISA_AUTO, 0);
+    add_ours(2, 256, 256, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO, 0);
+    add_ours(16, 0, 0, tokens, AQ_ACTIVATION_FLOAT, AQ_ISA_AUTO, 0);
 }
 
 static void add_peer(int kind, size_t tokens) {

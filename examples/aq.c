@@ -2085,7 +2085,7 @@ static void export_layer(FILE *out, const char *prefix, size_t index, const aq_l
     fprintf(out, " %s,", dtype_constant(layer->bias_dtype));
     export_pointer(out, prefix, "bias", index, layer->bias && layer->rows);
     export_pointer(out, prefix, "scales", index, layer->input_scales && layer->cols);
-    fputs(" },\n", out);
+    fputs(" NULL },\n", out);
 }
 
 static int export_all(tool *t, const aq_model *model, FILE *out, const char *prefix) {

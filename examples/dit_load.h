@@ -28,6 +28,7 @@ typedef struct dit_folder {
     dit_groups statics;
     dit model;
     dit_schedule schedule;
+    void *copies;       /* of dit_repack */
     char message[1400];
 } dit_folder;
 
@@ -323,8 +324,40 @@ static inline int dit_calibrate(dit_folder *folder, aq_context *context, const c
     return good;
 }
 
+/* ---- interleaved copies */
+
+/* Layer i of the blocks' and the last ones, or NULL behind them. */
+static inline aq_linear *dit_layer_at(dit *model, size_t i) {
+    const size_t blocks = model->block_count * DIT_BLOCK_LAYERS;
+    if (i < blocks) return dit_block_layer(&model->blocks[i / DIT_BLOCK_LAYERS], i % DIT_BLOCK_LAYERS);
+    return i == blocks ? &model->final_modulation : i == blocks + 1 ? &model->final : NULL;
+}
+
+/* Repacks all layers that are multiplied with INT8. 0 when it fails. */
+static inline int dit_repack(dit_folder *folder, aq_context *context) {
+    dit *model = &folder->model;
+    size_t total = 0, size, i;
+    uint8_t *at;
+    aq_linear *layer;
+    aq_error err;
+    for (i = 0; (layer = dit_layer_at(model, i)) != NULL; i++) {
+        total += aq_linear_repacked_size(context, layer);
+    }
+    folder->copies = malloc(total ? total : 1);
+    if (!folder->copies) return dit_fail(folder, "out of memory", "");
+    at = (uint8_t *)folder->copies;
+    for (i = 0; (layer = dit_layer_at(model, i)) != NULL; i++, at += size) {
+        size = aq_linear_repacked_size(context, layer);
+        if (aq_linear_repack(context, layer, at, size, layer, &err)) {
+            return dit_fail(folder, layer->name, err.message);
+        }
+    }
+    return 1;
+}
+
 static void dit_unload(dit_folder *folder) {
     size_t i;
+    free(folder->copies);
     for (i = 0; i < folder->statics.count; i++) aq_time_groups_free(&folder->statics.groups[i]);
     free((void *)folder->statics.layers);
     free(folder->statics.groups);

@@ -31,7 +31,7 @@ MODELS = {"corei7_icelake_u": "avx512 vnni", "corei7_skylake_x": "avx512 avx2"} 
 # C tests, and those parts of them that call kernels; none: all parts.
 PROGRAMS = {
     "test_simd": "ranges fits codes sums conversions dots every_half whole_path kernels_that_run contexts",
-    "test_linear": "kernels_match_the_scalar_ones",
+    "test_linear": "kernels_match_the_scalar_ones repacked_layers",
 }
 GROUPS = "400"
 LOADER = ["-m64", "-O2", "-ffreestanding", "-fno-pic", "-fno-pie", "-mgeneral-regs-only",

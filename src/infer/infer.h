@@ -12,6 +12,13 @@ extern "C" {
 #define AQ_TASK_TOKENS ((size_t)256) /* the most that a task takes */
 #define AQ_LINEAR_LINE 64u /* pieces of scratch begin at multiples of it */
 
+/* An interleaved copy of a layer (repack.c), blocks of 16 rows: bytes. */
+typedef struct aq_interleaved {
+    size_t values, size;  /* parameters of a group, bytes of one; size 0: they are not in the copy */
+    size_t codes, block;  /* where in a block the codes begin; all of it */
+    size_t total;
+} aq_interleaved;
+
 /* A layer as the forward pass sees it. */
 typedef struct aq_weights {
     const aq_linear *linear;
@@ -22,6 +29,8 @@ typedef struct aq_weights {
     size_t groups;          /* a row, when quantized */
     bool trellis;
     int32_t half;           /* see aq_linear_combine */
+    const uint8_t *interleaved; /* the copy, where there are kernels for it; or NULL */
+    aq_interleaved interleaving;
 } aq_weights;
 
 /* ---- weights.c */
@@ -54,6 +63,17 @@ AQ_LIB void aq_weights_bias(const aq_weights *weights, size_t row, size_t count,
 /* `count` little-endian numbers of F32, F16 or BF16 at any address. */
 AQ_LIB void aq_widen_file(const struct aq_kernels *kernels, aq_dtype dtype, const void *in,
                           float *out, size_t count);
+
+/* ---- repack.c; `row` is a multiple of 16 */
+
+/* False when there is nothing to copy, or its size overflows. */
+AQ_LIB bool aq_interleaved_layout(const aq_weights *weights, aq_interleaved *out);
+AQ_LIB const uint8_t *aq_interleaved_codes(const aq_weights *weights, size_t row);
+/* As aq_weights_params of 16 rows, turned: [groups][2][16]; false when they are not in a copy. `own` has
+ * room for as many. */
+AQ_LIB bool aq_interleaved_params(const aq_weights *weights, size_t row, float *own, float *out);
+/* Fills what describes the weights of 16 rows; param_bytes 0: the parameters are not in the copy. */
+AQ_LIB void aq_interleaved_job(const aq_weights *weights, size_t row, aq_linear_interleaved *job);
 
 /* ---- linear.c: one forward pass */
 

@@ -192,6 +192,14 @@ typedef struct aq_int8_job {
 static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) {
     const size_t groups = job->weights->groups;
     int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
+    if (job->weights->interleaved) {
+        aq_linear_interleaved lines;
+        aq_interleaved_job(job->weights, job->row, &lines);
+        lines.x = q;
+        lines.out = out;
+        job->weights->infer->interleaved(&lines);
+        return;
+    }
     aq_weights_dots(job->weights, job->row, job->rows, q, dots);
     job->weights->infer->transpose((const uint32_t *)(const void *)dots, aq_groups_up(groups), groups,
                                    (uint32_t *)(void *)out);
@@ -201,6 +209,10 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
 static void aq_int8_params(const aq_int8_job *job) {
     const size_t each = 2 * job->weights->groups;
     float *rows = (float *)(void *)(job->scratch + job->own.rows);
+    if (aq_interleaved_params(job->weights, job->row, rows,
+                              (float *)(void *)(job->scratch + job->own.params))) {
+        return;
+    }
     aq_weights_params(job->weights, job->row, job->rows, rows);
     job->weights->infer->transpose((const uint32_t *)(const void *)rows, each, each,
                                    (uint32_t *)(void *)(job->scratch + job->own.params));
@@ -216,8 +228,27 @@ AQ_SIMD_EXACT static void aq_int8_finish(const aq_int8_job *job, const float *ac
     }
 }
 
+/* The same where the weights lie interleaved, in one pass. */
+static void aq_int8_lines(const aq_int8_job *job, const aq_linear_combine *combine, const int8_t *q,
+                          float *acc) {
+    aq_linear_interleaved lines;
+    aq_interleaved_job(job->weights, job->row, &lines);
+    if (lines.param_bytes == 0) {
+        lines.params = (const uint8_t *)combine->params;
+        lines.param_bytes = sizeof(float);
+        lines.values = 2;
+    }
+    lines.x = q;
+    lines.sums = combine->sums;
+    lines.codes_turned = combine->codes;
+    lines.zero = combine->zero;
+    lines.acc = acc;
+    job->weights->infer->interleaved(&lines);
+}
+
 static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
     const uint8_t *shared = job->activations;
+    const int8_t *q = (const int8_t *)shared + token * job->shared.stride;
     float acc[2 * AQ_LINEAR_ROWS] = {0.0f}, scale;
     aq_linear_combine combine;
     memcpy(&scale, shared + job->shared.scales + 4 * token, 4);
@@ -229,9 +260,12 @@ static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
     combine.params = (const float *)(const void *)(job->scratch + job->own.params);
     combine.groups = job->weights->groups;
     combine.half = job->weights->half;
-    aq_int8_dots(job, (const int8_t *)shared + token * job->shared.stride,
-                 (int32_t *)(void *)(job->scratch + job->own.dots_turned));
-    job->weights->infer->combine(&combine, acc);
+    if (job->weights->interleaved) {
+        aq_int8_lines(job, &combine, q, acc);
+    } else {
+        aq_int8_dots(job, q, (int32_t *)(void *)(job->scratch + job->own.dots_turned));
+        job->weights->infer->combine(&combine, acc);
+    }
     aq_int8_finish(job, acc, scale, y);
 }
 
@@ -286,7 +320,10 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);
     }
-    aq_int8_params(&job);
+    if (!run->weights.interleaved || run->weights.interleaving.size == 0 ||
+        tokens >= AQ_INT8_TILE_TOKENS) { /* else they are read with the codes */
+        aq_int8_params(&job);
+    }
     if (job.zeros) {
         aq_int8_dots(&job, (const int8_t *)run->shared + job.shared.ones,
                      (int32_t *)(void *)(own + job.own.codes));

@@ -68,6 +68,10 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
     out->trellis = linear->quantized && linear->spec.code == AQ_CODE_TRELLIS;
     out->kernels = aq_kernels_of(context);
     out->infer = aq_simd_linear(out->kernels);
+    if (linear->quantized && !out->trellis && linear->interleaved && out->infer->interleaved &&
+        aq_interleaved_layout(out, &out->interleaving)) {
+        out->interleaved = (const uint8_t *)linear->interleaved;
+    }
     return aq_weights_missing(linear, &out->layout, err);
 }
 
@@ -219,9 +223,10 @@ AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count
     if (!weights->infer->tiles || weights->groups == 0) {
         return false;
     }
-    job->codes = aq_weights_codes(weights, row);
+    job->interleaved = weights->interleaved != NULL;
+    job->codes = job->interleaved ? aq_interleaved_codes(weights, row) : aq_weights_codes(weights, row);
     job->row_bytes = (size_t)weights->layout.row_code_bytes;
-    job->rows = count;
+    job->rows = job->interleaved ? AQ_LINEAR_ROWS : count;
     job->bits = weights->linear->spec.bits;
     job->group = weights->linear->spec.group_size;
     job->groups = weights->groups;

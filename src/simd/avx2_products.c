@@ -454,6 +454,21 @@ AQ_AVX2_INLINE static inline void aq_avx2_cut_dword(__m256i dword, uint32_t bits
     }
 }
 
+/* 32 bytes of each of 16 rows that lie interleaved, as vectors of 8 rows. */
+AQ_AVX2_INLINE static inline void aq_avx2_take_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m256i *out) {
+    const size_t parts = AQ_AVX2_PARTS(bits), left = (job->row_bytes - at) / 4;
+    const uint8_t *line = job->codes + 16 * at;
+    size_t i, h;
+    for (i = 0; i < 8; i++, line += 64) {
+        _mm_prefetch((const char *)(line + AQ_AVX2_AHEAD), _MM_HINT_T0);
+        for (h = 0; h < 2; h++) {
+            aq_avx2_cut_dword(i < left ? _mm256_loadu_si256((const __m256i *)(const void *)(line + 32 * h))
+                                       : _mm256_setzero_si256(), bits, out + 2 * i * parts + h);
+        }
+    }
+}
+
 /* 32 bytes of each of 16 rows, of which `left` are there, as vectors of 8 rows. */
 AQ_AVX2_INLINE static inline void aq_avx2_turn_chunk(const aq_linear_tiles *job, size_t at,
                                                      uint32_t bits, __m256i *out) {
@@ -487,7 +502,9 @@ AQ_AVX2_INLINE static inline void aq_avx2_tiles_of(const aq_linear_tiles *job, u
     size_t at, chunk, i, t, group = 0;
     for (at = 0; at < job->row_bytes; at += span) {
         for (chunk = 0; chunk < span; chunk += 32) {
-            if (at + chunk < job->row_bytes) {
+            if (at + chunk < job->row_bytes && job->interleaved) {
+                aq_avx2_take_chunk(job, at + chunk, bits, codes + chunk / 2 * parts);
+            } else if (at + chunk < job->row_bytes) {
                 aq_avx2_turn_chunk(job, at + chunk, bits, codes + chunk / 2 * parts);
             } else {
                 memset(codes + chunk / 2 * parts, 0, 16 * parts * sizeof *codes);

@@ -46,9 +46,25 @@ typedef struct aq_linear_dots {
     size_t next_bytes;
 } aq_linear_dots;
 
+/* One token by 16 rows of interleaved codes: `dots` alone, or `dots` and `combine` in one pass, so that
+ * memory is read all the while. */
+typedef struct aq_linear_interleaved {
+    const uint8_t *codes; /* [row_bytes / 4][16][4]: four bytes of each row in turn */
+    size_t row_bytes;     /* a multiple of 4 */
+    uint32_t bits, group;
+    const int8_t *x;      /* as `arrange` makes it */
+    int32_t *out;         /* [groups][16]; or NULL, then what follows: */
+    const uint8_t *params; /* [groups][values][16] of param_bytes: F16 or F32; values 1: no mins */
+    size_t param_bytes, values;
+    const int32_t *sums, *codes_turned; /* as in aq_linear_combine, */
+    int32_t zero, half;                 /* so these */
+    float *acc;           /* [2][16] */
+} aq_linear_interleaved;
+
 /* 16 rows or less of packed codes by many tokens: what `dots` and `combine` do, token by token. */
 typedef struct aq_linear_tiles {
     const uint8_t *codes;
+    bool interleaved;     /* codes are those of an aq_linear_interleaved; rows is 16 */
     size_t row_bytes, rows;
     uint32_t bits, group;
     const int8_t *x;      /* [tokens], x_stride apart, as `arrange` makes it */
@@ -75,10 +91,11 @@ struct aq_linear_kernels {
     void (*transpose)(const uint32_t *in, size_t stride, size_t count, uint32_t *out);
     /* Groups in ascending order, product and sum rounded each: acc[0][16] scales, [1][16] mins. */
     void (*combine)(const aq_linear_combine *job, float *acc);
-    /* All three or none. x in the order in which `dots` and `tiles` meet the codes, with zeros behind. */
+    /* All of these or none. x in the order in which `dots` and `tiles` meet the codes, with zeros behind. */
     void (*arrange)(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
     void (*dots)(const aq_linear_dots *job);
     void (*tiles)(const aq_linear_tiles *job);
+    void (*interleaved)(const aq_linear_interleaved *job);
 };
 
 /* The kernels that go with a table; never NULL. */
@@ -104,6 +121,7 @@ AQ_AVX2 AQ_SIMD_LIB void aq_avx2_combine(const aq_linear_combine *job, float *ac
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_dots(const aq_linear_dots *job);
 AQ_AVX2 AQ_SIMD_LIB void aq_avx2_tiles(const aq_linear_tiles *job);
+AQ_AVX2 AQ_SIMD_LIB void aq_avx2_interleaved(const aq_linear_interleaved *given);
 #endif
 #if defined(AQ_HAVE_AVX512)
 AQ_AVX512 AQ_SIMD_LIB void aq_avx512_product(const float *w, size_t w_stride, size_t rows,
@@ -119,6 +137,7 @@ AQ_AVX512 AQ_SIMD_LIB void aq_avx512_combine(const aq_linear_combine *job, float
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_arrange(const int8_t *x, size_t count, uint32_t bits, int8_t *out);
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job);
 AQ_VNNI AQ_SIMD_LIB void aq_vnni_tiles(const aq_linear_tiles *job);
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_interleaved(const aq_linear_interleaved *given);
 #endif
 #if defined(AQ_HAVE_NEON)
 AQ_SIMD_LIB void aq_neon_product(const float *w, size_t w_stride, size_t rows, const float *x,

@@ -209,6 +209,75 @@ AQ_VNNI AQ_SIMD_LIB void aq_vnni_dots(const aq_linear_dots *job) {
     }
 }
 
+/* ---- interleaved rows: a line of 64 bytes holds four bytes of each of 16 */
+
+/* Sixteen parameters, F16 or F32. */
+AQ_VNNI_INLINE static inline __m512 aq_vnni_params16(const uint8_t *from, size_t bytes) {
+    return bytes == 2 ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from))
+                      : _mm512_loadu_ps((const void *)from);
+}
+
+/* What the accumulators gain by the dots of a group: acc[0] scales, [1] mins. */
+AQ_VNNI_INLINE static inline void aq_vnni_gain(const aq_linear_interleaved *job, size_t group,
+                                               __m512i dots, __m512 *acc) {
+    AQ_SIMD_EXACT_BODY
+    const size_t bytes = job->param_bytes, values = job->values;
+    const uint8_t *params = job->params + group * values * 16 * bytes;
+    const int32_t total = job->sums[group];
+    dots = _mm512_sub_epi32(dots, _mm512_set1_epi32(job->half * total));
+    if (job->zero != 0) {
+        const __m512i codes = _mm512_loadu_si512((const void *)(job->codes_turned + 16 * group));
+        dots = _mm512_sub_epi32(dots, _mm512_mullo_epi32(_mm512_set1_epi32(job->zero), codes));
+    }
+    acc[0] = _mm512_add_ps(acc[0], _mm512_mul_ps(aq_vnni_params16(params, bytes),
+                                                 _mm512_cvtepi32_ps(dots)));
+    if (values == 2) {
+        acc[1] = _mm512_add_ps(acc[1], _mm512_mul_ps(aq_vnni_params16(params + 16 * bytes, bytes),
+                                                     _mm512_set1_ps((float)total)));
+    }
+}
+
+AQ_VNNI_INLINE static inline void aq_vnni_interleaved_of(const aq_linear_interleaved *job,
+                                                         uint32_t bits) {
+    const size_t lines = job->row_bytes / 4, width = job->group * bits / 32;
+    __m512 acc[2];
+    size_t at = 0, end, plane, group;
+    acc[0] = acc[1] = _mm512_setzero_ps();
+    for (group = 0; at < lines; group++) {
+        __m512i sum = _mm512_setzero_si512();
+        for (end = lines - at < width ? lines : at + width; at < end; at++) {
+            const __m512i line = _mm512_loadu_si512((const void *)(job->codes + 64 * at));
+            const int8_t *x = job->x + at / 16 * 64 * (8u / bits) + at % 16 * 4;
+            _mm_prefetch((const char *)(job->codes + 64 * at + AQ_VNNI_AHEAD), _MM_HINT_T0);
+            AQ_UNROLL
+            for (plane = 0; plane < 8u / bits; plane++) {
+                int32_t four;
+                memcpy(&four, x + 64 * plane, 4);
+                sum = _mm512_dpbusd_epi32(sum, aq_vnni_plane(line, bits, plane),
+                                          _mm512_set1_epi32(four));
+            }
+        }
+        if (job->out) {
+            _mm512_storeu_si512((void *)(job->out + 16 * group), sum);
+        } else {
+            aq_vnni_gain(job, group, sum, acc);
+        }
+    }
+    if (!job->out) {
+        _mm512_storeu_ps(job->acc, acc[0]);
+        _mm512_storeu_ps(job->acc + 16, acc[1]);
+    }
+}
+
+AQ_VNNI AQ_SIMD_LIB void aq_vnni_interleaved(const aq_linear_interleaved *given) {
+    const aq_linear_interleaved own = *given, *job = &own; /* which no store can change */
+    switch (job->bits) {
+    case 2: aq_vnni_interleaved_of(job, 2); break;
+    case 4: aq_vnni_interleaved_of(job, 4); break;
+    default: aq_vnni_interleaved_of(job, 8); break;
+    }
+}
+
 /* ---- 16 rows at a time */
 
 /* One group of 16 rows by `tokens` tokens, at most 8: what the accumulators gain. `codes` are
@@ -257,6 +326,21 @@ AQ_VNNI_INLINE static inline void aq_vnni_tile(const aq_linear_tiles *job, const
     }
 }
 
+/* 64 bytes of each of 16 rows that lie interleaved, as [16 dwords][planes] vectors. */
+AQ_VNNI_INLINE static inline void aq_vnni_take_chunk(const aq_linear_tiles *job, size_t at,
+                                                     uint32_t bits, __m512i *out) {
+    const size_t planes = 8u / bits, left = (job->row_bytes - at) / 4;
+    size_t i, plane;
+    for (i = 0; i < 16; i++) {
+        const __m512i line = i < left ? _mm512_loadu_si512((const void *)(job->codes + 16 * at + 64 * i))
+                                      : _mm512_setzero_si512();
+        AQ_UNROLL
+        for (plane = 0; plane < planes; plane++) {
+            out[i * planes + plane] = aq_vnni_plane(line, bits, plane);
+        }
+    }
+}
+
 /* 64 bytes of each of 16 rows, of which `left` are there, as [16 dwords][planes] vectors. */
 AQ_VNNI_INLINE static inline void aq_vnni_turn_chunk(const aq_linear_tiles *job, size_t at,
                                                      uint32_t bits, __m512i *out) {
@@ -286,7 +370,9 @@ AQ_VNNI_INLINE static inline void aq_vnni_tiles_of(const aq_linear_tiles *job, u
     size_t at, chunk, i, t, group = 0;
     for (at = 0; at < job->row_bytes; at += span) {
         for (chunk = 0; chunk < span; chunk += 64) {
-            if (at + chunk < job->row_bytes) {
+            if (at + chunk < job->row_bytes && job->interleaved) {
+                aq_vnni_take_chunk(job, at + chunk, bits, codes + chunk / 4 * planes);
+            } else if (at + chunk < job->row_bytes) {
                 aq_vnni_turn_chunk(job, at + chunk, bits, codes + chunk / 4 * planes);
             } else {
                 memset(codes + chunk / 4 * planes, 0, 16 * planes * sizeof *codes);

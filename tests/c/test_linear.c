@@ -282,6 +282,155 @@ TEST(one_sided_tokens) {
     }
 }
 
+/* Tokens of which some lie on one side of 0. */
+static float *some_tokens(size_t tokens, size_t cols, uint64_t *state) {
+    float *x = (float *)room(tokens * cols * 4);
+    size_t i;
+    for (i = 0; i < tokens * cols; i++) {
+        const float value = (float)test_normal(state);
+        x[i] = i / cols % 3 == 1 ? fabsf(value) : value;
+    }
+    return x;
+}
+
+/* A copy for one instruction set, at an odd address with a guard behind it, read by each: the bits of
+ * `expected`, which are those without a copy, also when the codes are gone for those that read the copy. */
+static void check_copy(layer *l, aq_context *context, const float *x, size_t tokens,
+                       const aq_activation *activation, const float *expected) {
+    const size_t bytes = aq_linear_repacked_size(context, &l->linear), count = tokens * l->rows;
+    uint8_t *memory = (uint8_t *)room(bytes + 9), *codes = l->codes;
+    uint8_t *gone = (uint8_t *)room((size_t)l->layout.code_bytes);
+    float *y = (float *)room(count * 4);
+    aq_linear plain = l->linear;
+    size_t i, reads = 0;
+    memset(memory, 0xA5, bytes + 9);
+    memset(gone, 0x3C, (size_t)l->layout.code_bytes);
+    CHECK_STATUS(aq_linear_repack(context, &l->linear, memory + 1, bytes, &l->linear, NULL), AQ_OK);
+    for (i = 0; i < 8; i++) {
+        CHECK(memory[i == 0 ? 0 : bytes + i] == 0xA5);
+    }
+    CHECK((l->linear.interleaved != NULL) == (bytes != 0));
+    CHECK(l->linear.codes == codes && l->linear.rows == l->rows);
+    for (i = 0; i < sizeof ISAS / sizeof *ISAS; i++) {
+        aq_context *other = context_of(ISAS[i], 1);
+        const int reads_copy = bytes != 0 && other && aq_linear_repacked_size(other, &l->linear) != 0;
+        if (other) {
+            l->linear.codes = reads_copy ? gone : codes;
+            memset(y, 0xFF, count * 4);
+            CHECK_STATUS(forward(other, l, x, AQ_DTYPE_F32, tokens, activation, y), AQ_OK);
+            CHECK(memcmp(y, expected, count * 4) == 0);
+            reads += (size_t)reads_copy;
+        }
+        aq_context_destroy(other);
+    }
+    CHECK(bytes == 0 || reads > 0);
+    l->linear = plain;
+    free(gone);
+    free(memory);
+    free(y);
+}
+
+TEST(repacked_layers) {
+    static const uint32_t widths[] = {2, 4, 8};
+    static const size_t token_counts[] = {1, 2, 3, 4, 7, 33};
+    uint64_t state = 53;
+    size_t round, i, rounds = test_brief() ? 18 : 144;
+    for (round = 0; round < rounds; round++) {
+        const size_t *shape = SHAPES[round % SHAPE_COUNT];
+        const size_t tokens = token_counts[round % 6];
+        aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 64, AQ_FIT_FAST, 0, 0};
+        aq_activation activation = {AQ_ACTIVATION_DYNAMIC, 0.02f, 0};
+        float *x, *expected = (float *)room(tokens * shape[0] * 4);
+        aq_context *scalar = context_of(AQ_ISA_SCALAR, 1);
+        layer l;
+        spec.bits = widths[round / 2 % 3];
+        spec.group_size = 32u << below(&state, 4);
+        spec.code = (aq_code)below(&state, 3);
+        spec.params = (aq_param_type)below(&state, spec.code == AQ_CODE_ZERO_POINT ? 2 : 3);
+        if (spec.params == AQ_PARAM_Q8 && shape[1] % spec.group_size == 1) {
+            spec.params = AQ_PARAM_F32; /* a constant group has no 8-bit parameters */
+        }
+        if (round % 5 == 4) {
+            activation.type = AQ_ACTIVATION_STATIC;
+            activation.zero_point = (int32_t)below(&state, 3) * 100 - 100;
+        }
+        make_layer(&l, shape[0], shape[1], spec, (int)below(&state, 4), &state);
+        x = some_tokens(tokens, shape[1], &state);
+        CHECK(aq_linear_repacked_size(scalar, &l.linear) == 0);
+        CHECK_STATUS(forward(scalar, &l, x, AQ_DTYPE_F32, tokens, &activation, expected), AQ_OK);
+        for (i = 0; i < sizeof ISAS / sizeof *ISAS; i++) {
+            aq_context *context = context_of(ISAS[i], 1);
+            if (context) {
+                check_copy(&l, context, x, tokens, &activation, expected);
+            }
+            aq_context_destroy(context);
+        }
+        aq_context_destroy(scalar);
+        free_layer(&l);
+        free(expected);
+        free(x);
+    }
+}
+
+/* Threads share a copy; FLOAT takes the codes; what cannot be repacked is left as it is. */
+TEST(repacking) {
+    const aq_activation dynamic = {AQ_ACTIVATION_DYNAMIC, 0.0f, 0};
+    aq_quant_spec spec = {AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 32, AQ_FIT_FAST, 0, 0};
+    aq_quant_spec trellis = {AQ_CODE_TRELLIS, AQ_PARAM_F16, 2, 64, AQ_FIT_FAST, 256, 0};
+    aq_context *context = context_of(AQ_ISA_AUTO, 3);
+    uint64_t state = 3;
+    uint8_t memory[65536];
+    float *x = some_tokens(5, 1500, &state), y[2][5 * 41];
+    aq_linear out;
+    aq_error err;
+    size_t bytes, type;
+    layer l;
+    make_layer(&l, 41, 1500, spec, 1, &state);
+    bytes = aq_linear_repacked_size(context, &l.linear);
+    CHECK(bytes == 0 || (bytes >= l.layout.code_bytes + l.layout.param_bytes &&
+                         bytes <= (l.layout.code_bytes + l.layout.param_bytes) / 41 * 48 + 64 * 4));
+    for (type = 0; type < 2; type++) {
+        const aq_activation *activation = type ? &dynamic : NULL;
+        CHECK_STATUS(forward(context, &l, x, AQ_DTYPE_F32, 5, activation, y[0]), AQ_OK);
+        out = l.linear;
+        CHECK_STATUS(aq_linear_repack(context, &out, memory, sizeof memory, &l.linear, NULL), AQ_OK);
+        CHECK_STATUS(forward(context, &l, x, AQ_DTYPE_F32, 5, activation, y[1]), AQ_OK);
+        CHECK(memcmp(y[0], y[1], sizeof y[0]) == 0);
+        l.linear = out;
+    }
+    if (bytes) {
+        CHECK_STATUS(aq_linear_repack(context, &l.linear, memory, bytes - 1, &out, &err), AQ_ERR_ARGUMENT);
+        CHECK(strstr(err.message, "aq_linear_repacked_size") != NULL);
+        CHECK_STATUS(aq_linear_repack(context, &l.linear, NULL, bytes, &out, &err), AQ_ERR_ARGUMENT);
+    }
+    CHECK_STATUS(aq_linear_repack(context, NULL, memory, bytes, &out, &err), AQ_ERR_ARGUMENT);
+    CHECK_STATUS(aq_linear_repack(context, &l.linear, memory, bytes, NULL, &err), AQ_ERR_ARGUMENT);
+    CHECK(aq_linear_repacked_size(context, NULL) == 0);
+    out = l.linear;
+    out.params = NULL;
+    CHECK(aq_linear_repacked_size(context, &out) == 0);
+    CHECK_STATUS(aq_linear_repack(context, &out, memory, bytes, &out, &err), AQ_ERR_ARGUMENT);
+    out = l.linear; /* whose 16 rows would overflow where its one does not */
+    out.rows = 1;
+    out.cols = UINT64_MAX / 16;
+    out.spec.bits = 8;
+    CHECK(aq_linear_repacked_size(context, &out) == 0);
+    free_layer(&l);
+    make_layer(&l, 40, 64, trellis, 1, &state);
+    CHECK(aq_linear_repacked_size(context, &l.linear) == 0);
+    out = l.linear;
+    out.interleaved = memory; /* not read, and not kept */
+    CHECK_STATUS(aq_linear_repack(context, &out, NULL, 0, &out, NULL), AQ_OK);
+    CHECK(out.interleaved == NULL && out.codes == l.linear.codes);
+    free_layer(&l);
+    spec.bits = 16;
+    make_layer(&l, 4, 8, spec, 1, &state);
+    CHECK(aq_linear_repacked_size(context, &l.linear) == 0);
+    free_layer(&l);
+    aq_context_destroy(context);
+    free(x);
+}
+
 /* The sum of squares of a, and of a − b. */
 static double far_apart(const float *a, const float *b, size_t count) {
     double size = 0.0, error = 0.0;
@@ -699,6 +848,8 @@ TEST(kernels_match_the_scalar_ones) {
 int main(void) {
     RUN(matches_double_arithmetic);
     RUN(one_sided_tokens);
+    RUN(repacked_layers);
+    RUN(repacking);
     RUN(trellis_layers);
     RUN(extremes);
     RUN(not_finite);

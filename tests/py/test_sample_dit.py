@@ -139,7 +139,8 @@ def test_samples_do_not_depend_on_batches_threads_or_isa(sampler, aq, tmp_path):
     folder = quantized(aq, tmp_path, "--bits", "4")
     words = ["--images", "5", "--steps", "4", "--activations", "dynamic"]
     first = sample(sampler, folder, tmp_path, *words)
-    for more in (["--batch", "2"], ["--threads", "1"], ["--batch", "1", "--threads", "3"]):
+    for more in (["--batch", "2"], ["--threads", "1"], ["--batch", "1", "--threads", "3"], ["--repack"],
+                 ["--repack", "--batch", "1"]):
         assert sample(sampler, folder, tmp_path, *words, *more).tobytes() == first.tobytes()
     out = tmp_path / "scalar.f32"
     done = subprocess.run([sampler, folder, "--samples", out, "--out", tmp_path / "x.png", *words],

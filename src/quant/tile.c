@@ -38,19 +38,6 @@ static size_t aq_tile_length(const aq_row_job *job, const aq_tile *tile, size_t 
                                                       : job->spec.group_size;
 }
 
-/* Asks for the next stretch of a row while this one is worked on. */
-static void aq_tile_ask(const uint8_t *from, size_t bytes) {
-#if defined(__GNUC__)
-    size_t i;
-    for (i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(from + i);
-    }
-#else
-    (void)from;
-    (void)bytes;
-#endif
-}
-
 static void aq_tile_widen(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
     aq_widen(job->kernels, job->dtype, from, tile->x, tile->count);
     tile->halves = NULL;
@@ -72,13 +59,10 @@ static void aq_tile_look(const aq_row_job *job, const uint8_t *from, aq_tile *ti
 
 AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, aq_tile *tile,
                          size_t *bad) {
-    size_t i, next, group = job->spec.group_size, size = aq_dtype_size(job->dtype);
-    const uint8_t *from = (const uint8_t *)row + begin * size;
+    size_t i, group = job->spec.group_size;
+    const uint8_t *from = (const uint8_t *)row + begin * aq_dtype_size(job->dtype);
     tile->begin = begin;
     tile->count = job->cols - begin < AQ_TILE_WEIGHTS ? job->cols - begin : AQ_TILE_WEIGHTS;
-    next = job->cols - begin - tile->count;
-    aq_tile_ask(from + tile->count * size,
-                (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
     tile->plain = true;

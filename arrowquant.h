@@ -5019,23 +5019,52 @@ AQ_AVX2_INLINE static inline __m256 aq_avx2_less(const float *x, const float *we
     return weights ? _mm256_mul_ps(_mm256_loadu_ps(weights), value) : value;
 }
 
+/* x − centre of one group, to y unless that is NULL; their (weighted) sum in 8 lanes. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_less_group(const aq_x86_batch *batch, size_t index,
+                                                       size_t length, const float *centre, float *y,
+                                                       bool weighted) {
+    AQ_SIMD_EXACT_BODY
+    const size_t end = index * length + length;
+    __m256 low = _mm256_setzero_ps(), high = low, middle;
+    size_t i;
+    if (index >= batch->groups) {
+        return low;
+    }
+    middle = _mm256_set1_ps(centre[index]);
+    for (i = index * length; i < end; i += 16) {
+        const float *weights = weighted ? batch->weights + i : NULL;
+        low = _mm256_add_ps(low, aq_avx2_less(batch->x + i, weights, middle, y ? y + i : NULL));
+        high = _mm256_add_ps(high, aq_avx2_less(batch->x + i + 8, weights ? weights + 8 : NULL,
+                                                middle, y ? y + i + 8 : NULL));
+    }
+    return _mm256_add_ps(low, high);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_centre_groups(const aq_x86_batch *batch, size_t length,
+                                                        const float *centre, float *y,
+                                                        bool weighted, float *sums) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m256 a = aq_avx2_less_group(batch, quad, length, centre, y, weighted);
+        __m256 b = aq_avx2_less_group(batch, quad + 1, length, centre, y, weighted);
+        __m256 c = aq_avx2_less_group(batch, quad + 2, length, centre, y, weighted);
+        __m256 d = aq_avx2_less_group(batch, quad + 3, length, centre, y, weighted);
+        _mm_storeu_ps(sums + quad, aq_avx2_fold4(a, b, c, d));
+    }
+}
+
 AQ_AVX2 static void aq_avx2_centre(const aq_x86_batch *batch, const float *centre, float *y,
                                    float *sums) {
-    AQ_SIMD_EXACT_BODY
-    size_t index, i, j, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const __m256 middle = _mm256_set1_ps(centre[index]);
-        aq_avx2_pair sum;
-        sum.low = sum.high = _mm256_setzero_ps();
-        for (i = 0, j = index * length; i < length; i += 16, j += 16) {
-            const float *weights = batch->weights ? batch->weights + j : NULL;
-            sum.low = _mm256_add_ps(sum.low, aq_avx2_less(batch->x + j, weights, middle,
-                                                          y ? y + j : NULL));
-            sum.high = _mm256_add_ps(sum.high, aq_avx2_less(batch->x + j + 8,
-                                                            weights ? weights + 8 : NULL, middle,
-                                                            y ? y + j + 8 : NULL));
-        }
-        sums[index] = aq_avx2_fold(sum);
+    if (batch->weights) {
+        aq_avx2_centre_groups(batch, batch->length, centre, y, true, sums);
+    } else if (batch->length == 64 && y) {
+        aq_avx2_centre_groups(batch, 64, centre, y, false, sums);
+    } else if (batch->length == 64) {
+        aq_avx2_centre_groups(batch, 64, centre, NULL, false, sums);
+    } else if (y) {
+        aq_avx2_centre_groups(batch, batch->length, centre, y, false, sums);
+    } else {
+        aq_avx2_centre_groups(batch, batch->length, centre, NULL, false, sums);
     }
 }
 
@@ -17427,19 +17456,6 @@ static size_t aq_tile_length(const aq_row_job *job, const aq_tile *tile, size_t 
                                                       : job->spec.group_size;
 }
 
-/* Asks for the next stretch of a row while this one is worked on. */
-static void aq_tile_ask(const uint8_t *from, size_t bytes) {
-#if defined(__GNUC__)
-    size_t i;
-    for (i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(from + i);
-    }
-#else
-    (void)from;
-    (void)bytes;
-#endif
-}
-
 static void aq_tile_widen(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
     aq_widen(job->kernels, job->dtype, from, tile->x, tile->count);
     tile->halves = NULL;
@@ -17461,13 +17477,10 @@ static void aq_tile_look(const aq_row_job *job, const uint8_t *from, aq_tile *ti
 
 AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, aq_tile *tile,
                          size_t *bad) {
-    size_t i, next, group = job->spec.group_size, size = aq_dtype_size(job->dtype);
-    const uint8_t *from = (const uint8_t *)row + begin * size;
+    size_t i, group = job->spec.group_size;
+    const uint8_t *from = (const uint8_t *)row + begin * aq_dtype_size(job->dtype);
     tile->begin = begin;
     tile->count = job->cols - begin < AQ_TILE_WEIGHTS ? job->cols - begin : AQ_TILE_WEIGHTS;
-    next = job->cols - begin - tile->count;
-    aq_tile_ask(from + tile->count * size,
-                (next < AQ_TILE_WEIGHTS ? next : AQ_TILE_WEIGHTS) * size);
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
     tile->plain = true;
@@ -40408,7 +40421,7 @@ AQ_LIB aq_status aq_run_others(aq_run *run, aq_error *err) {
 
 #define AQ_MEMORY_LIMIT_MB 256u
 #define AQ_MEMORY_LIMIT_STREAMING_MB 64u
-#define AQ_CHUNK_BLOCKS 8u /* 4 MiB of BF16 at a time; one block with enable_streaming */
+#define AQ_CHUNK_BLOCKS 4u /* 2 MiB of BF16 at a time; one block with enable_streaming */
 
 /* A bare file becomes a bare file when the output's name says so, a folder too where the format is
  * one of single files; else a folder. *only: that file of the temporary folder, or NULL. */

@@ -3802,23 +3802,52 @@ AQ_AVX2_INLINE static inline __m256 aq_avx2_less(const float *x, const float *we
     return weights ? _mm256_mul_ps(_mm256_loadu_ps(weights), value) : value;
 }
 
+/* x − centre of one group, to y unless that is NULL; their (weighted) sum in 8 lanes. */
+AQ_AVX2_INLINE static inline __m256 aq_avx2_less_group(const aq_x86_batch *batch, size_t index,
+                                                       size_t length, const float *centre, float *y,
+                                                       bool weighted) {
+    AQ_SIMD_EXACT_BODY
+    const size_t end = index * length + length;
+    __m256 low = _mm256_setzero_ps(), high = low, middle;
+    size_t i;
+    if (index >= batch->groups) {
+        return low;
+    }
+    middle = _mm256_set1_ps(centre[index]);
+    for (i = index * length; i < end; i += 16) {
+        const float *weights = weighted ? batch->weights + i : NULL;
+        low = _mm256_add_ps(low, aq_avx2_less(batch->x + i, weights, middle, y ? y + i : NULL));
+        high = _mm256_add_ps(high, aq_avx2_less(batch->x + i + 8, weights ? weights + 8 : NULL,
+                                                middle, y ? y + i + 8 : NULL));
+    }
+    return _mm256_add_ps(low, high);
+}
+
+AQ_AVX2_INLINE static inline void aq_avx2_centre_groups(const aq_x86_batch *batch, size_t length,
+                                                        const float *centre, float *y,
+                                                        bool weighted, float *sums) {
+    size_t quad;
+    for (quad = 0; quad < batch->groups; quad += 4) {
+        __m256 a = aq_avx2_less_group(batch, quad, length, centre, y, weighted);
+        __m256 b = aq_avx2_less_group(batch, quad + 1, length, centre, y, weighted);
+        __m256 c = aq_avx2_less_group(batch, quad + 2, length, centre, y, weighted);
+        __m256 d = aq_avx2_less_group(batch, quad + 3, length, centre, y, weighted);
+        _mm_storeu_ps(sums + quad, aq_avx2_fold4(a, b, c, d));
+    }
+}
+
 AQ_AVX2 static void aq_avx2_centre(const aq_x86_batch *batch, const float *centre, float *y,
                                    float *sums) {
-    AQ_SIMD_EXACT_BODY
-    size_t index, i, j, length = batch->length;
-    for (index = 0; index < batch->groups; index++) {
-        const __m256 middle = _mm256_set1_ps(centre[index]);
-        aq_avx2_pair sum;
-        sum.low = sum.high = _mm256_setzero_ps();
-        for (i = 0, j = index * length; i < length; i += 16, j += 16) {
-            const float *weights = batch->weights ? batch->weights + j : NULL;
-            sum.low = _mm256_add_ps(sum.low, aq_avx2_less(batch->x + j, weights, middle,
-                                                          y ? y + j : NULL));
-            sum.high = _mm256_add_ps(sum.high, aq_avx2_less(batch->x + j + 8,
-                                                            weights ? weights + 8 : NULL, middle,
-                                                            y ? y + j + 8 : NULL));
-        }
-        sums[index] = aq_avx2_fold(sum);
+    if (batch->weights) {
+        aq_avx2_centre_groups(batch, batch->length, centre, y, true, sums);
+    } else if (batch->length == 64 && y) {
+        aq_avx2_centre_groups(batch, 64, centre, y, false, sums);
+    } else if (batch->length == 64) {
+        aq_avx2_centre_groups(batch, 64, centre, NULL, false, sums);
+    } else if (y) {
+        aq_avx2_centre_groups(batch, batch->length, centre, y, false, sums);
+    } else {
+        aq_avx2_centre_groups(batch, batch->length, centre, NULL, false, sums);
     }
 }
 

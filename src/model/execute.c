@@ -5,7 +5,7 @@
 
 #define AQ_MEMORY_LIMIT_MB 256u
 #define AQ_MEMORY_LIMIT_STREAMING_MB 64u
-#define AQ_CHUNK_BLOCKS 8u /* 4 MiB of BF16 at a time; one block with enable_streaming */
+#define AQ_CHUNK_BLOCKS 4u /* 2 MiB of BF16 at a time; one block with enable_streaming */
 
 /* A bare file becomes a bare file when the output's name says so, a folder too where the format is
  * one of single files; else a folder. *only: that file of the temporary folder, or NULL. */

@@ -24770,6 +24770,17 @@ AQ_LIB void aq_widen_file(const struct aq_kernels *kernels, aq_dtype dtype, cons
 
 /* ---- repack.c; `row` is a multiple of 16 */
 
+/* Whether the copy is read: never where no kernels for it are compiled, so that small machines are spared
+ * the code. */
+static inline bool aq_is_interleaved(const aq_weights *weights) {
+#if defined(AQ_HAVE_AVX2)
+    return weights->interleaved != NULL;
+#else
+    (void)weights;
+    return false;
+#endif
+}
+
 /* False when there is nothing to copy, or its size overflows. */
 AQ_LIB bool aq_interleaved_layout(const aq_weights *weights, aq_interleaved *out);
 AQ_LIB const uint8_t *aq_interleaved_codes(const aq_weights *weights, size_t row);
@@ -24907,10 +24918,12 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
     out->trellis = linear->quantized && linear->spec.code == AQ_CODE_TRELLIS;
     out->kernels = aq_kernels_of(context);
     out->infer = aq_simd_linear(out->kernels);
+#if defined(AQ_HAVE_AVX2)
     if (linear->quantized && !out->trellis && linear->interleaved && out->infer->interleaved &&
         aq_interleaved_layout(out, &out->interleaving)) {
         out->interleaved = (const uint8_t *)linear->interleaved;
     }
+#endif
     return aq_weights_missing(linear, &out->layout, err);
 }
 
@@ -25062,7 +25075,7 @@ AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count
     if (!weights->infer->tiles || weights->groups == 0) {
         return false;
     }
-    job->interleaved = weights->interleaved != NULL;
+    job->interleaved = aq_is_interleaved(weights);
     job->codes = job->interleaved ? aq_interleaved_codes(weights, row) : aq_weights_codes(weights, row);
     job->row_bytes = (size_t)weights->layout.row_code_bytes;
     job->rows = job->interleaved ? AQ_LINEAR_ROWS : count;
@@ -25677,7 +25690,7 @@ typedef struct aq_int8_job {
 static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) {
     const size_t groups = job->weights->groups;
     int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
-    if (job->weights->interleaved) {
+    if (aq_is_interleaved(job->weights)) {
         aq_linear_interleaved lines;
         aq_interleaved_job(job->weights, job->row, &lines);
         lines.x = q;
@@ -25694,7 +25707,8 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
 static void aq_int8_params(const aq_int8_job *job) {
     const size_t each = 2 * job->weights->groups;
     float *rows = (float *)(void *)(job->scratch + job->own.rows);
-    if (aq_interleaved_params(job->weights, job->row, rows,
+    if (aq_is_interleaved(job->weights) &&
+        aq_interleaved_params(job->weights, job->row, rows,
                               (float *)(void *)(job->scratch + job->own.params))) {
         return;
     }
@@ -25745,7 +25759,7 @@ static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
     combine.params = (const float *)(const void *)(job->scratch + job->own.params);
     combine.groups = job->weights->groups;
     combine.half = job->weights->half;
-    if (job->weights->interleaved) {
+    if (aq_is_interleaved(job->weights)) {
         aq_int8_lines(job, &combine, q, acc);
     } else {
         aq_int8_dots(job, q, (int32_t *)(void *)(job->scratch + job->own.dots_turned));
@@ -25805,7 +25819,7 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);
     }
-    if (!run->weights.interleaved || run->weights.interleaving.size == 0 ||
+    if (!aq_is_interleaved(&run->weights) || run->weights.interleaving.size == 0 ||
         tokens >= AQ_INT8_TILE_TOKENS) { /* else they are read with the codes */
         aq_int8_params(&job);
     }
@@ -26121,7 +26135,7 @@ AQ_LIB bool aq_interleaved_params(const aq_weights *weights, size_t row, float *
     const size_t count = weights->groups * layout->values * AQ_LINEAR_ROWS;
     float *to = layout->values == 2 ? out : own;
     size_t group;
-    if (!weights->interleaved || layout->size == 0) {
+    if (layout->size == 0) {
         return false;
     }
     aq_widen_file(weights->kernels, layout->size == 2 ? AQ_DTYPE_F16 : AQ_DTYPE_F32,

@@ -66,6 +66,17 @@ AQ_LIB void aq_widen_file(const struct aq_kernels *kernels, aq_dtype dtype, cons
 
 /* ---- repack.c; `row` is a multiple of 16 */
 
+/* Whether the copy is read: never where no kernels for it are compiled, so that small machines are spared
+ * the code. */
+static inline bool aq_is_interleaved(const aq_weights *weights) {
+#if defined(AQ_HAVE_AVX2)
+    return weights->interleaved != NULL;
+#else
+    (void)weights;
+    return false;
+#endif
+}
+
 /* False when there is nothing to copy, or its size overflows. */
 AQ_LIB bool aq_interleaved_layout(const aq_weights *weights, aq_interleaved *out);
 AQ_LIB const uint8_t *aq_interleaved_codes(const aq_weights *weights, size_t row);

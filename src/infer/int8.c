@@ -192,7 +192,7 @@ typedef struct aq_int8_job {
 static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) {
     const size_t groups = job->weights->groups;
     int32_t *dots = (int32_t *)(void *)(job->scratch + job->own.dots);
-    if (job->weights->interleaved) {
+    if (aq_is_interleaved(job->weights)) {
         aq_linear_interleaved lines;
         aq_interleaved_job(job->weights, job->row, &lines);
         lines.x = q;
@@ -209,7 +209,8 @@ static void aq_int8_dots(const aq_int8_job *job, const int8_t *q, int32_t *out) 
 static void aq_int8_params(const aq_int8_job *job) {
     const size_t each = 2 * job->weights->groups;
     float *rows = (float *)(void *)(job->scratch + job->own.rows);
-    if (aq_interleaved_params(job->weights, job->row, rows,
+    if (aq_is_interleaved(job->weights) &&
+        aq_interleaved_params(job->weights, job->row, rows,
                               (float *)(void *)(job->scratch + job->own.params))) {
         return;
     }
@@ -260,7 +261,7 @@ static void aq_int8_token(const aq_int8_job *job, size_t token, float *y) {
     combine.params = (const float *)(const void *)(job->scratch + job->own.params);
     combine.groups = job->weights->groups;
     combine.half = job->weights->half;
-    if (job->weights->interleaved) {
+    if (aq_is_interleaved(job->weights)) {
         aq_int8_lines(job, &combine, q, acc);
     } else {
         aq_int8_dots(job, q, (int32_t *)(void *)(job->scratch + job->own.dots_turned));
@@ -320,7 +321,7 @@ AQ_LIB void aq_int8_block(const aq_forward *run, size_t row, size_t rows, size_t
     if (rows < AQ_LINEAR_ROWS) { /* the other lanes count with zeros */
         memset(own, 0, job.own.end);
     }
-    if (!run->weights.interleaved || run->weights.interleaving.size == 0 ||
+    if (!aq_is_interleaved(&run->weights) || run->weights.interleaving.size == 0 ||
         tokens >= AQ_INT8_TILE_TOKENS) { /* else they are read with the codes */
         aq_int8_params(&job);
     }

@@ -103,7 +103,7 @@ AQ_LIB bool aq_interleaved_params(const aq_weights *weights, size_t row, float *
     const size_t count = weights->groups * layout->values * AQ_LINEAR_ROWS;
     float *to = layout->values == 2 ? out : own;
     size_t group;
-    if (!weights->interleaved || layout->size == 0) {
+    if (layout->size == 0) {
         return false;
     }
     aq_widen_file(weights->kernels, layout->size == 2 ? AQ_DTYPE_F16 : AQ_DTYPE_F32,

@@ -68,10 +68,12 @@ AQ_LIB aq_status aq_weights_open(const aq_context *context, const aq_linear *lin
     out->trellis = linear->quantized && linear->spec.code == AQ_CODE_TRELLIS;
     out->kernels = aq_kernels_of(context);
     out->infer = aq_simd_linear(out->kernels);
+#if defined(AQ_HAVE_AVX2)
     if (linear->quantized && !out->trellis && linear->interleaved && out->infer->interleaved &&
         aq_interleaved_layout(out, &out->interleaving)) {
         out->interleaved = (const uint8_t *)linear->interleaved;
     }
+#endif
     return aq_weights_missing(linear, &out->layout, err);
 }
 
@@ -223,7 +225,7 @@ AQ_LIB bool aq_weights_tiles(const aq_weights *weights, size_t row, size_t count
     if (!weights->infer->tiles || weights->groups == 0) {
         return false;
     }
-    job->interleaved = weights->interleaved != NULL;
+    job->interleaved = aq_is_interleaved(weights);
     job->codes = job->interleaved ? aq_interleaved_codes(weights, row) : aq_weights_codes(weights, row);
     job->row_bytes = (size_t)weights->layout.row_code_bytes;
     job->rows = job->interleaved ? AQ_LINEAR_ROWS : count;

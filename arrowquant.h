@@ -17456,6 +17456,22 @@ static size_t aq_tile_length(const aq_row_job *job, const aq_tile *tile, size_t 
                                                       : job->spec.group_size;
 }
 
+/* Asks for weights two stretches ahead, also of the row behind; of memory that is not there a processor
+ * fetches nothing. (The next stretch is too near: that costs more than it gains.) */
+static void aq_tile_ask(const aq_row_job *job, const uint8_t *from, size_t count) {
+#if defined(__GNUC__)
+    size_t i, size = aq_dtype_size(job->dtype);
+    uintptr_t at = (uintptr_t)from + 2 * AQ_TILE_WEIGHTS * size;
+    for (i = 0; i < count * size; i += 64) {
+        __builtin_prefetch((const void *)(at + i));
+    }
+#else
+    (void)job;
+    (void)from;
+    (void)count;
+#endif
+}
+
 static void aq_tile_widen(const aq_row_job *job, const uint8_t *from, aq_tile *tile) {
     aq_widen(job->kernels, job->dtype, from, tile->x, tile->count);
     tile->halves = NULL;
@@ -17484,6 +17500,7 @@ AQ_LIB bool aq_tile_load(const aq_row_job *job, const void *row, size_t begin, a
     tile->group_count = (tile->count + group - 1) / group;
     tile->own_codes = false;
     tile->plain = true;
+    aq_tile_ask(job, from, tile->count);
     aq_tile_look(job, from, tile);
     for (i = 0; i < tile->group_count; i++) {
         const aq_simd_range *range = &tile->range[i];

@@ -87,6 +87,32 @@ static void check_codes(const struct aq_kernels *scalar, const struct aq_kernels
     }
 }
 
+/* The upper halves of the same values. */
+static void check_bf16(const struct aq_kernels *scalar, const struct aq_kernels *table,
+                       const fuzz_shape *s, const float *x, const float *any) {
+    static uint16_t halves[MOST], all[MOST];
+    uint8_t expected[MOST], got[MOST];
+    aq_simd_range ranges[GROUPS], found[GROUPS];
+    aq_simd_grid grids[GROUPS];
+    for (size_t i = 0; i < s->count; i++) {
+        halves[i] = (uint16_t)(aq_simd_bits(x[i]) >> 16);
+        all[i] = (uint16_t)(aq_simd_bits(any[i]) >> 16);
+    }
+    scalar->range_bf16(all, s->count, s->group, ranges);
+    table->range_bf16(all, s->count, s->group, found);
+    for (size_t i = 0; i < s->groups; i++) {
+        bool finite = ranges[i].absmax < 0x7F800000u;
+        FUZZ_CHECK(finite == (found[i].absmax < 0x7F800000u));
+        FUZZ_CHECK(!finite || (found[i].absmax == ranges[i].absmax && found[i].low == ranges[i].low &&
+                               found[i].high == ranges[i].high));
+        grids[i].scale = x[2 * i] == 0.0f ? 1.0f : x[2 * i];
+        grids[i].min = x[2 * i + 1];
+    }
+    scalar->encode_bf16(halves, s->count, s->group, s->bits, s->symmetric, grids, expected);
+    table->encode_bf16(halves, s->count, s->group, s->bits, s->symmetric, grids, got);
+    FUZZ_CHECK(memcmp(expected, got, s->bytes) == 0);
+}
+
 static void check_sums(const struct aq_kernels *scalar, const struct aq_kernels *table,
                        const float *a, const float *b, size_t count) {
     aq_simd_sums expected, got;
@@ -160,6 +186,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         check_range(scalar, table, &s, x, ranges);
         check_fit(scalar, table, &s, fitted, weights);
         check_codes(scalar, table, &s, fitted, fitted + 1);
+        check_bf16(scalar, table, &s, fitted, x);
         check_sums(scalar, table, x, other, s.count < 256 ? s.count : 256);
         check_conversions(scalar, table, bytes, s.count, x, s.count);
         check_dots(scalar, table, &s, bytes, (const int8_t *)more);

@@ -1,6 +1,5 @@
 /* The library as a shared object for test_arrow.py, with an allocator that counts, so that a leak
  * across the C data interface shows as a number. */
-#define ARROWQUANT_IMPLEMENTATION
 #include "arrowquant.h"
 
 #include <stdlib.h>

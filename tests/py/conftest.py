@@ -60,14 +60,28 @@ def digits():
     return REPO / "tests/fixtures/digits-dit"
 
 
-def library_objects():
+def library_objects(key="gcc-c99"):
     """The built headers as objects, internals extern: those that the C tests are linked with."""
     import run
-    variant = next(variant for variant in run.VARIANTS if variant.key == "gcc-c99")
-    with held("objects"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+    variant = next(variant for variant in run.VARIANTS if variant.key == key)
+    with held(f"objects-{key}"), concurrent.futures.ThreadPoolExecutor(1) as pool:
         objects, problems = run.finish_objects(variant, run.start_objects(variant, pool))
     assert not problems, problems
     return objects
+
+
+def plain_object(*command):
+    """The built header, internals static, as that compiler makes it without an option; once for all."""
+    import run
+    folder = BUILD / "plain" / "-".join(word.lstrip("-") for word in command)
+    source, target = folder / "library.c", folder / "library.o"
+    with held(f"plain-{folder.name}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        source.write_text('#define ARROWQUANT_IMPLEMENTATION\n#include "arrowquant.h"\n')
+        status, output = run.build_once([*command, *WARNINGS, "-I", REPO, "-c", source, "-o", target],
+                                        target, [source, REPO / "arrowquant.h"])
+    assert status == 0, output
+    return target
 
 
 def link_example(name, target, *flags, compiler="gcc", objects=None):

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from conftest import LIBS, REPO, WARNINGS, call, need
+import run
+from conftest import BUILD, LIBS, REPO, WARNINGS, call, held, need
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 KERNELS = sorted((REPO / "src/simd").glob("*.c"))
@@ -77,7 +78,7 @@ def test_isa_that_this_machine_lacks(simd, isas):
 def test_switches(switch, gone, isas, tmp_path):
     """What is left out is not there, neither in the list nor in the code."""
     program = tmp_path / "simd"
-    call(["gcc", "-std=c99", "-O1", *WARNINGS, f"-DARROWQUANT_{switch}", "-DAQ_TEST_BUNDLE", "-I", REPO / "tests/c",
+    call(["gcc", "-std=c99", "-O0", *WARNINGS, f"-DARROWQUANT_{switch}", "-DAQ_TEST_BUNDLE", "-I", REPO / "tests/c",
           "-I", REPO, REPO / "tests/c/tool_simd.c", "-o", program, *LIBS])
     assert ask(program, "list")[1].split() == [isa for isa in isas if isa not in gone]
     need("objdump")
@@ -90,16 +91,17 @@ def test_switches(switch, gone, isas, tmp_path):
 # ---------------------------------------------------------------- code
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """compiled(compiler, flags, source): the object, made once."""
-    folder, made = tmp_path_factory.mktemp("kernels"), {}
-
+def compiled():
+    """compiled(compiler, flags, source): the object, made once for all workers."""
     def build(compiler, flags, source):
-        key = compiler, *flags, source
-        if key not in made:
-            made[key] = folder / f"{len(made)}.o"
-            call([compiler, "-std=gnu99", *flags, "-c", source, "-o", made[key]])
-        return made[key]
+        folder = BUILD / "kernels" / "-".join([compiler, *(flag.lstrip("-") for flag in flags)])
+        target = folder / f"{source.parent.name}-{source.stem}.o"
+        with held(f"kernels-{folder.name}"):
+            status, output = run.build_once(
+                [compiler, "-std=gnu99", *flags, "-c", source, "-o", target], target,
+                [source, *run.headers_of_src()])
+        assert status == 0, output
+        return target
     return build
 
 

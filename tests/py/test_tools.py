@@ -7,20 +7,18 @@ import subprocess
 
 import pytest
 
-from conftest import BUILD, LIBS, REPO, call, held, link_example, need, stale
+from conftest import BUILD, LIBS, REPO, call, held, library_objects, link_example, need, stale
 from tool_models import environment, files_of, llm_tensors, sharded_folder
 
 ALL = os.environ.get("AQ_TOOLS") == "all"
 C_TESTS = sorted(path.stem for path in (REPO / "tests/c").glob("test_*.c"))
 QUICK = [("tsan", "test_parallel"), ("tsan", "test_thread")]
 CHOSEN = [(kind, name) for kind in ("tsan", "valgrind") for name in C_TESTS] if ALL else QUICK
-KINDS = {  # compiler and flags
-    "tsan": ("clang", ["-O1", "-g1", "-fsanitize=thread"]),
-    "asan": ("clang", ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]),
-    "valgrind": ("gcc", ["-O1", "-g"]),
-    # every piece of an arena is an allocation of its own, so that each of them can fail
-    "pieces": ("clang", ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-                         "-DAQ_ARENA_FIRST=16u", "-DAQ_ARENA_LARGEST=16u"]),
+KINDS = {  # compiler and flags, and which build of the C tests has the library so, if one has
+    "tsan": ("clang", ["-O1", "-g1", "-fsanitize=thread"], None),
+    "asan": ("clang", ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+             "clang-c99-sanitized"),
+    "valgrind": ("gcc", ["-O1", "-g"], "gcc-c99"),
 }
 ENVIRONMENT = {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66",
                "ASAN_OPTIONS": "detect_leaks=1:exitcode=66", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -30,32 +28,41 @@ VALGRIND = ["valgrind", "--quiet", "--error-exitcode=66", "--leak-check=full",
             "--errors-for-leak-kinds=definite,indirect,possible"]
 
 
+def library_of(kind):
+    """The library as objects."""
+    compiler, flags, key = KINDS[kind]
+    if key:
+        return library_objects(key)
+    main = BUILD / "checked" / kind / "arrowquant.c"
+    library = main.with_suffix(".o")
+    if stale(library, [REPO / "arrowquant.h"]):
+        main.write_text('#define ARROWQUANT_IMPLEMENTATION\n#include "arrowquant.h"\n')
+        call([compiler, *flags, "-I", REPO, "-DAQ_LIB=extern", "-DAQ_SIMD_LIB=extern", "-c", main,
+              "-o", library])
+    return [library]
+
+
 @pytest.fixture(scope="session")
 def build():
     """build(kind, name): a C test, or the tool as "aq"; the library is compiled once a kind."""
     def make(kind, name):
-        compiler, flags = KINDS[kind]
+        compiler, flags, _ = KINDS[kind]
         need(compiler)
-        folder = BUILD / "checked" / kind
-        library, program = folder / "arrowquant.o", folder / name
+        program = BUILD / "checked" / kind / name
         source = REPO / ("examples/aq.c" if name == "aq" else f"tests/c/{name}.c")
         with held(f"checked-{kind}"):
-            folder.mkdir(parents=True, exist_ok=True)
+            program.parent.mkdir(parents=True, exist_ok=True)
             probe = subprocess.run([compiler, *flags, "-x", "c", "-", "-o", os.devnull], text=True,
                                    input="int main(void) { return 0; }", capture_output=True)
             if probe.returncode != 0:
                 pytest.skip(f"{compiler} lacks {' '.join(flags)} here")
-            if stale(library, [REPO / "arrowquant.h"]):
-                main = folder / "arrowquant.c"
-                main.write_text('#define ARROWQUANT_IMPLEMENTATION\n#include "arrowquant.h"\n')
-                call([compiler, *flags, "-I", REPO, "-DAQ_LIB=extern", "-DAQ_SIMD_LIB=extern", "-c",
-                      main, "-o", library])
             inputs = [source, REPO / "arrowquant.h", *(REPO / "tests/c").glob("*.h")]
             if stale(program, inputs):
+                objects = library_of(kind)
                 if name == "aq":
-                    link_example("aq.c", program, *flags, compiler=compiler, objects=[library])
+                    link_example("aq.c", program, *flags, compiler=compiler, objects=objects)
                 else:
-                    call([compiler, *flags, "-I", REPO / "tests/c", source, library, "-o", program,
+                    call([compiler, *flags, "-I", REPO / "tests/c", source, *objects, "-o", program,
                           *LIBS])
         return program
     return make
@@ -110,12 +117,6 @@ def tool_runs(prefix, aq, digits, folder, threads):
     return count + 3
 
 
-def test_each_piece_of_an_arena_fails(build, record_property):
-    output = check([build("pieces", "test_faults")], cwd=REPO)
-    assert ", 0 failed" in output
-    record_property("figure", re.search(r"\d+ allocation faults", output).group() + " (by pieces)")
-
-
 def test_each_malloc_fails(tool, digits, tmp_path, record_property):
     """Where no context brings an allocator."""
     output = check([tool("malloc"), digits / "transformer", tmp_path / "out"],
@@ -143,7 +144,7 @@ def test_what_the_tools_find(build, tmp_path):
                       "pthread_create(&t, 0, add, 0); add(0); pthread_join(t, 0);\n"
                       "int *volatile q = malloc(4); q[c] = 1; q = 0; return 0; }\n")
     for kind in ("tsan", "asan", "valgrind"):
-        compiler, flags = KINDS[kind]
+        compiler, flags, _ = KINDS[kind]
         need(compiler)
         program = tmp_path / kind
         call([compiler, *flags, source, "-o", program, *LIBS])

@@ -20,6 +20,7 @@ BUILD = TOP / "build/coverage"
 FLAGS = ["gcc", "-std=c99", "-O0", "-g1", "--coverage", "-fprofile-update=atomic", "-I", TOP,
          "-DAQ_ARENA_FIRST=16u", "-DAQ_ARENA_LARGEST=16u"]
 LIBS = ["-lpthread", "-lm"]
+HOT = {"cholesky.c", "gptq.c", "feedback.c", "quantize.c", "tile.c"}
 # Python tests that build the library themselves, or do not run it.
 OTHERS = {"amalgamation", "builds", "demo", "dit", "fuzz", "install", "python_api", "readme", "symbols", "tools"}
 
@@ -37,6 +38,12 @@ def must(command, **options):
     return done.stdout
 
 
+def level(source):
+    """Hours of trellis searches and products become minutes; elsewhere each branch stays as written."""
+    hot = source.parent.name == "simd" or "trellis" in source.name or source.name in HOT
+    return ["-O1"] if hot else []
+
+
 def build():
     """The objects of src/, the C tests, and the tool on top of the same objects."""
     shutil.rmtree(BUILD, ignore_errors=True)
@@ -49,7 +56,8 @@ def build():
         "#define ARROWQUANT_IMPLEMENTATION\n", "").replace("../arrowquant.h", "arrowquant.h"))
     tests = sorted((TOP / "tests/c").glob("t*_*.c"))  # test_… and tool_…
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda pair: must([*FLAGS, "-c", pair[0], "-o", pair[1]], cwd=BUILD),
+        list(pool.map(lambda pair: must([*FLAGS, *level(pair[0]), "-c", pair[0], "-o", pair[1]],
+                                        cwd=BUILD),
                       zip(sources, objects)))
         programs = [BUILD / test.stem for test in tests]
         list(pool.map(lambda pair: must(["gcc", "-std=c99", "-O1", "-I", TOP / "tests/c", "-I", TOP,

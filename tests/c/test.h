@@ -24,9 +24,14 @@
 static unsigned long test_passed, test_failed, test_skipped;
 static int test_broken; /* the running test has failed a check */
 
-/* AQ_TEST_ONLY: the names of tests, all where it is not set. */
+/* AQ_TEST_ONLY: the names of tests, all where it is not set; but those of AQ_TEST_EXCEPT. */
 static inline int test_wanted(const char *name) {
-    const char *names = getenv("AQ_TEST_ONLY");
+    const char *names = getenv("AQ_TEST_ONLY"), *others = getenv("AQ_TEST_EXCEPT");
+    if (others && strstr(others, name)) {
+        test_skipped++;
+        printf("skipped: %s\n", name);
+        return 0;
+    }
     return !names || strstr(names, name) != NULL;
 }
 

@@ -398,7 +398,7 @@ def check_windows(tally):
                 count(tally, Build(compiler, compiler, []),
                       [(f"compiles {name}.h", output if status else None)])
             for program in programs:
-                status, output = run.run([compiler, "-O2", *flags, "-I", TOP, program, "-o",
+                status, output = run.run([compiler, *flags, "-I", TOP, program, "-o",
                                           folder / "program.exe"], 300)
                 count(tally, Build(compiler, compiler, []),
                       [(f"builds {program.name}", output if status else None)])

@@ -17,8 +17,9 @@ import tempfile
 TOP = pathlib.Path(__file__).resolve().parent.parent
 BUILD = TOP / "build/coverage"
 # Small arenas: each piece is an allocation of its own, so that test_faults makes each of them fail.
-FLAGS = ["gcc", "-std=c99", "-O0", "-g1", "--coverage", "-fprofile-update=atomic", "-I", TOP,
-         "-DAQ_ARENA_FIRST=16u", "-DAQ_ARENA_LARGEST=16u"]
+PIECES = ["-DAQ_ARENA_FIRST=16u", "-DAQ_ARENA_LARGEST=16u"]
+FLAGS = ["gcc", "-std=c99", "-O0", "-g1", "-fPIC", "--coverage", "-fprofile-update=atomic", "-I", TOP,
+         *PIECES]
 LIBS = ["-lpthread", "-lm"]
 HOT = {"cholesky.c", "gptq.c", "feedback.c", "quantize.c", "tile.c"}
 # Python tests that build the library themselves, or do not run it.
@@ -60,7 +61,7 @@ def build():
                                         cwd=BUILD),
                       zip(sources, objects)))
         programs = [BUILD / test.stem for test in tests]
-        list(pool.map(lambda pair: must(["gcc", "-std=c99", "-O1", "-I", TOP / "tests/c", "-I", TOP,
+        list(pool.map(lambda pair: must(["gcc", "-std=c99", "-O1", *PIECES, "-I", TOP / "tests/c", "-I", TOP,
                                          pair[0], *objects, "-o", pair[1], "-lgcov", *LIBS]),
                       zip(tests, programs)))
     must(["gcc", "-std=gnu99", "-O1", "-I", TOP, tool, *objects, "-o", BUILD / "aq", "-lgcov", *LIBS])

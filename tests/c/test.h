@@ -101,6 +101,13 @@ static inline double test_normal(uint64_t *state) {
     return radius * cos(6.283185307179586 * test_uniform(state));
 }
 
+/* Defined with AQ_ARENA_FIRST, so small that each piece of an arena is an allocation of its own. */
+#if defined(AQ_ARENA_FIRST)
+#  define TEST_PIECES 1
+#else
+#  define TEST_PIECES 0
+#endif
+
 /* Asked for where machines are emulated: shorter loops. */
 static inline int test_brief(void) {
     return getenv("AQ_TEST_BRIEF") != NULL;

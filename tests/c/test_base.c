@@ -172,7 +172,7 @@ TEST(arena_gives_zeroed_aligned_memory) {
     CHECK_STR(aq_arena_string(&arena, "hello"), "hello");
     CHECK_STR(aq_arena_copy(&arena, "hello", 2), "he");
     CHECK_STR(aq_arena_copy(&arena, NULL, 0), "");
-    CHECK(count.calls < 60);
+    CHECK(TEST_PIECES ? count.calls > 2000 : count.calls < 60);
     CHECK(aq_arena_alloc(&arena, SIZE_MAX) == NULL);
     CHECK(aq_arena_alloc(&arena, SIZE_MAX - 40) == NULL);
     CHECK(aq_arena_copy(&arena, "", SIZE_MAX) == NULL);

@@ -154,7 +154,7 @@ TEST(memory_that_runs_out) {
     memset(&context, 0, sizeof context);
     context.allocator.resize = fail_later;
     context.allocator.user = &state;
-    for (i = 0; status == AQ_ERR_OUT_OF_MEMORY && i < 1000; i++) {
+    for (i = 0; status == AQ_ERR_OUT_OF_MEMORY && i < 50000; i += TEST_PIECES ? 23 : 1) {
         aq_arena local;
         aq_yaml_node *root;
         state.left = i;
@@ -162,7 +162,7 @@ TEST(memory_that_runs_out) {
         status = aq_yaml_parse(&local, text, size, "t", &root, &err);
         aq_arena_free(&local);
     }
-    CHECK(status == AQ_OK && i > 3);
+    CHECK(status == AQ_OK && i > 3 && (TEST_PIECES || i < 1000));
 }
 
 int main(void) {

@@ -13,6 +13,9 @@ import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPO / "build"
+# Another build of the tool, whose objects and test programs lie beside it: tests/coverage.py's.
+OTHER = pathlib.Path(os.environ["AQ_TOOL"]) if os.environ.get("AQ_TOOL") else None
+MADE = OTHER.parent if OTHER else BUILD / "tools"  # where tests put their programs
 sys.path.append(str(REPO / "tests"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # pytest has a worker a core
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
@@ -63,6 +66,8 @@ def digits():
 def library_objects(key="gcc-c99"):
     """The built headers as objects, internals extern: those that the C tests are linked with."""
     import run
+    if OTHER:
+        return [*OTHER.parent.glob("*-*.o"), "-lgcov"]
     variant = next(variant for variant in run.VARIANTS if variant.key == key)
     with held(f"objects-{key}"), concurrent.futures.ThreadPoolExecutor(1) as pool:
         objects, problems = run.finish_objects(variant, run.start_objects(variant, pool))
@@ -101,10 +106,10 @@ def link_example(name, target, *flags, compiler="gcc", objects=None):
 def tool():
     """tool(name): the program made from tests/c/tool_<name>.c and the built header."""
     def build(name):
-        if os.environ.get("AQ_TOOL"):
-            return pathlib.Path(os.environ["AQ_TOOL"]).parent / f"tool_{name}"
+        if OTHER:
+            return OTHER.parent / f"tool_{name}"
         source = REPO / f"tests/c/tool_{name}.c"
-        target = BUILD / "tools" / name
+        target = MADE / name
         inputs = [source, REPO / "arrowquant.h", *(REPO / "tests/c").glob("*.h")]
         own = "#define ARROWQUANT_MALLOC" in source.read_text()  # then it holds the library itself
         with held("tools"):
@@ -120,8 +125,8 @@ def tool():
 @pytest.fixture(scope="session")
 def aq():
     """The command-line tool, or another build of it that AQ_TOOL names."""
-    if os.environ.get("AQ_TOOL"):
-        return pathlib.Path(os.environ["AQ_TOOL"])
+    if OTHER:
+        return OTHER
     with held("aq"):
         call(["make", "-s", "aq"], cwd=REPO)
     return BUILD / "aq"

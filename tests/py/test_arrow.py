@@ -10,7 +10,7 @@ import pytest
 
 import aq_reader
 import dit
-from conftest import BUILD, REPO, WARNINGS, LIBS, call, held, library_objects, need, stale
+from conftest import MADE, REPO, WARNINGS, LIBS, call, held, library_objects, need, stale
 from tool_models import bad, good, good_json, llm_tensors, sharded_folder
 
 pa = pytest.importorskip("pyarrow", reason="no pyarrow here (tests/py/requirements-heavy.txt)")
@@ -19,7 +19,7 @@ SANITIZE = ["-fsanitize=address", "-g1"]
 
 def shared(name, *flags):
     """With the library compiled by these flags, or with that of the C tests."""
-    source, target = REPO / "tests/c/arrow_probe.c", BUILD / "tools" / f"{name}.so"
+    source, target = REPO / "tests/c/arrow_probe.c", MADE / f"{name}.so"
     with held(name):
         if stale(target, [source, REPO / "arrowquant.h"]):
             target.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ import pytest
 
 import aq_reader
 import dit
-from conftest import BUILD, REPO, WARNINGS, call, held, link_example, stale
+from conftest import MADE, REPO, WARNINGS, call, held, link_example, stale
 
 VECTORS = dit.REFERENCE / "vectors.safetensors"
 EQUALIZED = ["--set", "enable_spatial=true", "--calibration", str(dit.REFERENCE / "activations.safetensors")]
@@ -20,7 +20,7 @@ EXAMPLE = REPO / "examples/sample_dit.c"
 
 @pytest.fixture(scope="session")
 def sampler():
-    target = BUILD / "tools/sample_dit"
+    target = MADE / "sample_dit"
     with held("sample_dit"):
         if stale(target, [EXAMPLE, *(REPO / "examples").glob("*.h"), REPO / "arrowquant.h"]):
             target.parent.mkdir(parents=True, exist_ok=True)

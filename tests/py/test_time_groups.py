@@ -10,13 +10,13 @@ import pytest
 import aq_library as lib
 import dit
 from aq_reader import read_container
-from conftest import BUILD, LIBS, REPO, call, held, library_objects, stale
+from conftest import LIBS, MADE, REPO, call, held, library_objects, stale
 from tool_models import good, to_bfloat16, write_safetensors
 
 
 @pytest.fixture(scope="session")
 def library():
-    target = BUILD / "tools/libarrowquant.so"
+    target = MADE / "libarrowquant.so"
     with held("library"):
         if stale(target, [REPO / "arrowquant.h"]):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -158,7 +158,7 @@ TEST(a_core_is_left) {
     CPU_ZERO(&one);
     if (sched_getaffinity(0, sizeof(all), &all) != 0) return;
     check_leaving(CPU_COUNT(&all) > 1);
-    for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; core++)
+    for (size_t core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; core++)
         if (CPU_ISSET(core, &all)) CPU_SET(core, &one);
     if (sched_setaffinity(0, sizeof(one), &one) != 0) return;
     check_leaving(0);

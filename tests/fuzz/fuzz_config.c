@@ -1,5 +1,6 @@
 /* Configurations: an input whose first byte is the number of a field is a value for it, anything else
- * is YAML. What is accepted is valid or says why not, and written and read again it is the same.
+ * is YAML. What is accepted is valid or says why not, in which case it is not written; what is written and read
+ * again is the same.
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_config.c \
  *         $(find src -name '*.c') -o build/fuzz/config -lm -lpthread */
 #include "fuzz.h"
@@ -9,7 +10,13 @@ static void again(aq_context *context, const aq_config *config) {
     aq_error err;
     char *text = NULL;
     size_t size = 0;
-    FUZZ_CHECK(aq_config_to_yaml(context, config, &text, &size, &err) == AQ_OK);
+    /* Values that their fields take may not go together: 3 bits need a method that has them. */
+    aq_status valid = aq_config_validate(config, &err);
+    FUZZ_CHECK(aq_config_to_yaml(context, config, &text, &size, &err) == valid);
+    if (valid != AQ_OK) {
+        FUZZ_CHECK(err.message[0] && !text);
+        return;
+    }
     FUZZ_CHECK(aq_config_from_yaml(context, text, size, "again", &second, &err) == AQ_OK);
     FUZZ_CHECK(aq_config_equal(config, &second));
     aq_config_free(&second);
@@ -38,7 +45,6 @@ static void read_yaml(const char *text, size_t size) {
     aq_status status = aq_config_from_yaml(&context, text, size, "fuzz.yaml", &config, &err);
     fuzz_check_error(status, &err, "fuzz.yaml");
     if (status == AQ_OK) {
-        if (aq_config_validate(&config, &err) != AQ_OK) FUZZ_CHECK(err.message[0]);
         again(&context, &config);
         aq_config_free(&config);
     }

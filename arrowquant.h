@@ -9466,6 +9466,11 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cost(const int16_t *values,
                              _mm256_mullo_epi16(distance, distance));
 }
 
+/* a where the mask's bits are set, else b. (avx2_convert.c says why not by _mm256_blendv_epi8.) */
+AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_choose(__m256i mask, __m256i a, __m256i b) {
+    return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b));
+}
+
 /* The cheapest of 2^bits vectors of states and which it is, as 16-bit lanes. */
 AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cheapest(const int16_t *values,
                                                          const uint16_t *least, size_t state,
@@ -9482,7 +9487,7 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cheapest(const int16_t *val
         __m256i is_first = _mm256_cmpeq_epi16(low, best), is_third = _mm256_cmpeq_epi16(high, c2);
         __m256i least_of = _mm256_min_epu16(low, high);
         __m256i is_low = _mm256_cmpeq_epi16(least_of, low);
-        __m256i is_even = _mm256_blendv_epi8(is_third, is_first, is_low);
+        __m256i is_even = aq_avx2_trellis_choose(is_low, is_first, is_third);
         *choice = _mm256_add_epi16(_mm256_add_epi16(is_low, is_low),
                                    _mm256_add_epi16(is_even, _mm256_set1_epi16(3)));
         return least_of;
@@ -9490,8 +9495,8 @@ AQ_AVX2_INLINE static inline __m256i aq_avx2_trellis_cheapest(const int16_t *val
     for (i = 1; i < 1u << bits; i++) {
         __m256i cost = aq_avx2_trellis_cost(values, least, state + i * ends, bits, target);
         __m256i lower = _mm256_min_epu16(best, cost);
-        *choice = _mm256_blendv_epi8(_mm256_set1_epi16((short)i), *choice,
-                                     _mm256_cmpeq_epi16(lower, best));
+        *choice = aq_avx2_trellis_choose(_mm256_cmpeq_epi16(lower, best), *choice,
+                                         _mm256_set1_epi16((short)i));
         best = lower;
     }
     return best;

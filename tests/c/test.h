@@ -101,6 +101,18 @@ static inline double test_normal(uint64_t *state) {
     return radius * cos(6.283185307179586 * test_uniform(state));
 }
 
+/* The ISA of that name; ends the program when there is none. */
+static inline aq_isa test_isa(const char *name) {
+    int isa;
+    for (isa = (int)AQ_ISA_AUTO; isa <= (int)AQ_ISA_NEON; isa++) {
+        if (strcmp(name, aq_isa_name((aq_isa)isa)) == 0) {
+            return (aq_isa)isa;
+        }
+    }
+    printf("no such ISA: %s\n", name);
+    exit(2);
+}
+
 /* Defined with AQ_ARENA_FIRST, so small that each piece of an arena is an allocation of its own. */
 #if defined(AQ_ARENA_FIRST)
 #  define TEST_PIECES 1

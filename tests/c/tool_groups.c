@@ -111,17 +111,6 @@ static void run_block(aq_context *context, unsigned long block) {
     fflush(stdout);
 }
 
-static aq_isa isa_of(const char *name) {
-    int isa;
-    for (isa = (int)AQ_ISA_AUTO; isa <= (int)AQ_ISA_NEON; isa++) {
-        if (strcmp(name, aq_isa_name((aq_isa)isa)) == 0) {
-            return (aq_isa)isa;
-        }
-    }
-    printf("no such ISA: %s\n", name);
-    exit(2);
-}
-
 int main(int argc, char **argv) {
     const char *variable = getenv("AQ_GROUPS");
     char name[16];
@@ -136,7 +125,7 @@ int main(int argc, char **argv) {
         printf("groups ISA FIRST COUNT\n");
         return 2;
     }
-    if (aq_context_create(isa_of(name), NULL, &context, &err) != AQ_OK) {
+    if (aq_context_create(test_isa(name), NULL, &context, &err) != AQ_OK) {
         printf("%s\n", err.message);
         return 1;
     }

@@ -21,17 +21,6 @@ static int list(void) {
     return 0;
 }
 
-static aq_isa isa_of(const char *name) {
-    int isa;
-    for (isa = (int)AQ_ISA_AUTO; isa <= (int)AQ_ISA_NEON; isa++) {
-        if (strcmp(name, aq_isa_name((aq_isa)isa)) == 0) {
-            return (aq_isa)isa;
-        }
-    }
-    printf("no such ISA: %s\n", name);
-    exit(2);
-}
-
 static int run(const char *name) {
     static float weights[ROWS * COLS], back[ROWS * COLS];
     static uint8_t codes[ROWS * (COLS + 4)], params[ROWS * 25 * 4];
@@ -41,7 +30,7 @@ static int run(const char *name) {
     uint64_t state = 11;
     uint32_t bits;
     size_t i;
-    if (aq_context_create(isa_of(name), NULL, &context, &err) != AQ_OK) {
+    if (aq_context_create(test_isa(name), NULL, &context, &err) != AQ_OK) {
         printf("%s\n", err.message);
         return 1;
     }

@@ -237,7 +237,7 @@ AQ_SIMD_EXACT static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fi
     for (i = 0; i < state->kind->subs; i++) {
         float scale = fit->d * (float)fit->scale[i];
         base[i] = 0.0f - fit->dmin * (float)fit->min[i];
-        inverse[i] = scale > 0.0f ? 1.0f / scale : 0.0f;
+        inverse[i] = scale > 0.0f ? aq_simd_inverse(scale) : 0.0f;
     }
 }
 

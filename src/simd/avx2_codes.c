@@ -81,7 +81,7 @@ AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const uint8_t *in, bool na
     coder.zero = _mm256_set1_epi16((short)zero);
     for (; count > 0; count -= length, grids++, out += (length * bits + 7) / 8) {
         coder.min = _mm256_set1_ps(symmetric ? 0.0f : grids->min);
-        coder.inverse = _mm256_set1_ps(1.0f / grids->scale);
+        coder.inverse = _mm256_set1_ps(aq_simd_inverse(grids->scale));
         length = count < group ? count : group;
         for (i = 0; i + 32 <= length; i += 32, in += 32 * size) {
             aq_avx2_pack32(narrow ? aq_avx2_encode32_bf16(&coder, in)

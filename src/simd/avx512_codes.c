@@ -52,7 +52,7 @@ AQ_AVX512_INLINE static inline void aq_avx512_encode_bits(const float *x, size_t
     coder.zero = _mm512_set1_epi16((short)zero);
     for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
         coder.min = _mm512_set1_ps(symmetric ? 0.0f : grids->min);
-        coder.inverse = _mm512_set1_ps(1.0f / grids->scale);
+        coder.inverse = _mm512_set1_ps(aq_simd_inverse(grids->scale));
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
             const float *from = x + begin + i;

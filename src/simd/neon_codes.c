@@ -76,7 +76,7 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
     for (begin = 0; begin < count; begin += group, grids++) {
         size_t length = count - begin < group ? count - begin : group;
         coder.min = vdupq_n_f32(symmetric ? 0.0f : grids->min);
-        coder.inverse = vdupq_n_f32(1.0f / grids->scale);
+        coder.inverse = vdupq_n_f32(aq_simd_inverse(grids->scale));
         aq_neon_encode_group(&coder, x + begin, length, bits, out);
         out += (length * bits + 7u) / 8u;
     }

@@ -134,7 +134,7 @@ AQ_SIMD_EXACT static void aq_neon_fit_solve(const aq_neon_group *group, float sc
                                             float top, aq_neon_state *out) {
     AQ_SIMD_EXACT_BODY
     aq_neon_fit_sums sums;
-    float inverse = 1.0f / scale, zero = aq_neon_fit_round((0.0f - min) * inverse, top);
+    float inverse = aq_simd_inverse(scale), zero = aq_neon_fit_round((0.0f - min) * inverse, top);
     double weight = (double)group->weight, sum = (double)group->sum;
     double code, determinant, slope;
     aq_neon_fit_pass(group, min + zero * scale, inverse, 0.0f - zero, top - zero, &sums);
@@ -296,7 +296,7 @@ AQ_SIMD_EXACT static void aq_neon_solve_symmetric(const aq_neon_group *group, fl
     AQ_SIMD_EXACT_BODY
     aq_neon_fit_sums sums;
     double slope;
-    aq_neon_fit_pass(group, 0.0f, 1.0f / scale, 0.0f - half, half - 1.0f, &sums);
+    aq_neon_fit_pass(group, 0.0f, aq_simd_inverse(scale), 0.0f - half, half - 1.0f, &sums);
     slope = (double)sums.cross;
     out->scale = scale;
     out->gain = 0.0;

@@ -46,8 +46,8 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     size_t begin;
     for (begin = 0; begin < count; begin += group, grids++) {
         size_t length = count - begin < group ? count - begin : group;
-        aq_scalar_codes(x + begin, length, symmetric ? 0.0f : grids->min, 1.0f / grids->scale,
-                        low, high, zero, unpacked);
+        aq_scalar_codes(x + begin, length, symmetric ? 0.0f : grids->min,
+                        aq_simd_inverse(grids->scale), low, high, zero, unpacked);
         memset(unpacked + length, 0, 4);
         aq_scalar_pack(unpacked, length, bits, out);
         out += (length * bits + 7u) / 8u;

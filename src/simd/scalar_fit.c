@@ -143,7 +143,7 @@ AQ_SIMD_EXACT static void aq_fit_solve(const aq_fit_group *group, float scale, f
                                        float top, aq_fit_state *out) {
     AQ_SIMD_EXACT_BODY
     aq_fit_sums sums;
-    float inverse = 1.0f / scale;
+    float inverse = aq_simd_inverse(scale);
     float zero = aq_fit_round((0.0f - min) * inverse, 0.0f, top);
     double weight = (double)group->weight, sum = (double)group->sum;
     double code, determinant, slope;
@@ -276,7 +276,7 @@ AQ_SIMD_EXACT static void aq_fit_solve_symmetric(const float *x, const float *we
     AQ_SIMD_EXACT_BODY
     aq_fit_sums sums;
     double slope;
-    aq_fit_pass(x, weights, count, 0.0f, 1.0f / scale, 0.0f - half, half - 1.0f, &sums);
+    aq_fit_pass(x, weights, count, 0.0f, aq_simd_inverse(scale), 0.0f - half, half - 1.0f, &sums);
     slope = (double)sums.cross;
     out->scale = scale;
     out->gain = 0.0;

@@ -70,6 +70,14 @@ typedef struct aq_simd_grid {
     float scale, min;
 } aq_simd_grid;
 
+/* 1 / scale, but finite: a group whose weight lies on values 2^-86 of its largest has a scale below
+ * 2^-128, and 0·∞ would be no code. */
+static inline float aq_simd_inverse(float scale) {
+    float inverse = 1.0f / scale;
+    inverse = inverse > FLT_MAX ? FLT_MAX : inverse;
+    return inverse < -FLT_MAX ? -FLT_MAX : inverse;
+}
+
 typedef struct aq_simd_sums {
     float dot;       /* Σ a·b */
     float first;     /* Σ a² */
@@ -84,7 +92,8 @@ typedef struct aq_simd_strips {
     float x[256], weights[256];      /* weights: when weighted */
     float low[16], high[16];         /* of x */
     float weight[16], sum[16], square[16]; /* Σ w, Σ w·x, Σ w·x² */
-    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most) */
+    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most);
+                                        both finite */
     float code[16], code2[16], cross[16];  /* Σ w·c, Σ w·c², Σ w·c·x */
     bool weighted;
 } aq_simd_strips;

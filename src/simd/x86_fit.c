@@ -29,6 +29,12 @@ AQ_AVX2_INLINE static inline __m128 aq_x86_round(__m128 value, __m128 high) {
     return _mm_sub_ps(_mm_add_ps(value, magic), magic);
 }
 
+/* As aq_simd_inverse. */
+AQ_AVX2_INLINE static inline __m128 aq_x86_inverse(__m128 scale) {
+    const __m128 most = _mm_set1_ps(FLT_MAX), least = _mm_set1_ps(-FLT_MAX);
+    return _mm_max_ps(_mm_min_ps(_mm_div_ps(_mm_set1_ps(1.0f), scale), most), least);
+}
+
 /* The mask of four doubles as one of four floats. */
 AQ_AVX2_INLINE static inline __m128 aq_x86_narrow(__m256d mask) {
     return _mm_shuffle_ps(_mm_castpd_ps(_mm256_castpd256_pd128(mask)),
@@ -57,7 +63,7 @@ AQ_AVX2_INLINE static inline void aq_x86_prepare(aq_x86_search *search, size_t q
     const __m128 magic = _mm_set1_ps(AQ_X86_MAGIC);
     aq_x86_batch *batch = &search->batch;
     __m128 scale = _mm_loadu_ps(search->scale + quad), min = _mm_loadu_ps(search->min + quad);
-    __m128 inverse = _mm_div_ps(_mm_set1_ps(1.0f), scale), top = _mm_set1_ps(search->top);
+    __m128 inverse = aq_x86_inverse(scale), top = _mm_set1_ps(search->top);
     __m128 zero = aq_x86_round(_mm_mul_ps(_mm_sub_ps(_mm_setzero_ps(), min), inverse), top);
     _mm_storeu_ps(batch->base + quad, _mm_add_ps(min, _mm_mul_ps(zero, scale)));
     _mm_storeu_ps(batch->inverse + quad, inverse);
@@ -98,7 +104,7 @@ AQ_AVX2_INLINE static inline uint32_t aq_x86_solve(aq_x86_search *search, size_t
 AQ_AVX2_INLINE static inline void aq_x86_prepare_symmetric(aq_x86_search *search, size_t quad) {
     __m128 scale = _mm_loadu_ps(search->scale + quad);
     _mm_storeu_ps(search->batch.base + quad, _mm_setzero_ps());
-    _mm_storeu_ps(search->batch.inverse + quad, _mm_div_ps(_mm_set1_ps(1.0f), scale));
+    _mm_storeu_ps(search->batch.inverse + quad, aq_x86_inverse(scale));
     _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(AQ_X86_MAGIC - search->half));
     _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(AQ_X86_MAGIC + search->half - 1.0f));
 }

@@ -84,4 +84,23 @@ static inline void fill_weights(float *weights, size_t count, size_t group, uint
     }
 }
 
+/* Lets nothing weigh but what is far below the largest value of its group: hardly a fit, or a code, has
+ * an inverse of such a scale. */
+static inline void make_faint(float *x, float *weights, size_t count, size_t group, uint64_t *state) {
+    size_t begin, i;
+    for (begin = 0; begin < count; begin += group) {
+        size_t length = count - begin < group ? count - begin : group, largest = begin;
+        for (i = begin; i < begin + length; i++) {
+            largest = fabsf(x[i]) > fabsf(x[largest]) ? i : largest;
+        }
+        for (i = begin; i < begin + length && length > 1; i++) {
+            if (i != largest) {
+                x[i] = float_of((uint32_t)test_random(state) & 0x81FFFFFFu); /* below 2^-122 */
+                weights[i] += 0.01f;
+            }
+        }
+        weights[largest] = length > 1 ? 0.0f : weights[largest];
+    }
+}
+
 #endif

@@ -725,6 +725,44 @@ TEST(column_weights_steer) {
     free(back);
 }
 
+/* Nothing weighs but what lies far below the largest value, whose scale has hardly an inverse. */
+TEST(faint_weights) {
+    static const float largest[] = {1.0f, -1.0f, 1e30f, -1e30f, 1e-3f};
+    static const float faint[] = {1e-12f, 1e-26f, 1e-30f, 1e-36f, 1e-39f, 3e-44f};
+    float x[32], columns[32], back[32];
+    size_t i, j, k, bits;
+    int code;
+    for (i = 0; i < sizeof largest / sizeof *largest; i++) {
+        for (j = 0; j < sizeof faint / sizeof *faint; j++) {
+            for (bits = 0; bits < 3; bits++) {
+                for (code = 0; code <= (int)AQ_CODE_SYMMETRIC; code++) {
+                    aq_quant_spec spec;
+                    quantized q;
+                    memset(&spec, 0, sizeof spec);
+                    spec.code = (aq_code)code;
+                    spec.params = AQ_PARAM_F32;
+                    spec.bits = all_bits[bits];
+                    spec.group_size = 32;
+                    for (k = 0; k < 32; k++) {
+                        x[k] = k == 5 ? largest[i] : faint[j] * (float)((int)(k * 7 % 32) - 16) / 16.0f;
+                        columns[k] = k == 5 ? 0.0f : 0.25f + (float)(k % 3);
+                    }
+                    quantized_open(&q, &spec, 1, 32);
+                    CHECK_STATUS(quantize(&q, NULL, &spec, x, AQ_DTYPE_F32, columns, NULL), AQ_OK);
+                    CHECK_STATUS(aq_dequantize(NULL, &spec, q.codes, q.params, q.extra, 1, 32,
+                                               AQ_DTYPE_F32, back, NULL), AQ_OK);
+                    for (k = 0; k < 32; k++) { /* no NaN; so far below 1e30 all are alike */
+                        float most = fabsf(largest[i]) > 1.0f ? 1e-6f * fabsf(largest[i])
+                                                              : 4.0f * faint[j];
+                        CHECK(fabsf(back[k]) <= (k == 5 ? FLT_MAX : most));
+                    }
+                    quantized_close(&q);
+                }
+            }
+        }
+    }
+}
+
 TEST(bad_column_weights) {
     static const uint32_t bad[3] = {0x7FC00000u, 0x7F800000u, 0xBF800000u};
     aq_quant_spec spec = spec_of(AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 32);
@@ -1128,6 +1166,7 @@ int main(void) {
     RUN(threads_and_pieces);
     RUN(column_weights);
     RUN(column_weights_steer);
+    RUN(faint_weights);
     RUN(bad_column_weights);
     RUN(parameters_that_do_not_fit);
     RUN(q8_rows_of_any_length);

@@ -103,6 +103,9 @@ static void run_block(aq_context *context, unsigned long block) {
         }
         if (weighted) {
             fill_weights(columns, count, spec.group_size, &state);
+            if (!random_below(&state, 16)) {
+                make_faint(row, columns, count, spec.group_size, &state);
+            }
         }
         crc = add_row(context, &spec, row, weighted ? columns : NULL, count, crc);
         groups += (unsigned long)((count + spec.group_size - 1) / spec.group_size);

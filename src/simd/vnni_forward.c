@@ -97,16 +97,24 @@ AQ_VNNI_INLINE static inline __m512i aq_vnni_chunk(__m512i sum, const uint8_t *c
 }
 
 /* One vector of sums: a chunk with several groups in it, or the chunks of one group. */
-AQ_VNNI_INLINE static inline __m512i aq_vnni_sums(const uint8_t *codes, size_t left, uint32_t bits,
-                                                  size_t group_bytes, const int8_t *x) {
-    const size_t bytes = group_bytes < 64 ? 64 : group_bytes;
+AQ_VNNI_INLINE static inline __m512i aq_vnni_sums(const uint8_t *codes, uint32_t bits, size_t bytes,
+                                                  const int8_t *x) {
     __m512i sum = _mm512_setzero_si512();
     size_t at;
     AQ_UNROLL
     for (at = 0; at < bytes; at += 64) {
-        if (at < left) {
-            sum = aq_vnni_chunk(sum, codes + at, left - at, bits, x + at * (8u / bits));
-        }
+        sum = aq_vnni_chunk(sum, codes + at, 64, bits, x + at * (8u / bits));
+    }
+    return sum;
+}
+
+/* The same of any number of bytes, of which only `left` are there. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_part_of(const uint8_t *codes, size_t left,
+                                                     uint32_t bits, size_t bytes, const int8_t *x) {
+    __m512i sum = _mm512_setzero_si512();
+    size_t at;
+    for (at = 0; at < bytes && at < left; at += 64) {
+        sum = aq_vnni_chunk(sum, codes + at, left - at, bits, x + at * (8u / bits));
     }
     return sum;
 }
@@ -125,46 +133,85 @@ AQ_VNNI_INLINE static inline __m512i aq_vnni_fold2(__m512i a, __m512i b) {
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
 }
 
-/* The sums of 16 groups, in order, of which only the bytes `left` are there. */
-AQ_VNNI_INLINE static inline __m512i aq_vnni_groups16(const uint8_t *codes, size_t left,
-                                                      uint32_t bits, size_t group_bytes,
-                                                      const int8_t *x) {
+/* The sums of 16 groups, in order: `four` is what fold4 made of each four of 4, 8 or 16 vectors. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_in_order(const __m512i *four, size_t vectors) {
+    if (vectors == 16) {
+        return aq_vnni_fold2(aq_vnni_fold2(four[0], four[1]), aq_vnni_fold2(four[2], four[3]));
+    }
+    if (vectors == 8) {
+        return _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15),
+            aq_vnni_fold2(four[0], four[1]));
+    }
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), four[0]);
+}
+
+/* The same of two vectors: neighbouring lanes added. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_pairs_in_order(__m512i a, __m512i b) {
+    const __m512 low = _mm512_castsi512_ps(a), high = _mm512_castsi512_ps(b);
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15),
+        _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88)),
+                         _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xDD))));
+}
+
+/* The sums of 16 groups. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_groups16(const uint8_t *codes, uint32_t bits,
+                                                      size_t group_bytes, const int8_t *x) {
     const size_t step = group_bytes < 64 ? 64 : group_bytes; /* bytes of a vector of sums */
     const size_t vectors = 16 * group_bytes / step;
-    __m512i v[4], four[4], all;
+    __m512i v[4], four[4];
     size_t i, k;
     AQ_UNROLL
     for (i = 0; i < vectors; i += 4) {
         AQ_UNROLL
         for (k = 0; k < 4; k++) {
             const size_t at = (i + k) * step;
-            v[k] = i + k < vectors && at < left
-                       ? aq_vnni_sums(codes + at, left - at, bits, group_bytes, x + at * (8u / bits))
-                       : _mm512_setzero_si512();
+            v[k] = i + k < vectors ? aq_vnni_sums(codes + at, bits, step, x + at * (8u / bits))
+                                   : _mm512_setzero_si512();
         }
         if (vectors > 2) {
             four[i / 4] = aq_vnni_fold4(v);
         }
     }
-    if (vectors == 16) {
-        return aq_vnni_fold2(aq_vnni_fold2(four[0], four[1]), aq_vnni_fold2(four[2], four[3]));
+    return vectors > 2 ? aq_vnni_in_order(four, vectors) : aq_vnni_pairs_in_order(v[0], v[1]);
+}
+
+/* The same at the end of a row, where the bytes `left` are there: one copy of this code for a width,
+ * whatever the group. */
+AQ_VNNI_INLINE static inline void aq_vnni_last_of(const uint8_t *codes, size_t left, uint32_t bits,
+                                                  size_t group_bytes, const int8_t *x,
+                                                  int32_t *out) {
+    const size_t step = group_bytes < 64 ? 64 : group_bytes;
+    const size_t vectors = 16 * group_bytes / step;
+    __m512i v[16], four[4];
+    size_t i, at;
+    for (i = 0, at = 0; i < 16; i++, at += step) {
+        v[i] = i < vectors && at < left
+                   ? aq_vnni_part_of(codes + at, left - at, bits, step, x + at * (8u / bits))
+                   : _mm512_setzero_si512();
     }
-    if (vectors == 8) {
-        all = aq_vnni_fold2(four[0], four[1]);
-        return _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), all);
+    for (i = 0; i < 4; i++) {
+        four[i] = aq_vnni_fold4(v + 4 * i);
     }
-    if (vectors == 4) {
-        return _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), four[0]);
-    }
-    all = _mm512_add_epi32( /* neighbouring lanes */
-        _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(v[0]), _mm512_castsi512_ps(v[1]),
-                                              0x88)),
-        _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(v[0]), _mm512_castsi512_ps(v[1]),
-                                              0xDD)));
-    return _mm512_permutexvar_epi32(
-        _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15), all);
+    _mm512_storeu_si512((void *)out, vectors > 2 ? aq_vnni_in_order(four, vectors)
+                                                 : aq_vnni_pairs_in_order(v[0], v[1]));
+}
+
+AQ_VNNI static void aq_vnni_last2(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_vnni_last_of(codes, left, 2, group_bytes, x, out);
+}
+
+AQ_VNNI static void aq_vnni_last4(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_vnni_last_of(codes, left, 4, group_bytes, x, out);
+}
+
+AQ_VNNI static void aq_vnni_last8(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_vnni_last_of(codes, left, 8, group_bytes, x, out);
 }
 
 AQ_VNNI_INLINE static inline void aq_vnni_rows(const aq_linear_dots *job, uint32_t bits,
@@ -181,13 +228,12 @@ AQ_VNNI_INLINE static inline void aq_vnni_rows(const aq_linear_dots *job, uint32
             for (i = 0; i < batch; i += 64) {
                 _mm_prefetch((const char *)(codes + at + i + AQ_VNNI_AHEAD), _MM_HINT_T1);
             }
-            _mm512_storeu_si512((void *)out, aq_vnni_groups16(codes + at, batch, bits, group_bytes,
+            _mm512_storeu_si512((void *)out, aq_vnni_groups16(codes + at, bits, group_bytes,
                                                               job->x + at * (8u / bits)));
         }
         if (at < job->row_bytes) {
-            _mm512_storeu_si512((void *)out,
-                                aq_vnni_groups16(codes + at, job->row_bytes - at, bits, group_bytes,
-                                                 job->x + at * (8u / bits)));
+            (bits == 2 ? aq_vnni_last2 : bits == 4 ? aq_vnni_last4 : aq_vnni_last8)(
+                codes + at, job->row_bytes - at, group_bytes, job->x + at * (8u / bits), out);
         }
     }
 }

@@ -1439,6 +1439,14 @@ typedef struct aq_simd_grid {
     float scale, min;
 } aq_simd_grid;
 
+/* 1 / scale, but finite: a group whose weight lies on values 2^-86 of its largest has a scale below
+ * 2^-128, and 0·∞ would be no code. */
+static inline float aq_simd_inverse(float scale) {
+    float inverse = 1.0f / scale;
+    inverse = inverse > FLT_MAX ? FLT_MAX : inverse;
+    return inverse < -FLT_MAX ? -FLT_MAX : inverse;
+}
+
 typedef struct aq_simd_sums {
     float dot;       /* Σ a·b */
     float first;     /* Σ a² */
@@ -1453,7 +1461,8 @@ typedef struct aq_simd_strips {
     float x[256], weights[256];      /* weights: when weighted */
     float low[16], high[16];         /* of x */
     float weight[16], sum[16], square[16]; /* Σ w, Σ w·x, Σ w·x² */
-    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most) */
+    float base[16], inverse[16];     /* of strips_sums: c = clamp(rint((x − base)·inverse), 0, most);
+                                        both finite */
     float code[16], code2[16], cross[16];  /* Σ w·c, Σ w·c², Σ w·c·x */
     bool weighted;
 } aq_simd_strips;
@@ -2123,7 +2132,7 @@ AQ_SIMD_EXACT static void aq_fit_solve(const aq_fit_group *group, float scale, f
                                        float top, aq_fit_state *out) {
     AQ_SIMD_EXACT_BODY
     aq_fit_sums sums;
-    float inverse = 1.0f / scale;
+    float inverse = aq_simd_inverse(scale);
     float zero = aq_fit_round((0.0f - min) * inverse, 0.0f, top);
     double weight = (double)group->weight, sum = (double)group->sum;
     double code, determinant, slope;
@@ -2256,7 +2265,7 @@ AQ_SIMD_EXACT static void aq_fit_solve_symmetric(const float *x, const float *we
     AQ_SIMD_EXACT_BODY
     aq_fit_sums sums;
     double slope;
-    aq_fit_pass(x, weights, count, 0.0f, 1.0f / scale, 0.0f - half, half - 1.0f, &sums);
+    aq_fit_pass(x, weights, count, 0.0f, aq_simd_inverse(scale), 0.0f - half, half - 1.0f, &sums);
     slope = (double)sums.cross;
     out->scale = scale;
     out->gain = 0.0;
@@ -2386,8 +2395,8 @@ AQ_SIMD_EXACT AQ_SIMD_LIB void aq_scalar_encode(const float *x, size_t count, si
     size_t begin;
     for (begin = 0; begin < count; begin += group, grids++) {
         size_t length = count - begin < group ? count - begin : group;
-        aq_scalar_codes(x + begin, length, symmetric ? 0.0f : grids->min, 1.0f / grids->scale,
-                        low, high, zero, unpacked);
+        aq_scalar_codes(x + begin, length, symmetric ? 0.0f : grids->min,
+                        aq_simd_inverse(grids->scale), low, high, zero, unpacked);
         memset(unpacked + length, 0, 4);
         aq_scalar_pack(unpacked, length, bits, out);
         out += (length * bits + 7u) / 8u;
@@ -3157,7 +3166,7 @@ AQ_SIMD_EXACT static void aq_neon_fit_solve(const aq_neon_group *group, float sc
                                             float top, aq_neon_state *out) {
     AQ_SIMD_EXACT_BODY
     aq_neon_fit_sums sums;
-    float inverse = 1.0f / scale, zero = aq_neon_fit_round((0.0f - min) * inverse, top);
+    float inverse = aq_simd_inverse(scale), zero = aq_neon_fit_round((0.0f - min) * inverse, top);
     double weight = (double)group->weight, sum = (double)group->sum;
     double code, determinant, slope;
     aq_neon_fit_pass(group, min + zero * scale, inverse, 0.0f - zero, top - zero, &sums);
@@ -3319,7 +3328,7 @@ AQ_SIMD_EXACT static void aq_neon_solve_symmetric(const aq_neon_group *group, fl
     AQ_SIMD_EXACT_BODY
     aq_neon_fit_sums sums;
     double slope;
-    aq_neon_fit_pass(group, 0.0f, 1.0f / scale, 0.0f - half, half - 1.0f, &sums);
+    aq_neon_fit_pass(group, 0.0f, aq_simd_inverse(scale), 0.0f - half, half - 1.0f, &sums);
     slope = (double)sums.cross;
     out->scale = scale;
     out->gain = 0.0;
@@ -3464,7 +3473,7 @@ AQ_SIMD_LIB void aq_neon_encode(const float *x, size_t count, size_t group, uint
     for (begin = 0; begin < count; begin += group, grids++) {
         size_t length = count - begin < group ? count - begin : group;
         coder.min = vdupq_n_f32(symmetric ? 0.0f : grids->min);
-        coder.inverse = vdupq_n_f32(1.0f / grids->scale);
+        coder.inverse = vdupq_n_f32(aq_simd_inverse(grids->scale));
         aq_neon_encode_group(&coder, x + begin, length, bits, out);
         out += (length * bits + 7u) / 8u;
     }
@@ -4308,6 +4317,12 @@ AQ_AVX2_INLINE static inline __m128 aq_x86_round(__m128 value, __m128 high) {
     return _mm_sub_ps(_mm_add_ps(value, magic), magic);
 }
 
+/* As aq_simd_inverse. */
+AQ_AVX2_INLINE static inline __m128 aq_x86_inverse(__m128 scale) {
+    const __m128 most = _mm_set1_ps(FLT_MAX), least = _mm_set1_ps(-FLT_MAX);
+    return _mm_max_ps(_mm_min_ps(_mm_div_ps(_mm_set1_ps(1.0f), scale), most), least);
+}
+
 /* The mask of four doubles as one of four floats. */
 AQ_AVX2_INLINE static inline __m128 aq_x86_narrow(__m256d mask) {
     return _mm_shuffle_ps(_mm_castpd_ps(_mm256_castpd256_pd128(mask)),
@@ -4336,7 +4351,7 @@ AQ_AVX2_INLINE static inline void aq_x86_prepare(aq_x86_search *search, size_t q
     const __m128 magic = _mm_set1_ps(AQ_X86_MAGIC);
     aq_x86_batch *batch = &search->batch;
     __m128 scale = _mm_loadu_ps(search->scale + quad), min = _mm_loadu_ps(search->min + quad);
-    __m128 inverse = _mm_div_ps(_mm_set1_ps(1.0f), scale), top = _mm_set1_ps(search->top);
+    __m128 inverse = aq_x86_inverse(scale), top = _mm_set1_ps(search->top);
     __m128 zero = aq_x86_round(_mm_mul_ps(_mm_sub_ps(_mm_setzero_ps(), min), inverse), top);
     _mm_storeu_ps(batch->base + quad, _mm_add_ps(min, _mm_mul_ps(zero, scale)));
     _mm_storeu_ps(batch->inverse + quad, inverse);
@@ -4377,7 +4392,7 @@ AQ_AVX2_INLINE static inline uint32_t aq_x86_solve(aq_x86_search *search, size_t
 AQ_AVX2_INLINE static inline void aq_x86_prepare_symmetric(aq_x86_search *search, size_t quad) {
     __m128 scale = _mm_loadu_ps(search->scale + quad);
     _mm_storeu_ps(search->batch.base + quad, _mm_setzero_ps());
-    _mm_storeu_ps(search->batch.inverse + quad, _mm_div_ps(_mm_set1_ps(1.0f), scale));
+    _mm_storeu_ps(search->batch.inverse + quad, aq_x86_inverse(scale));
     _mm_storeu_ps(search->batch.low + quad, _mm_set1_ps(AQ_X86_MAGIC - search->half));
     _mm_storeu_ps(search->batch.high + quad, _mm_set1_ps(AQ_X86_MAGIC + search->half - 1.0f));
 }
@@ -5201,7 +5216,7 @@ AQ_AVX2_INLINE static inline void aq_avx2_encode_bits(const uint8_t *in, bool na
     coder.zero = _mm256_set1_epi16((short)zero);
     for (; count > 0; count -= length, grids++, out += (length * bits + 7) / 8) {
         coder.min = _mm256_set1_ps(symmetric ? 0.0f : grids->min);
-        coder.inverse = _mm256_set1_ps(1.0f / grids->scale);
+        coder.inverse = _mm256_set1_ps(aq_simd_inverse(grids->scale));
         length = count < group ? count : group;
         for (i = 0; i + 32 <= length; i += 32, in += 32 * size) {
             aq_avx2_pack32(narrow ? aq_avx2_encode32_bf16(&coder, in)
@@ -6267,7 +6282,7 @@ AQ_AVX512_INLINE static inline void aq_avx512_encode_bits(const float *x, size_t
     coder.zero = _mm512_set1_epi16((short)zero);
     for (begin = 0; begin < count; begin += length, grids++, out += (length * bits + 7) / 8) {
         coder.min = _mm512_set1_ps(symmetric ? 0.0f : grids->min);
-        coder.inverse = _mm512_set1_ps(1.0f / grids->scale);
+        coder.inverse = _mm512_set1_ps(aq_simd_inverse(grids->scale));
         length = count - begin < group ? count - begin : group;
         for (i = 0; i + 32 <= length; i += 32) {
             const float *from = x + begin + i;
@@ -8475,16 +8490,24 @@ AQ_VNNI_INLINE static inline __m512i aq_vnni_chunk(__m512i sum, const uint8_t *c
 }
 
 /* One vector of sums: a chunk with several groups in it, or the chunks of one group. */
-AQ_VNNI_INLINE static inline __m512i aq_vnni_sums(const uint8_t *codes, size_t left, uint32_t bits,
-                                                  size_t group_bytes, const int8_t *x) {
-    const size_t bytes = group_bytes < 64 ? 64 : group_bytes;
+AQ_VNNI_INLINE static inline __m512i aq_vnni_sums(const uint8_t *codes, uint32_t bits, size_t bytes,
+                                                  const int8_t *x) {
     __m512i sum = _mm512_setzero_si512();
     size_t at;
     AQ_UNROLL
     for (at = 0; at < bytes; at += 64) {
-        if (at < left) {
-            sum = aq_vnni_chunk(sum, codes + at, left - at, bits, x + at * (8u / bits));
-        }
+        sum = aq_vnni_chunk(sum, codes + at, 64, bits, x + at * (8u / bits));
+    }
+    return sum;
+}
+
+/* The same of any number of bytes, of which only `left` are there. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_part_of(const uint8_t *codes, size_t left,
+                                                     uint32_t bits, size_t bytes, const int8_t *x) {
+    __m512i sum = _mm512_setzero_si512();
+    size_t at;
+    for (at = 0; at < bytes && at < left; at += 64) {
+        sum = aq_vnni_chunk(sum, codes + at, left - at, bits, x + at * (8u / bits));
     }
     return sum;
 }
@@ -8503,46 +8526,85 @@ AQ_VNNI_INLINE static inline __m512i aq_vnni_fold2(__m512i a, __m512i b) {
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
 }
 
-/* The sums of 16 groups, in order, of which only the bytes `left` are there. */
-AQ_VNNI_INLINE static inline __m512i aq_vnni_groups16(const uint8_t *codes, size_t left,
-                                                      uint32_t bits, size_t group_bytes,
-                                                      const int8_t *x) {
+/* The sums of 16 groups, in order: `four` is what fold4 made of each four of 4, 8 or 16 vectors. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_in_order(const __m512i *four, size_t vectors) {
+    if (vectors == 16) {
+        return aq_vnni_fold2(aq_vnni_fold2(four[0], four[1]), aq_vnni_fold2(four[2], four[3]));
+    }
+    if (vectors == 8) {
+        return _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15),
+            aq_vnni_fold2(four[0], four[1]));
+    }
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), four[0]);
+}
+
+/* The same of two vectors: neighbouring lanes added. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_pairs_in_order(__m512i a, __m512i b) {
+    const __m512 low = _mm512_castsi512_ps(a), high = _mm512_castsi512_ps(b);
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15),
+        _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88)),
+                         _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xDD))));
+}
+
+/* The sums of 16 groups. */
+AQ_VNNI_INLINE static inline __m512i aq_vnni_groups16(const uint8_t *codes, uint32_t bits,
+                                                      size_t group_bytes, const int8_t *x) {
     const size_t step = group_bytes < 64 ? 64 : group_bytes; /* bytes of a vector of sums */
     const size_t vectors = 16 * group_bytes / step;
-    __m512i v[4], four[4], all;
+    __m512i v[4], four[4];
     size_t i, k;
     AQ_UNROLL
     for (i = 0; i < vectors; i += 4) {
         AQ_UNROLL
         for (k = 0; k < 4; k++) {
             const size_t at = (i + k) * step;
-            v[k] = i + k < vectors && at < left
-                       ? aq_vnni_sums(codes + at, left - at, bits, group_bytes, x + at * (8u / bits))
-                       : _mm512_setzero_si512();
+            v[k] = i + k < vectors ? aq_vnni_sums(codes + at, bits, step, x + at * (8u / bits))
+                                   : _mm512_setzero_si512();
         }
         if (vectors > 2) {
             four[i / 4] = aq_vnni_fold4(v);
         }
     }
-    if (vectors == 16) {
-        return aq_vnni_fold2(aq_vnni_fold2(four[0], four[1]), aq_vnni_fold2(four[2], four[3]));
+    return vectors > 2 ? aq_vnni_in_order(four, vectors) : aq_vnni_pairs_in_order(v[0], v[1]);
+}
+
+/* The same at the end of a row, where the bytes `left` are there: one copy of this code for a width,
+ * whatever the group. */
+AQ_VNNI_INLINE static inline void aq_vnni_last_of(const uint8_t *codes, size_t left, uint32_t bits,
+                                                  size_t group_bytes, const int8_t *x,
+                                                  int32_t *out) {
+    const size_t step = group_bytes < 64 ? 64 : group_bytes;
+    const size_t vectors = 16 * group_bytes / step;
+    __m512i v[16], four[4];
+    size_t i, at;
+    for (i = 0, at = 0; i < 16; i++, at += step) {
+        v[i] = i < vectors && at < left
+                   ? aq_vnni_part_of(codes + at, left - at, bits, step, x + at * (8u / bits))
+                   : _mm512_setzero_si512();
     }
-    if (vectors == 8) {
-        all = aq_vnni_fold2(four[0], four[1]);
-        return _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), all);
+    for (i = 0; i < 4; i++) {
+        four[i] = aq_vnni_fold4(v + 4 * i);
     }
-    if (vectors == 4) {
-        return _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), four[0]);
-    }
-    all = _mm512_add_epi32( /* neighbouring lanes */
-        _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(v[0]), _mm512_castsi512_ps(v[1]),
-                                              0x88)),
-        _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(v[0]), _mm512_castsi512_ps(v[1]),
-                                              0xDD)));
-    return _mm512_permutexvar_epi32(
-        _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15), all);
+    _mm512_storeu_si512((void *)out, vectors > 2 ? aq_vnni_in_order(four, vectors)
+                                                 : aq_vnni_pairs_in_order(v[0], v[1]));
+}
+
+AQ_VNNI static void aq_vnni_last2(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_vnni_last_of(codes, left, 2, group_bytes, x, out);
+}
+
+AQ_VNNI static void aq_vnni_last4(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_vnni_last_of(codes, left, 4, group_bytes, x, out);
+}
+
+AQ_VNNI static void aq_vnni_last8(const uint8_t *codes, size_t left, size_t group_bytes,
+                                  const int8_t *x, int32_t *out) {
+    aq_vnni_last_of(codes, left, 8, group_bytes, x, out);
 }
 
 AQ_VNNI_INLINE static inline void aq_vnni_rows(const aq_linear_dots *job, uint32_t bits,
@@ -8559,13 +8621,12 @@ AQ_VNNI_INLINE static inline void aq_vnni_rows(const aq_linear_dots *job, uint32
             for (i = 0; i < batch; i += 64) {
                 _mm_prefetch((const char *)(codes + at + i + AQ_VNNI_AHEAD), _MM_HINT_T1);
             }
-            _mm512_storeu_si512((void *)out, aq_vnni_groups16(codes + at, batch, bits, group_bytes,
+            _mm512_storeu_si512((void *)out, aq_vnni_groups16(codes + at, bits, group_bytes,
                                                               job->x + at * (8u / bits)));
         }
         if (at < job->row_bytes) {
-            _mm512_storeu_si512((void *)out,
-                                aq_vnni_groups16(codes + at, job->row_bytes - at, bits, group_bytes,
-                                                 job->x + at * (8u / bits)));
+            (bits == 2 ? aq_vnni_last2 : bits == 4 ? aq_vnni_last4 : aq_vnni_last8)(
+                codes + at, job->row_bytes - at, group_bytes, job->x + at * (8u / bits), out);
         }
     }
 }
@@ -18639,7 +18700,7 @@ AQ_SIMD_EXACT static void aq_k_grids(const aq_k_state *state, const aq_k_fit *fi
     for (i = 0; i < state->kind->subs; i++) {
         float scale = fit->d * (float)fit->scale[i];
         base[i] = 0.0f - fit->dmin * (float)fit->min[i];
-        inverse[i] = scale > 0.0f ? 1.0f / scale : 0.0f;
+        inverse[i] = scale > 0.0f ? aq_simd_inverse(scale) : 0.0f;
     }
 }
 

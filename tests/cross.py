@@ -408,12 +408,19 @@ def check_windows(tally):
 # ---------------------------------------------------------------- all
 
 def check(tally, word, jobs, quick):
-    bare.check(tally, word, jobs, quick)
     builds = [build for build in [*MACHINES, *FLAGS, *(FLAGS_X86 if X86 else [])]
               if word in build.key and (build.quick or not quick)]
-    if not builds:
-        return
     set_up(builds, quick)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as aside:
+        own = run.Tally()  # the emulated machine takes its time, and mostly one core
+        beside = aside.submit(bare.check, own, word, jobs, quick)
+        if builds:
+            check_builds(tally, builds, word, jobs, quick)
+        beside.result()
+    tally.add(own)
+
+
+def check_builds(tally, builds, word, jobs, quick):
     for tests, alike in itertools.groupby(builds, lambda build: build.tests):
         run.run_c_tests(tally, tests, jobs, list(alike))
     check_files(tally, builds, jobs, quick)

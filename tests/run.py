@@ -73,6 +73,13 @@ class Tally:
         self.skipped += count
         self.skips[reason] = self.skips.get(reason, 0) + count
 
+    def add(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.failures += other.failures
+        for reason, count in other.skips.items():
+            self.skip(reason, count)
+
 
 def say(*words):
     print(*words, flush=True)
@@ -202,6 +209,12 @@ def set_up_heavy(python):
     return None
 
 
+def set_up_environment():
+    """(interpreter or None, why; what of the heavy ones is not there, or None)."""
+    python, reason = set_up_python()
+    return python, reason, set_up_heavy(python) if python else None
+
+
 def last_line(text):
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
@@ -327,14 +340,13 @@ def run_c_tests(tally, word, jobs, variants):
 
 # ---------------------------------------------------------------- Python tests
 
-def run_python_tests(tally, word, jobs):
-    python, reason = set_up_python()
+def run_python_tests(tally, word, jobs, environment):
+    python, reason, lacking = environment
     if python is None:
         tally.skip(f"Python tests: {reason}")
         return
-    reason = set_up_heavy(python)
-    if reason:
-        tally.skip(reason)
+    if lacking:
+        tally.skip(lacking)
     report = BUILD / "pytest.xml"
     report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", TOP / "tests/py", "-q", "--no-header", "--tb=short",
@@ -408,17 +420,19 @@ def main():
     tally = Tally()
     set_up_compilers()
     if options.set_up:
-        python, reason = set_up_python()
-        reason = reason or set_up_heavy(python)
+        python, reason, lacking = set_up_environment()
+        reason = reason or lacking
         say(reason or "ready")
         return 1 if reason else 0
-    if options.only in (None, "c"):
-        run_c_tests(tally, options.k, options.j, VARIANTS)
-    if options.only in (None, "cross"):
-        import cross
-        cross.check(tally, options.k, options.j, True)
-    if options.only in (None, "py"):
-        run_python_tests(tally, options.k, options.j)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as aside:  # a download, mostly
+        environment = aside.submit(set_up_environment) if options.only in (None, "py") else None
+        if options.only in (None, "c"):
+            run_c_tests(tally, options.k, options.j, VARIANTS)
+        if options.only in (None, "cross"):
+            import cross
+            cross.check(tally, options.k, options.j, True)
+        if environment:
+            run_python_tests(tally, options.k, options.j, environment.result())
     return report(tally, begin)
 
 

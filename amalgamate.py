@@ -145,6 +145,7 @@ LIBRARY = [
     "quant/cholesky.c",
     "quant/feedback.c",
     "quant/gptq.c",
+    "quant/gptq_refit.c",
     "quant/gptq_trellis.c",
     "quant/gptq_tensor.c",
     "quant/knapsack.h",

@@ -15,7 +15,8 @@
 AQ_LIB aq_status aq_run_buffers(aq_run *run, const aq_plan_tensor *tensor, uint64_t size,
                                 uint32_t *workers, aq_error *err) {
     uint64_t rounded = (size + 63) & ~(uint64_t)63;
-    uint64_t held = run->hard_limit && run->factor_of ? run->factor.memory_bytes : 0;
+    uint64_t held = run->hard_limit && run->factor_of
+                        ? run->factor.memory_bytes + (uint64_t)run->hessian_bytes : 0;
     uint64_t limit = run->memory_limit > held ? run->memory_limit - held : 0;
     uint64_t count = limit / (rounded ? rounded : 1);
     if (count > run->threads) count = run->threads;

@@ -8,7 +8,10 @@
 
 AQ_LIB void aq_run_factor_free(aq_run *run) {
     if (run->factor_of) aq_factor_free(&run->factor);
+    if (run->hessian) aq_free(run->context, run->hessian, run->hessian_bytes);
     run->factor_of = NULL;
+    run->hessian = NULL;
+    run->hessian_bytes = 0;
 }
 
 /* The message of quant/ knows no names. */
@@ -35,6 +38,11 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor 
     return status;
 }
 
+/* The refit of codes on grids needs H beside its factor. */
+static bool aq_run_refits(const aq_quant_spec *spec) {
+    return spec->code != AQ_CODE_TRELLIS && spec->fit != AQ_FIT_FAST;
+}
+
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err) {
     const aq_calibration_layer *layer = tensor->statistics;
@@ -44,7 +52,8 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     *usable = true;
     if (run->factor_of && run->factor_of->owner == layer->owner &&
         run->factor_rotation == aq_spec_rotation(&tensor->spec) &&
-        run->factor_scales == tensor->input_scales)
+        run->factor_scales == tensor->input_scales &&
+        (run->hessian || !aq_run_refits(&tensor->spec)))
         return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
@@ -61,11 +70,16 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
         run->factor_rotation = aq_spec_rotation(&tensor->spec);
         run->factor_scales = tensor->input_scales;
         if (status == AQ_OK) run->factor_of = layer;
-        else if (status == AQ_ERR_QUANTIZATION && (plan->config.method == AQ_METHOD_AUTO ||
+        if (status == AQ_OK && aq_run_refits(&tensor->spec)) {
+            run->factor.hessian = run->hessian = hessian;
+            run->hessian_bytes = bytes;
+            hessian = NULL;
+        }
+        if (status == AQ_ERR_QUANTIZATION && (plan->config.method == AQ_METHOD_AUTO ||
                  plan->config.method == AQ_METHOD_TRELLIS))
             *usable = false;
     }
-    aq_free(run->context, hessian, bytes);
+    if (hessian) aq_free(run->context, hessian, bytes);
     if (status == AQ_OK || !*usable) return AQ_OK;
     return failure.status ? aq_factor_named(tensor, &failure, err) : status;
 }

@@ -1,7 +1,7 @@
 /* GPTQ (Frantar et al., arXiv 2210.17323): the codes of a row are chosen column by column, the error
  * of each taken out of the columns that follow. The parameters of a group are fixed beforehand, by
  * weighted least squares, and belong to the columns as they lie in the layer, so that readers need no
- * index of groups. */
+ * index of groups. Afterwards both are solved again (gptq_refit.c), but for AQ_FIT_FAST. */
 #include "gptq_space.h"
 
 #include "blocks.h"
@@ -20,7 +20,8 @@ AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const aq_factor *factor
     uint64_t groups = aq_space_groups(spec, factor);
     return 64 + 2 * wide * padded * sizeof(float) + 2 * wide * groups * sizeof(float) +
            2 * aq_space_round(factor->n * sizeof(float)) + wide * padded +
-           aq_space_round(factor->n) + wide * sizeof(double) + aq_trellis_sweep_bytes(spec, wide);
+           aq_space_round(factor->n) + wide * sizeof(double) + aq_trellis_sweep_bytes(spec, wide) +
+           aq_refit_bytes(spec, factor->n);
 }
 
 AQ_LIB void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
@@ -155,6 +156,25 @@ static void aq_space_grids(const aq_context *context, aq_gptq_space *space,
     }
 }
 
+/* x becomes ŵ − w, from codes and grids as a reader has them. */
+AQ_SIMD_EXACT static void aq_space_errors(const aq_context *context, aq_gptq_space *space,
+                                          const aq_factor *factor, const aq_quant_spec *spec,
+                                          const void *weights, aq_dtype dtype) {
+    AQ_SIMD_EXACT_BODY
+    float half = spec->code == AQ_CODE_SYMMETRIC ? 0.5f * (float)(1u << spec->bits) : 0.0f;
+    size_t place, row;
+    aq_space_weights(context, space, factor, weights, dtype);
+    for (place = 0; place < factor->n; place++) {
+        size_t at = factor->order[place] / spec->group_size * space->wide;
+        for (row = 0; row < space->rows; row++) {
+            float *x = space->x + row / AQ_PANEL * (AQ_PANEL * factor->padded) +
+                       AQ_PANEL * place + row % AQ_PANEL;
+            float code = (float)space->codes[place * space->wide + row] - half;
+            *x = (space->scale[at + row] * code + space->min[at + row]) - *x;
+        }
+    }
+}
+
 /* Codes of all rows to their bytes, LSB first. */
 static void aq_space_pack(const aq_gptq_space *space, const aq_factor *factor, uint32_t bits,
                           const aq_quant_layout *layout, uint8_t *out) {
@@ -180,6 +200,7 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_gptq_space work;
     aq_nearest nearest;
     aq_rounding rounding;
+    bool refit = spec->fit != AQ_FIT_FAST && factor->hessian;
     if (spec->code == AQ_CODE_TRELLIS) {
         aq_gptq_strip(context, factor, spec, weights, dtype, rows, codes, params, space, outcome,
                       sums);
@@ -202,7 +223,15 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_nearest_open(&nearest, &work, spec);
     rounding.round = aq_nearest_column;
     rounding.user = &nearest;
-    aq_space_sweep(context, &work, factor, &rounding, sums->error);
+    aq_space_sweep(context, &work, factor, &rounding, refit ? NULL : sums->error);
+    if (refit) {
+        aq_gptq_refit(context, &work, factor, spec, &layout, params,
+                      layout.extra_bytes ? extra : NULL);
+    }
+    if (refit && sums->error) {
+        aq_space_errors(context, &work, factor, spec, weights, dtype);
+        aq_space_sweep(context, &work, factor, NULL, sums->error);
+    }
     aq_space_pack(&work, factor, spec->bits, &layout, (uint8_t *)codes);
     aq_simd_mode_leave(mode);
 }

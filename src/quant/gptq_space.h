@@ -19,7 +19,7 @@ typedef struct aq_gptq_space {
     uint8_t *codes;      /* [places][wide], then */
     uint8_t *flat;       /* [n], the codes of a row */
     double *energy;      /* [wide] */
-    void *rest;          /* what a trellis needs: see gptq_trellis.c */
+    void *rest;          /* what gptq_trellis.c or gptq_refit.c needs */
 } aq_gptq_space;
 
 AQ_LIB void aq_space_open(aq_gptq_space *space, const aq_quant_spec *spec, const aq_factor *factor,
@@ -38,6 +38,13 @@ AQ_LIB void aq_gptq_strip(const aq_context *context, const aq_factor *factor,
                           const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                           uint64_t rows, void *codes, void *params, void *space,
                           aq_block_outcome *outcome, const aq_output_sums *sums);
+
+/* gptq_refit.c: bytes that it needs beside; and parameters and codes of rounded rows, whose errors x
+ * holds, solved again for the whole Hessian, which the factor must know. x and sums are overwritten. */
+AQ_LIB uint64_t aq_refit_bytes(const aq_quant_spec *spec, uint64_t n);
+AQ_LIB void aq_gptq_refit(const aq_context *context, aq_gptq_space *space, const aq_factor *factor,
+                          const aq_quant_spec *spec, const aq_quant_layout *layout, void *params,
+                          const void *extra);
 
 #ifdef __cplusplus
 }

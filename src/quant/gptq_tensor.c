@@ -196,7 +196,9 @@ static aq_status aq_gptq_factor(aq_context *context, aq_gptq_run *run, const flo
     float *turned;
     aq_status status;
     if (!seed) {
-        return aq_factor_make(context, threads, hessian, n, &run->factor, err);
+        status = aq_factor_make(context, threads, hessian, n, &run->factor, err);
+        run->factor.hessian = hessian;
+        return status;
     }
     turned = (float *)aq_alloc(context, bytes);
     if (!turned) {

@@ -5,6 +5,7 @@
 #define AQ_F16_LEAST 6.103515625e-05f  /* 2^-14, the least normal F16 */
 #define AQ_BF16_LEAST 1.17549435e-38f  /* 2^-126, the least normal BF16 */
 #define AQ_F32_LEAST 1.401298464e-45f  /* 2^-149 */
+#define AQ_SOLVED_MOST 1e35            /* of parameters that are solved again: far from overflow */
 #define AQ_F32_SAFE 3.4028e38f         /* no decoded weight may round to infinity */
 
 static uint16_t aq_get_u16(const uint8_t *in) {
@@ -258,12 +259,12 @@ AQ_LIB aq_fit_kind aq_q8_close_scale(const aq_row_job *job, aq_q8_row *row) {
 }
 
 /* The group's byte: u of scale = S·(u + 1)/256, or i of S·i/128, never 0. */
-static int32_t aq_q8_scale_code(const aq_row_job *job, const aq_q8_row *row, float scale) {
+static int32_t aq_q8_scale_code(bool symmetric, float row_scale, float scale) {
     int32_t code;
-    if (!job->symmetric) {
-        return aq_simd_round(scale * 256.0f / row->scale, 1, 256) - 1;
+    if (!symmetric) {
+        return aq_simd_round(scale * 256.0f / row_scale, 1, 256) - 1;
     }
-    code = aq_simd_round(scale * 128.0f / row->scale, -128, 127);
+    code = aq_simd_round(scale * 128.0f / row_scale, -128, 127);
     return code != 0 ? code : scale < 0.0f ? -1 : 1;
 }
 
@@ -272,7 +273,8 @@ static float aq_q8_scale(bool symmetric, float row_scale, int32_t code) {
 }
 
 AQ_LIB void aq_q8_add_min(const aq_row_job *job, aq_q8_row *row, const aq_simd_fit *fit) {
-    float scale = aq_q8_scale(job->symmetric, row->scale, aq_q8_scale_code(job, row, fit->scale));
+    int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale);
+    float scale = aq_q8_scale(job->symmetric, row->scale, code);
     float min = aq_simd_best_min(fit, scale);
     row->most_min = min > row->most_min ? min : row->most_min;
     row->least_min = min < row->least_min ? min : row->least_min;
@@ -291,7 +293,7 @@ AQ_LIB aq_fit_kind aq_q8_close_min(const aq_row_job *job, aq_q8_row *row, uint8_
 
 AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_simd_fit *fit,
                        aq_simd_grid *grid, uint8_t *out) {
-    int32_t code = aq_q8_scale_code(job, row, fit->scale), min = 0;
+    int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale), min = 0;
     grid->scale = aq_q8_scale(job->symmetric, row->scale, code);
     grid->min = 0.0f;
     out[0] = (uint8_t)(code & 0xFF);
@@ -372,6 +374,84 @@ AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec 
     }
 }
 
+/* ---- one group, whose parameters are solved again */
+
+static uint16_t aq_bf16_of(float value) {
+    uint32_t bits = aq_simd_bits(value);
+    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+AQ_LIB float aq_stored_scale(const aq_quant_spec *spec, const uint8_t *extra, double wanted) {
+    bool symmetric = spec->code == AQ_CODE_SYMMETRIC;
+    float scale, row;
+    if (!(wanted > -AQ_SOLVED_MOST && wanted < AQ_SOLVED_MOST)) {
+        return 0.0f;
+    }
+    scale = (float)wanted;
+    if (spec->code == AQ_CODE_ZERO_POINT) {
+        return aq_zero_point_scale(spec->params, scale);
+    }
+    switch (spec->params) {
+    case AQ_PARAM_Q8:
+        row = aq_simd_from_f16(aq_get_u16(extra));
+        return aq_q8_scale(symmetric, row, aq_q8_scale_code(symmetric, row, scale));
+    case AQ_PARAM_F16:
+        scale = aq_simd_from_f16(aq_simd_to_f16(scale));
+        return aq_is_finite(scale) && aq_magnitude(scale) >= AQ_F16_LEAST ? scale : 0.0f;
+    case AQ_PARAM_BF16:
+        scale = aq_simd_float((uint32_t)aq_bf16_of(scale) << 16);
+        break;
+    case AQ_PARAM_F32:
+    default:
+        break;
+    }
+    return aq_magnitude(scale) >= AQ_BF16_LEAST ? scale : 0.0f;
+}
+
+AQ_LIB bool aq_stored_min(const aq_quant_spec *spec, const uint8_t *extra, double wanted,
+                          float *min) {
+    float row;
+    if (!(wanted > -AQ_SOLVED_MOST && wanted < AQ_SOLVED_MOST)) {
+        return false;
+    }
+    *min = (float)wanted;
+    if (spec->params == AQ_PARAM_Q8) {
+        row = aq_simd_from_f16(aq_get_u16(extra + 2));
+        *min = row > 0.0f
+                   ? row * (float)aq_simd_round(*min * 128.0f / row, -128, 127) / 128.0f : 0.0f;
+    } else if (spec->params == AQ_PARAM_F16) {
+        *min = aq_simd_from_f16(aq_simd_to_f16(*min));
+    }
+    return aq_is_finite(*min);
+}
+
+AQ_LIB void aq_grid_store(const aq_quant_spec *spec, const uint8_t *extra,
+                          const aq_simd_grid *grid, uint8_t *out) {
+    bool affine = spec->code == AQ_CODE_AFFINE;
+    float row;
+    if (spec->params == AQ_PARAM_Q8) {
+        row = aq_simd_from_f16(aq_get_u16(extra));
+        out[0] = (uint8_t)(aq_q8_scale_code(!affine, row, grid->scale) & 0xFF);
+        row = affine ? aq_simd_from_f16(aq_get_u16(extra + 2)) : 0.0f;
+        if (affine) {
+            out[1] = (uint8_t)((row > 0.0f ? aq_simd_round(grid->min * 128.0f / row, -128, 127)
+                                           : 0) & 0xFF);
+        }
+    } else if (spec->params == AQ_PARAM_F32) {
+        aq_put_f32(out, grid->scale);
+        if (affine) {
+            aq_put_f32(out + 4, grid->min);
+        }
+    } else {
+        bool brief = spec->params == AQ_PARAM_BF16;
+        aq_put_u16(out, brief ? aq_bf16_of(grid->scale) : aq_simd_to_f16(grid->scale));
+        if (affine) {
+            aq_put_u16(out + 2, aq_simd_to_f16(grid->min)); /* no affine code has BF16 */
+        }
+    }
+}
+
+#undef AQ_SOLVED_MOST
 #undef AQ_F16_LEAST
 #undef AQ_BF16_LEAST
 #undef AQ_F32_LEAST

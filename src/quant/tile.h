@@ -75,6 +75,8 @@ AQ_LIB void aq_grids_f32(const aq_row_job *job, const aq_tile *tile, aq_simd_gri
 /* Of each group the scale and a byte, the zero point (zero_point.c). */
 AQ_LIB void aq_grids_zero_point(const aq_row_job *job, const aq_tile *tile, aq_simd_grid *grids,
                                 aq_fit_kind *kinds, uint8_t *out);
+/* The nearest scale that such a group can have; 0: none. */
+AQ_LIB float aq_zero_point_scale(aq_param_type params, float scale);
 
 /* Q8: the row's pair, grown group by group: first every scale, then aq_q8_close_scale, then every
  * min, then aq_q8_close_min. */
@@ -101,6 +103,15 @@ AQ_LIB void aq_grids_block(const aq_row_job *job, const aq_tile *tile, aq_simd_g
 AQ_LIB void aq_grids_read(const struct aq_kernels *kernels, const aq_quant_spec *spec,
                           const uint8_t *params, const uint8_t *extra, size_t count,
                           aq_simd_grid *grids);
+
+/* What can be stored next to parameters that were solved again, read back: a scale, 0 where there is
+ * none; a min of an affine code, false where there is none; and the pair's bytes, behind which a zero
+ * point stays as it is. `extra` is the row's, Q8 only. */
+AQ_LIB float aq_stored_scale(const aq_quant_spec *spec, const uint8_t *extra, double wanted);
+AQ_LIB bool aq_stored_min(const aq_quant_spec *spec, const uint8_t *extra, double wanted,
+                          float *min);
+AQ_LIB void aq_grid_store(const aq_quant_spec *spec, const uint8_t *extra,
+                          const aq_simd_grid *grid, uint8_t *out);
 
 AQ_LIB void aq_put_u16(uint8_t *out, uint16_t value); /* little endian */
 AQ_LIB void aq_put_f32(uint8_t *out, float value);

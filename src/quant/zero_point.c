@@ -19,16 +19,16 @@ typedef struct aq_zero_group {
     float scale, zero, error; /* the best so far; scale 0: none */
 } aq_zero_group;
 
-/* The nearest scale that the type holds; 0 when it holds none. F32 scales have 16 significant bits, so
+/* F32 scales have 16 significant bits, so
  * that scale·zero and scale·code are exact like those of the shorter types. */
-static float aq_zero_stored(const aq_row_job *job, float scale) {
+AQ_LIB float aq_zero_point_scale(aq_param_type params, float scale) {
     uint32_t bits;
     float least = AQ_ZERO_LEAST;
-    if (job->spec.params == AQ_PARAM_F16) {
+    if (params == AQ_PARAM_F16) {
         scale = aq_simd_from_f16(aq_simd_to_f16(scale));
         least = AQ_ZERO_F16_LEAST;
     } else {
-        uint32_t drop = job->spec.params == AQ_PARAM_BF16 ? 16u : 8u;
+        uint32_t drop = params == AQ_PARAM_BF16 ? 16u : 8u;
         bits = aq_simd_bits(scale);
         bits += (1u << (drop - 1u)) - 1u + (bits >> drop & 1u);
         scale = aq_simd_float(bits >> drop << drop);
@@ -67,8 +67,8 @@ static void aq_zero_try(const aq_row_job *job, aq_zero_group *group, float scale
     float before = 0.0f;
     for (round = 0; round < AQ_ZERO_ROUNDS; round++) {
         float solved, error;
-        scale = aq_scale_by(aq_zero_stored(job, aq_scale_by(scale, 0 - group->exponent)),
-                            group->exponent);
+        scale = aq_zero_point_scale(job->spec.params, aq_scale_by(scale, 0 - group->exponent));
+        scale = aq_scale_by(scale, group->exponent);
         if (!(scale > 0.0f) || scale == before) {
             return;
         }
@@ -123,7 +123,7 @@ static void aq_zero_fit(const aq_row_job *job, const aq_tile *tile, size_t index
         float value = tile->range[index].low;
         float magnitude = value < 0.0f ? 0.0f - value : value;
         group->zero = value < 0.0f ? 1.0f : 0.0f;
-        group->scale = value == 0.0f ? 1.0f : aq_zero_stored(job, magnitude);
+        group->scale = value == 0.0f ? 1.0f : aq_zero_point_scale(job->spec.params, magnitude);
         group->exponent = 0;
         return;
     }

@@ -206,6 +206,7 @@ typedef struct quantized {
 
 static aq_quant_spec spec_of(aq_code code, aq_param_type params, uint32_t bits, uint32_t group) {
     aq_quant_spec spec;
+    memset(&spec, 0, sizeof spec);
     spec.code = code;
     spec.params = params;
     spec.bits = bits;
@@ -285,49 +286,129 @@ TEST(output_error_is_measured) {
     }
 }
 
-/* All specs: better on the output than rounding with the same diagonal as weights. */
+/* The codes and parameters that rows may have. */
+static const struct kind {
+    aq_code code;
+    aq_param_type params;
+} kinds[9] = {{AQ_CODE_AFFINE, AQ_PARAM_F16},     {AQ_CODE_AFFINE, AQ_PARAM_F32},
+              {AQ_CODE_AFFINE, AQ_PARAM_Q8},      {AQ_CODE_SYMMETRIC, AQ_PARAM_F16},
+              {AQ_CODE_SYMMETRIC, AQ_PARAM_F32},  {AQ_CODE_SYMMETRIC, AQ_PARAM_Q8},
+              {AQ_CODE_ZERO_POINT, AQ_PARAM_F16}, {AQ_CODE_ZERO_POINT, AQ_PARAM_BF16},
+              {AQ_CODE_ZERO_POINT, AQ_PARAM_F32}};
+
+/* All of them: better on the output than rounding with the same diagonal as weights. */
 TEST(feedback_pays) {
     enum { ROWS = 64, COLS = 160 };
     float *weights = gaussian(ROWS * COLS, 0.05, 9), *hessian = hessian_of(COLS, 400, 4);
     float diagonal[COLS];
-    size_t i;
+    size_t i, kind;
     uint32_t bits;
-    int code, params;
     for (i = 0; i < COLS; i++) {
         diagonal[i] = hessian[i * (COLS + 1)];
     }
     for (bits = 2; bits <= 8; bits *= 2) {
-        for (code = 0; code < 2; code++) {
-            for (params = 0; params < 3; params++) {
-                aq_quant_spec spec = spec_of((aq_code)code, (aq_param_type)params, bits, 64);
-                aq_gptq_result plain;
-                quantized q;
-                CHECK_STATUS(quantize(&q, NULL, &spec, weights, ROWS, COLS, hessian, NULL), AQ_OK);
-                uint8_t *codes = q.bytes, *param = codes + q.layout.code_bytes;
-                uint8_t *extra = param + q.layout.param_bytes;
-                CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, diagonal,
-                                         codes, param, extra, NULL, NULL), AQ_OK);
-                CHECK_STATUS(aq_measure_output(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS,
-                                               hessian, codes, param, extra, &plain, NULL), AQ_OK);
-                CHECK_RANGE(0.0, q.result.output_error, 0.6 * plain.output_error);
-                CHECK(plain.output_signal == q.result.output_signal);
-                CHECK(q.result.quality.error >= plain.quality.error);
-                free(q.bytes);
-            }
+        for (kind = 0; kind < 9; kind++) {
+            aq_quant_spec spec = spec_of(kinds[kind].code, kinds[kind].params, bits, 64);
+            aq_gptq_result plain;
+            quantized q;
+            CHECK_STATUS(quantize(&q, NULL, &spec, weights, ROWS, COLS, hessian, NULL), AQ_OK);
+            uint8_t *codes = q.bytes, *param = codes + q.layout.code_bytes;
+            uint8_t *extra = param + q.layout.param_bytes;
+            CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, diagonal,
+                                     codes, param, extra, NULL, NULL), AQ_OK);
+            CHECK_STATUS(aq_measure_output(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, hessian,
+                                           codes, param, extra, &plain, NULL), AQ_OK);
+            CHECK_RANGE(0.0, q.result.output_error, 0.6 * plain.output_error);
+            CHECK(plain.output_signal == q.result.output_signal);
+            CHECK(q.result.quality.error >= plain.quality.error);
+            free(q.bytes);
         }
     }
     free(hessian);
     free(weights);
 }
 
+/* Rows as one block, with H at hand or not; the errors of their output with the damped H. */
+static void block_errors(const aq_factor *factor, const aq_quant_spec *spec, const float *weights,
+                         size_t rows, const float *hessian, double *errors) {
+    size_t n = factor->n, i, row;
+    void *space = malloc((size_t)aq_gptq_bytes(spec, factor, rows));
+    aq_output_sums sums = {NULL, errors};
+    aq_block_outcome outcome;
+    quantized q;
+    memset(&q, 0, sizeof q);
+    CHECK_STATUS(aq_quantized_size(spec, rows, n, &q.layout, NULL), AQ_OK);
+    q.bytes = (uint8_t *)calloc(bytes_of(&q) + 1, 1);
+    aq_gptq_block(NULL, factor, spec, weights, AQ_DTYPE_F32, rows, q.bytes,
+                  q.bytes + q.layout.code_bytes,
+                  q.bytes + q.layout.code_bytes + q.layout.param_bytes, space, &outcome, &sums);
+    CHECK(!aq_outcome_is_final(&outcome));
+    float *back = decoded(&q, spec);
+    for (row = 0; row < rows; row++) {
+        const float *a = weights + row * n, *b = back + row * n;
+        double exact = output_of(a, b, hessian, 1, n);
+        CHECK_RANGE(0.998 * exact, errors[row], 1.002 * exact + 1e-12);
+        errors[row] = exact;
+        for (i = 0; i < n; i++) {
+            size_t column = factor->order[i];
+            double error = (double)b[column] - (double)a[column];
+            errors[row] += factor->diagonal[column] > 0.0f ? (double)factor->added[i] * error * error
+                                                           : 0.0;
+        }
+    }
+    free(back);
+    free(q.bytes);
+    free(space);
+}
+
+/* No row is worse for having been solved again, and together they are better. */
+TEST(solving_again_pays) {
+    static const size_t shapes[4][2] = {{40, 200}, {33, 64}, {5, 31}, {64, 133}};
+    static const double parts[3] = {0.9, 0.985, 0.995}; /* of 2, 4 and 8 bits */
+    size_t s, kind, row, b;
+    for (s = 0; s < (test_brief() ? 2u : 4u); s++) {
+        size_t rows = shapes[s][0], cols = shapes[s][1];
+        float *weights = gaussian(rows * cols, 2.0, s + 5), *hessian = hessian_of(cols, 2 * cols, s);
+        double before[64], after[64];
+        aq_factor factor;
+        for (row = 0; s == 0 && row < cols; row++) { /* one column is never used */
+            hessian[7 * cols + row] = hessian[row * cols + 7] = 0.0f;
+        }
+        CHECK_STATUS(aq_factor_make(NULL, 1, hessian, cols, &factor, NULL), AQ_OK);
+        for (kind = 0; kind < 9; kind++) {
+            for (b = 0; b < 3; b++) {
+                aq_quant_spec spec = spec_of(kinds[kind].code, kinds[kind].params, 2u << b,
+                                             s % 2 ? 32 : 64);
+                double total = 0.0, sum = 0.0;
+                factor.hessian = NULL;
+                block_errors(&factor, &spec, weights, rows, hessian, before);
+                factor.hessian = hessian;
+                block_errors(&factor, &spec, weights, rows, hessian, after);
+                for (row = 0; row < rows; row++) {
+                    CHECK_RANGE(0.0, after[row], before[row] * 1.0001);
+                    total += before[row];
+                    sum += after[row];
+                }
+                CHECK_RANGE(0.0, sum, total * (rows < 32 ? 1.0 : parts[b]));
+            }
+        }
+        aq_factor_free(&factor);
+        free(hessian);
+        free(weights);
+    }
+}
+
 TEST(same_everywhere) {
     static const size_t shapes[4][2] = {{300, 130}, {31, 257}, {1, 96}, {1030, 40}};
-    size_t s, isa;
-    for (s = 0; s < (test_brief() ? 3u : 4u); s++) {
+    size_t s, isa, round;
+    for (round = 0; round < (test_brief() ? 9u : 36u); round++) {
+        s = (round + round / 4) % 4;
+        s = s == 1 && kinds[round % 9].params == AQ_PARAM_Q8 ? 0 : s; /* a group of one column */
         size_t rows = shapes[s][0], cols = shapes[s][1];
-        float *weights = gaussian(rows * cols, 0.05, s + 40), *hessian = hessian_of(cols, 50, s);
-        aq_quant_spec spec = spec_of(s % 2 ? AQ_CODE_SYMMETRIC : AQ_CODE_AFFINE, AQ_PARAM_F32,
-                                     s == 1 ? 4 : 2, 64);
+        float *weights = gaussian(rows * cols, 2.0, s + 40), *hessian = hessian_of(cols, 50, s);
+        const struct kind *kind = &kinds[round % 9];
+        aq_quant_spec spec = spec_of(kind->code, kind->params, round % 5 == 4 ? 8 : s == 1 ? 4 : 2,
+                                     round % 2 ? 64 : 32);
         quantized first;
         CHECK_STATUS(quantize(&first, NULL, &spec, weights, rows, cols, hessian, NULL), AQ_OK);
         for (isa = 0; isa < 4; isa++) {
@@ -352,21 +433,22 @@ TEST(same_everywhere) {
     }
 }
 
-/* Without correlation there is nothing to feed back: the nearest code of each weight. */
+/* Without correlation there is nothing to feed back: the nearest code of each weight. What is solved
+ * again would still know more than the search before it, so with the fast fit. */
 TEST(diagonal_is_rounding) {
     enum { ROWS = 37, COLS = 100 };
-    float *weights = gaussian(ROWS * COLS, 0.05, 77), hessian[COLS * COLS], diagonal[COLS];
+    float *weights = gaussian(ROWS * COLS, 0.05, 77), hessian[COLS * COLS];
     aq_quant_spec spec = spec_of(AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 32);
     quantized q;
     size_t i;
+    spec.fit = AQ_FIT_FAST;
     memset(hessian, 0, sizeof hessian);
     for (i = 0; i < COLS; i++) {
-        diagonal[i] = i % 10 ? (float)(i % 7) + 0.5f : 0.0f; /* some are dead */
-        hessian[i * (COLS + 1)] = diagonal[i];
+        hessian[i * (COLS + 1)] = i % 10 ? (float)(i % 7) + 0.5f : 0.0f; /* some are dead */
     }
     CHECK_STATUS(quantize(&q, NULL, &spec, weights, ROWS, COLS, hessian, NULL), AQ_OK);
     uint8_t *plain = (uint8_t *)malloc(bytes_of(&q));
-    CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, diagonal, plain,
+    CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, NULL, plain,
                              plain + q.layout.code_bytes, NULL, NULL, NULL), AQ_OK);
     CHECK(memcmp(plain, q.bytes, bytes_of(&q)) == 0);
     free(plain);
@@ -542,6 +624,7 @@ int main(void) {
     RUN(factor_needs_damping);
     RUN(output_error_is_measured);
     RUN(feedback_pays);
+    RUN(solving_again_pays);
     RUN(same_everywhere);
     RUN(diagonal_is_rounding);
     RUN(dead_columns);

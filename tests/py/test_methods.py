@@ -83,7 +83,7 @@ def outputs(aq, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("bits, group, feedback, weights", [(4, 128, 0.85, 0.15), (2, 64, 0.82, 0.25)])
+@pytest.mark.parametrize("bits, group, feedback, weights", [(4, 128, 0.884, 0.15), (2, 64, 0.875, 0.25)])
 def test_output_error_falls(outputs, bits, group, feedback, weights):
     plain, weighted, gptq = (mean_error(outputs(bits, group, kind), reference_moments())
                              for kind in ("plain", "weighted", "gptq"))
@@ -106,6 +106,24 @@ def test_report_tells_the_output_error(outputs):
         assert entries[name]["output_error"] == pytest.approx(error, rel=1e-3)
     native = json.loads(aq_reader.read_container(out / FILE)[1]["arrowquant"])["tensors"]
     assert {native[name]["method"] for name in expected} == {"gptq"}
+
+
+@pytest.mark.parametrize("layer", ["transformer_blocks.0.attn1.to_k", "transformer_blocks.1.ff.net.2"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_run_gives_what_the_function_gives(aq, tool, tmp_path, fast, layer):
+    """Factors and Hessians are shared by layers of one input; codes and parameters know nothing of that."""
+    run(aq, tmp_path / "q", "--bits", 2, "--group-size", 64, "--quantize-sensitive", "--method", "gptq",
+        *BOTH, *(["--fast"] if fast else []))
+    name = f"{layer}.weight"
+    tensors, _ = aq_reader.read_container(tmp_path / "q" / FILE)
+    weights = originals()[name].astype("=f4")
+    (tmp_path / "weights").write_bytes(weights.tobytes())
+    (tmp_path / "hessian").write_bytes(reference_moments()[name].astype("=f4").tobytes())
+    subprocess.run([tool("quant"), "affine-fast" if fast else "affine", "F16", "2", "64",
+                    *map(str, weights.shape), "F32", tmp_path / "weights",
+                    f"GPTQ:{tmp_path / 'hessian'}", tmp_path / "out"], check=True, timeout=60)
+    expected = b"".join(tensors[f"{name}.{part}"][1].tobytes() for part in ("aq_codes", "aq_params"))
+    assert (tmp_path / "out").read_bytes().startswith(expected)
 
 
 def reasons(out):

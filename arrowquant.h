@@ -6936,6 +6936,9 @@ static uint32_t aq_cpu_features(void) {
         features |= AQ_CPU_AVX512;
         features |= reg[2] & 1u << 11 ? AQ_CPU_VNNI : 0u;
     }
+#  if defined(AQ_EMULATED_FEATURES) /* of tests/emulated */
+    features |= features ? AQ_EMULATED_FEATURES : 0u;
+#  endif
     return features;
 }
 
@@ -22012,8 +22015,10 @@ AQ_SIMD_EXACT static void aq_refit_load(const aq_refit *refit, aq_refit_panel *p
     }
 }
 
-static void aq_refit_keep(const aq_refit *refit, const aq_refit_panel *panel,
-                          const aq_quant_layout *layout, uint8_t *params, const uint8_t *extra) {
+AQ_SIMD_EXACT static void aq_refit_keep(const aq_refit *refit, const aq_refit_panel *panel,
+                                        const aq_quant_layout *layout, uint8_t *params,
+                                        const uint8_t *extra) {
+    AQ_SIMD_EXACT_BODY
     size_t at = refit->group * refit->space->wide + panel->first, row = panel->first, i, j;
     size_t bytes = (size_t)(layout->row_param_bytes / layout->groups);
     for (j = 0; j < refit->count; j++) {

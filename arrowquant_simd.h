@@ -5716,6 +5716,9 @@ static uint32_t aq_cpu_features(void) {
         features |= AQ_CPU_AVX512;
         features |= reg[2] & 1u << 11 ? AQ_CPU_VNNI : 0u;
     }
+#  if defined(AQ_EMULATED_FEATURES) /* of tests/emulated */
+    features |= features ? AQ_EMULATED_FEATURES : 0u;
+#  endif
     return features;
 }
 

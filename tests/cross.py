@@ -98,6 +98,14 @@ FLAGS_X86 = [
     emulated("SandyBridge", "scalar", "simd"),
     emulated("Haswell", "avx2", ""),
 ]
+SIMDE = BUILD / "simde"
+# AVX-512 where there is none, by SIMDe's intrinsics: tests/emulated/immintrin.h.
+AVX512 = Build("avx512-emulated", "gcc",
+               ["-std=gnu99", "-O2", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-ffp-contract=off", "-Wno-psabi",
+                "-I", str(TOP / "tests/emulated"), "-isystem", str(SIMDE / "cmeel.prefix/include"),
+                "-DAQ_EMULATED_FEATURES=(AQ_CPU_AVX512 | AQ_CPU_VNNI)"], isa="avx512")
+AVX512.inputs = sorted((TOP / "tests/emulated").iterdir())
+FLAGS_X86.append(AVX512)
 WINDOWS = [("x86_64-w64-mingw32-gcc", [], "gcc-mingw-w64-x86-64"),
            ("i686-w64-mingw32-gcc", ["-msse2", "-mfpmath=sse"], "gcc-mingw-w64-i686")]
 # Objects of the kernels, and the program that shows their instructions.
@@ -157,12 +165,44 @@ def run_natively(build):
             build.runner, build.environment = [], {}
 
 
+def set_up_simde():
+    """None, or why its headers cannot be had."""
+    wanted, mark = TOP / "tests/emulated/requirements.txt", SIMDE / "requirements.txt"
+    if mark.is_file() and mark.read_text() == wanted.read_text():
+        return None
+    python, problem = run.set_up_python()
+    if problem:
+        return problem
+    status, output = run.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+                              "--upgrade", "--target", SIMDE, "-r", wanted], 600)
+    if status != 0:
+        return f"pip could not install {wanted.relative_to(TOP)}: " + run.last_line(output)
+    mark.write_text(wanted.read_text())
+    return None
+
+
+def set_up_emulated(build):
+    """An AVX2 machine is needed, whose processor has to agree that it is one."""
+    try:
+        features = pathlib.Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        features = []
+    if "avx2" not in features:
+        build.missing = "AVX-512 by SIMDe: needs a processor with AVX2"
+    elif "avx512_vnni" in features:
+        build.missing = "AVX-512 by SIMDe: this processor has it"
+    else:
+        build.missing = set_up_simde()
+
+
 def set_up(builds, quick):
     packages = run.Packages()
     absent = {name for command, names in packages_of(builds, quick).items()
               if names and shutil.which(command) is None for name in names}
     if absent:
         packages.install(*sorted(absent))
+    if AVX512 in builds:
+        set_up_emulated(AVX512)
     for build in builds:
         probe = [build.compiler, *build.flags]
         if shutil.which(build.compiler) is None:

@@ -3,13 +3,13 @@
 
     tests/groups.py               10^8 groups of each (hours; begun again, it goes on where it was stopped)
     tests/groups.py --groups 1e6  so many
-    tests/groups.py -k BUILD      only that one beside the reference: host-clang, aarch64,
-                                  aarch64-clang, s390x or bare
+    tests/groups.py -k BUILD      only that one beside the reference: host-clang, avx512-emulated,
+                                  aarch64, aarch64-clang, s390x or bare
     tests/groups.py -j N          N jobs at once (default: the number of cores)
 
 tests/c/tool_groups.c quantizes and dequantizes them by the kernels of one ISA, and gives a checksum
-for each block of 10,000. Here the blocks of all ISAs of this machine (gcc and clang), of NEON
-and of a big-endian machine under qemu-user, and of AVX-512 on an emulated machine (a hundredth for
+for each block of 10,000. Here the blocks of all ISAs of this machine (gcc and clang), of AVX-512 by
+SIMDe's intrinsics, of NEON and of a big-endian machine under qemu-user, and of AVX-512 on an emulated machine (a hundredth for
 the last two, which are slow) are compared with those of the scalar kernels by gcc. `tests/cross.py` does so with 10^6 groups,
 or with two blocks, of each of its builds. The last line is always `N passed, N failed, N skipped`.
 """
@@ -81,8 +81,9 @@ def machines_of(build, pool):
     objects, problems = run.finish_objects(variant, run.start_objects(variant, pool))
     machine = Machine(build, "scalar")
     problem = problems[0][1] if problems else compile_program(build, objects, machine.path)
-    found = [machine]
-    for isa in ("avx2", "avx512", "neon") if not problem else ():
+    emulated = build.isa == "avx512"  # its other kernels are the host's
+    found = [] if emulated else [machine]
+    for isa in (["avx512"] if emulated else ["avx2", "avx512", "neon"]) if not problem else ():
         machine = Machine(build, isa)
         if not machine.run(0, 0)[1]:
             found.append(machine)
@@ -192,7 +193,7 @@ def all_machines(tally, key, jobs):
     """Those of the build with that key, or of all, behind the reference."""
     import cross  # which compares a few blocks with the functions above
     clang = cross.Build("host-clang", "clang", ["-std=c99", "-O2"])
-    builds = [clang, *(build for build in cross.MACHINES
+    builds = [clang, cross.AVX512, *(build for build in cross.MACHINES
                        if build.key in ("aarch64", "aarch64-clang", "s390x"))]
     builds = [cross.HOST, *(build for build in builds if key in ("", build.key))]
     cross.set_up(builds, True)

@@ -45,6 +45,7 @@ class Variant:
         self.run_seconds = run_seconds
         self.runner, self.environment = [], {}  # what stands before a program, what it is told
         self.missing = None  # why it cannot be used here
+        self.inputs = []     # files beside the library that its objects are made of
 
 
 VARIANTS = [
@@ -271,7 +272,8 @@ def start_objects(variant, pool):
     for source, target, flags, inputs in library_sources(variant, folder):
         command = [variant.compiler, *variant.flags, *WARNINGS, *flags, "-I", TOP, "-c", source,
                    "-o", target]
-        jobs.append((source, target, pool.submit(build_once, command, target, [source, *inputs])))
+        jobs.append((source, target, pool.submit(build_once, command, target,
+                                                    [source, *inputs, *variant.inputs])))
     return jobs
 
 

@@ -181,8 +181,10 @@ AQ_SIMD_EXACT static void aq_refit_load(const aq_refit *refit, aq_refit_panel *p
     }
 }
 
-static void aq_refit_keep(const aq_refit *refit, const aq_refit_panel *panel,
-                          const aq_quant_layout *layout, uint8_t *params, const uint8_t *extra) {
+AQ_SIMD_EXACT static void aq_refit_keep(const aq_refit *refit, const aq_refit_panel *panel,
+                                        const aq_quant_layout *layout, uint8_t *params,
+                                        const uint8_t *extra) {
+    AQ_SIMD_EXACT_BODY
     size_t at = refit->group * refit->space->wide + panel->first, row = panel->first, i, j;
     size_t bytes = (size_t)(layout->row_param_bytes / layout->groups);
     for (j = 0; j < refit->count; j++) {

@@ -26,6 +26,7 @@ static aq_status visit(void *user, size_t index, uint32_t worker, aq_error *err)
     if (worker >= state->threads) return aq_fail(err, AQ_ERR_SHAPE, "worker %u", worker);
     state->worker_used[worker] = 1;
     if (index == state->cancel_at) aq_atomic_store(&state->context->cancel_requested, 1);
+    while (index > state->cancel_at && !aq_is_cancelled(state->context)) {} /* none overtakes it to the end */
     if (index >= state->fail_from && index % 2 == 1) {
         /* the later ones fail sooner */
         for (volatile unsigned i = 0; i < 200u * (unsigned)(COUNT - index) % 9000u; i++) {}

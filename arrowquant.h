@@ -20863,7 +20863,7 @@ typedef struct aq_factor {
     float *added;       /* what was added to the diagonal, by place */
     uint32_t *order;    /* order[place] = column */
     float *diagonal;    /* of H itself, by column */
-    const float *hessian; /* H itself [n, n], for who keeps it; NULL: nobody does */
+    const float *hessian; /* H itself [n, n], if who made the factor keeps it; else NULL */
     double damping;     /* part of the mean diagonal that was added */
     uint32_t dead;      /* columns whose diagonal is 0: an input that is always 0 */
     void *memory;       /* all arrays */
@@ -20935,8 +20935,9 @@ typedef struct aq_output_sums {
 } aq_output_sums;
 
 /* As aq_quantize_block, of at most AQ_GPTQ_ROWS rows; the parameters are fitted with the Hessian's
- * diagonal as weights, then the codes are chosen with feedback. The outcome's quality is not that of
- * these codes: measure them. */
+ * diagonal as weights, then the codes are chosen with feedback, then both are solved again where the
+ * factor has its Hessian and the fit is not fast. The outcome's quality is not that of these codes:
+ * measure them. */
 AQ_LIB void aq_gptq_block(const aq_context *context, const struct aq_factor *factor,
                           const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                           uint64_t rows, void *codes, void *params, void *extra, void *space,

@@ -24,8 +24,9 @@ typedef struct aq_output_sums {
 } aq_output_sums;
 
 /* As aq_quantize_block, of at most AQ_GPTQ_ROWS rows; the parameters are fitted with the Hessian's
- * diagonal as weights, then the codes are chosen with feedback. The outcome's quality is not that of
- * these codes: measure them. */
+ * diagonal as weights, then the codes are chosen with feedback, then both are solved again where the
+ * factor has its Hessian and the fit is not fast. The outcome's quality is not that of these codes:
+ * measure them. */
 AQ_LIB void aq_gptq_block(const aq_context *context, const struct aq_factor *factor,
                           const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                           uint64_t rows, void *codes, void *params, void *extra, void *space,

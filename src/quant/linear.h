@@ -33,7 +33,7 @@ typedef struct aq_factor {
     float *added;       /* what was added to the diagonal, by place */
     uint32_t *order;    /* order[place] = column */
     float *diagonal;    /* of H itself, by column */
-    const float *hessian; /* H itself [n, n], for who keeps it; NULL: nobody does */
+    const float *hessian; /* H itself [n, n], if who made the factor keeps it; else NULL */
     double damping;     /* part of the mean diagonal that was added */
     uint32_t dead;      /* columns whose diagonal is 0: an input that is always 0 */
     void *memory;       /* all arrays */

@@ -331,7 +331,7 @@ AQ_SIMD_EXACT static bool aq_refit_column(const aq_refit *refit, const aq_refit_
         code = code > panel->least[i] ? code : panel->least[i];
         code = code < panel->most[i] ? code : panel->most[i];
         code = (code + 12582912.0f) - 12582912.0f; /* to an integer, halves to even */
-        code = target == target ? code : codes[i]; /* NaN: sums beyond F32 */
+        code = target - target == 0.0f ? code : codes[i]; /* else sums are beyond F32 */
         deltas[i] = (panel->scale[i] * code + panel->min[i]) - before;
         errors[i] += deltas[i];
         changed = changed || code != codes[i];

@@ -398,6 +398,37 @@ TEST(solving_again_pays) {
     }
 }
 
+/* Where e·H is beyond F32, what GPTQ has found stays. */
+TEST(huge_second_moments) {
+    enum { ROWS = 33, COLS = 96 };
+    float *weights = gaussian(ROWS * COLS, 900.0, 3), *hessian = hessian_of(COLS, 200, 3);
+    double before[ROWS], after[ROWS];
+    size_t kind, row, i;
+    int exponent;
+    for (exponent = 97; exponent <= 123; exponent += 13) {
+        float *scaled = memory_of(COLS * COLS);
+        aq_factor factor;
+        for (i = 0; i < COLS * COLS; i++) {
+            scaled[i] = (float)ldexp((double)hessian[i], exponent);
+        }
+        CHECK_STATUS(aq_factor_make(NULL, 1, scaled, COLS, &factor, NULL), AQ_OK);
+        for (kind = 0; kind < 9; kind++) {
+            aq_quant_spec spec = spec_of(kinds[kind].code, kinds[kind].params, 2, 32);
+            factor.hessian = NULL;
+            block_errors(&factor, &spec, weights, ROWS, scaled, before);
+            factor.hessian = scaled;
+            block_errors(&factor, &spec, weights, ROWS, scaled, after);
+            for (row = 0; row < ROWS; row++) {
+                CHECK_RANGE(0.0, after[row], before[row] * 1.0001);
+            }
+        }
+        aq_factor_free(&factor);
+        free(scaled);
+    }
+    free(hessian);
+    free(weights);
+}
+
 TEST(same_everywhere) {
     static const size_t shapes[4][2] = {{300, 130}, {31, 257}, {1, 96}, {1030, 40}};
     size_t s, isa, round;
@@ -625,6 +656,7 @@ int main(void) {
     RUN(output_error_is_measured);
     RUN(feedback_pays);
     RUN(solving_again_pays);
+    RUN(huge_second_moments);
     RUN(same_everywhere);
     RUN(diagonal_is_rounding);
     RUN(dead_columns);

@@ -17993,6 +17993,11 @@ static float aq_q8_scale(bool symmetric, float row_scale, int32_t code) {
     return symmetric ? row_scale * (float)code / 128.0f : row_scale * (float)(code + 1) / 256.0f;
 }
 
+/* i of M·i/128. */
+static int32_t aq_q8_min_code(float row_min, float min) {
+    return row_min > 0.0f ? aq_simd_round(min * 128.0f / row_min, -128, 127) : 0;
+}
+
 AQ_LIB void aq_q8_add_min(const aq_row_job *job, aq_q8_row *row, const aq_simd_fit *fit) {
     int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale);
     float scale = aq_q8_scale(job->symmetric, row->scale, code);
@@ -18014,16 +18019,14 @@ AQ_LIB aq_fit_kind aq_q8_close_min(const aq_row_job *job, aq_q8_row *row, uint8_
 
 AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_simd_fit *fit,
                        aq_simd_grid *grid, uint8_t *out) {
-    int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale), min = 0;
+    int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale), min;
     grid->scale = aq_q8_scale(job->symmetric, row->scale, code);
     grid->min = 0.0f;
     out[0] = (uint8_t)(code & 0xFF);
     if (job->symmetric) {
         return;
     }
-    if (row->min > 0.0f) {
-        min = aq_simd_round(aq_simd_best_min(fit, grid->scale) * 128.0f / row->min, -128, 127);
-    }
+    min = aq_q8_min_code(row->min, aq_simd_best_min(fit, grid->scale));
     grid->min = row->min * (float)min / 128.0f;
     out[1] = (uint8_t)(min & 0xFF);
 }
@@ -18138,8 +18141,7 @@ AQ_LIB bool aq_stored_min(const aq_quant_spec *spec, const uint8_t *extra, doubl
     *min = (float)wanted;
     if (spec->params == AQ_PARAM_Q8) {
         row = aq_simd_from_f16(aq_get_u16(extra + 2));
-        *min = row > 0.0f
-                   ? row * (float)aq_simd_round(*min * 128.0f / row, -128, 127) / 128.0f : 0.0f;
+        *min = row * (float)aq_q8_min_code(row, *min) / 128.0f;
     } else if (spec->params == AQ_PARAM_F16) {
         *min = aq_simd_from_f16(aq_simd_to_f16(*min));
     }
@@ -18153,10 +18155,9 @@ AQ_LIB void aq_grid_store(const aq_quant_spec *spec, const uint8_t *extra,
     if (spec->params == AQ_PARAM_Q8) {
         row = aq_simd_from_f16(aq_get_u16(extra));
         out[0] = (uint8_t)(aq_q8_scale_code(!affine, row, grid->scale) & 0xFF);
-        row = affine ? aq_simd_from_f16(aq_get_u16(extra + 2)) : 0.0f;
         if (affine) {
-            out[1] = (uint8_t)((row > 0.0f ? aq_simd_round(grid->min * 128.0f / row, -128, 127)
-                                           : 0) & 0xFF);
+            row = aq_simd_from_f16(aq_get_u16(extra + 2));
+            out[1] = (uint8_t)(aq_q8_min_code(row, grid->min) & 0xFF);
         }
     } else if (spec->params == AQ_PARAM_F32) {
         aq_put_f32(out, grid->scale);
@@ -18395,8 +18396,8 @@ typedef struct aq_zero_group {
     float scale, zero, error; /* the best so far; scale 0: none */
 } aq_zero_group;
 
-/* F32 scales have 16 significant bits, so
- * that scale·zero and scale·code are exact like those of the shorter types. */
+/* F32 scales have 16 significant bits, so that scale·zero and scale·code are exact like those of the
+ * shorter types. */
 AQ_LIB float aq_zero_point_scale(aq_param_type params, float scale) {
     uint32_t bits;
     float least = AQ_ZERO_LEAST;
@@ -20928,6 +20929,10 @@ struct aq_factor;
 AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const struct aq_factor *factor,
                               uint64_t rows);
 
+/* Whether parameters and codes are solved again after the feedback, so that the factor must know H:
+ * of codes on grids, unless the fit is fast. */
+AQ_LIB bool aq_gptq_refits(const aq_quant_spec *spec);
+
 /* Of each row, unless NULL: w·H·wᵀ and e·H·eᵀ with e = ŵ − w, so what the layer puts out for the
  * inputs of the Hessian, and what is wrong with it. */
 typedef struct aq_output_sums {
@@ -20935,9 +20940,9 @@ typedef struct aq_output_sums {
 } aq_output_sums;
 
 /* As aq_quantize_block, of at most AQ_GPTQ_ROWS rows; the parameters are fitted with the Hessian's
- * diagonal as weights, then the codes are chosen with feedback, then both are solved again where the
- * factor has its Hessian and the fit is not fast. The outcome's quality is not that of these codes:
- * measure them. */
+ * diagonal as weights, then the codes are chosen with feedback, then both are solved again if the spec is
+ * such and the factor knows its Hessian. The outcome's quality is not that of these codes: measure
+ * them. */
 AQ_LIB void aq_gptq_block(const aq_context *context, const struct aq_factor *factor,
                           const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                           uint64_t rows, void *codes, void *params, void *extra, void *space,
@@ -21679,7 +21684,7 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_gptq_space work;
     aq_nearest nearest;
     aq_rounding rounding;
-    bool refit = spec->fit != AQ_FIT_FAST && factor->hessian;
+    bool refit = aq_gptq_refits(spec) && factor->hessian;
     if (spec->code == AQ_CODE_TRELLIS) {
         aq_gptq_strip(context, factor, spec, weights, dtype, rows, codes, params, space, outcome,
                       sums);
@@ -21880,11 +21885,15 @@ static size_t aq_refit_wide(const aq_quant_spec *spec, uint64_t n) {
     return (size_t)((columns + AQ_STRIP - 1) / AQ_STRIP * AQ_STRIP);
 }
 
+AQ_LIB bool aq_gptq_refits(const aq_quant_spec *spec) {
+    return spec->code != AQ_CODE_TRELLIS && spec->fit != AQ_FIT_FAST;
+}
+
 AQ_LIB uint64_t aq_refit_bytes(const aq_quant_spec *spec, uint64_t n) {
     uint64_t wide = aq_refit_wide(spec, n);
-    return spec->code == AQ_CODE_TRELLIS || spec->fit == AQ_FIT_FAST
-               ? 0 : (AQ_SLAB * wide + wide * wide + wide + 2 * AQ_PANEL * wide) * sizeof(float) +
-                         n * sizeof(uint32_t);
+    return aq_gptq_refits(spec)
+               ? (AQ_SLAB * wide + wide * wide + wide + 2 * AQ_PANEL * wide) * sizeof(float) +
+                     n * sizeof(uint32_t) : 0;
 }
 
 static void aq_refit_open(aq_refit *refit, size_t n) {
@@ -34438,7 +34447,7 @@ typedef struct aq_run {
     uint32_t input_shard;    /* whose file is open */
     aq_factor factor;        /* of the second moments in use last */
     const aq_calibration_layer *factor_of; /* NULL: none */
-    float *hessian;          /* that the factor is of, NULL where it is not needed any more */
+    float *hessian;          /* H of that factor, which refers to it; NULL: not needed any more */
     size_t hessian_bytes;
     uint32_t factor_rotation;
     const float *factor_scales; /* of the input that it is for; NULL: as it is */
@@ -39663,11 +39672,6 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor 
     return status;
 }
 
-/* The refit of codes on grids needs H beside its factor. */
-static bool aq_run_refits(const aq_quant_spec *spec) {
-    return spec->code != AQ_CODE_TRELLIS && spec->fit != AQ_FIT_FAST;
-}
-
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err) {
     const aq_calibration_layer *layer = tensor->statistics;
@@ -39678,7 +39682,7 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     if (run->factor_of && run->factor_of->owner == layer->owner &&
         run->factor_rotation == aq_spec_rotation(&tensor->spec) &&
         run->factor_scales == tensor->input_scales &&
-        (run->hessian || !aq_run_refits(&tensor->spec)))
+        (run->hessian || !aq_gptq_refits(&tensor->spec)))
         return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
@@ -39695,7 +39699,7 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
         run->factor_rotation = aq_spec_rotation(&tensor->spec);
         run->factor_scales = tensor->input_scales;
         if (status == AQ_OK) run->factor_of = layer;
-        if (status == AQ_OK && aq_run_refits(&tensor->spec)) {
+        if (status == AQ_OK && aq_gptq_refits(&tensor->spec)) {
             run->factor.hessian = run->hessian = hessian;
             run->hessian_bytes = bytes;
             hessian = NULL;

@@ -89,6 +89,13 @@ FLAGS = [
     Build("clang-O3", "clang", ["-std=gnu99", "-O3"]),
     Build("clang-lto", "clang", ["-std=c99", "-O2", "-flto"], packages=["lld"]),
 ]
+SIMDE = BUILD / "simde"
+# AVX-512 where there is none, by SIMDe's intrinsics: tests/emulated/immintrin.h.
+AVX512 = Build("avx512-emulated", "gcc",
+               ["-std=gnu99", "-O2", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-ffp-contract=off", "-Wno-psabi",
+                "-I", str(TOP / "tests/emulated"), "-isystem", str(SIMDE / "cmeel.prefix/include"),
+                "-DAQ_EMULATED_FEATURES=(AQ_CPU_AVX512 | AQ_CPU_VNNI)"], isa="avx512")
+AVX512.inputs = sorted((TOP / "tests/emulated").iterdir())
 FLAGS_X86 = [
     Build("gcc-native", "gcc", ["-std=gnu99", "-O3", "-march=native", "-ffp-contract=fast"]),
     Build("gcc-v3", "gcc", ["-std=gnu99", "-O2", "-march=x86-64-v3", "-ffp-contract=fast"]),
@@ -97,15 +104,8 @@ FLAGS_X86 = [
     emulated("Nehalem", "scalar", "test_q"),
     emulated("SandyBridge", "scalar", "simd"),
     emulated("Haswell", "avx2", ""),
+    AVX512,
 ]
-SIMDE = BUILD / "simde"
-# AVX-512 where there is none, by SIMDe's intrinsics: tests/emulated/immintrin.h.
-AVX512 = Build("avx512-emulated", "gcc",
-               ["-std=gnu99", "-O2", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-ffp-contract=off", "-Wno-psabi",
-                "-I", str(TOP / "tests/emulated"), "-isystem", str(SIMDE / "cmeel.prefix/include"),
-                "-DAQ_EMULATED_FEATURES=(AQ_CPU_AVX512 | AQ_CPU_VNNI)"], isa="avx512")
-AVX512.inputs = sorted((TOP / "tests/emulated").iterdir())
-FLAGS_X86.append(AVX512)
 WINDOWS = [("x86_64-w64-mingw32-gcc", [], "gcc-mingw-w64-x86-64"),
            ("i686-w64-mingw32-gcc", ["-msse2", "-mfpmath=sse"], "gcc-mingw-w64-i686")]
 # Objects of the kernels, and the program that shows their instructions.
@@ -167,18 +167,9 @@ def run_natively(build):
 
 def set_up_simde():
     """None, or why its headers cannot be had."""
-    wanted, mark = TOP / "tests/emulated/requirements.txt", SIMDE / "requirements.txt"
-    if mark.is_file() and mark.read_text() == wanted.read_text():
-        return None
     python, problem = run.set_up_python()
-    if problem:
-        return problem
-    status, output = run.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-                              "--upgrade", "--target", SIMDE, "-r", wanted], 600)
-    if status != 0:
-        return f"pip could not install {wanted.relative_to(TOP)}: " + run.last_line(output)
-    mark.write_text(wanted.read_text())
-    return None
+    return problem or run.install(python, "tests/emulated/requirements.txt", SIMDE / "requirements.txt", 600,
+                                  "--no-deps", "--upgrade", "--target", SIMDE)
 
 
 def set_up_emulated(build):

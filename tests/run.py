@@ -195,19 +195,23 @@ def set_up_python():
     return python, None
 
 
-def set_up_heavy(python):
-    """What requirements-heavy.txt names, into the same environment; the reason when it cannot."""
-    wanted = (TOP / "tests/py/requirements-heavy.txt").read_text()
-    mark = VENV / "requirements-heavy.txt"
+def install(python, name, mark, seconds, *options):
+    """What a file of requirements names, once; the reason when it cannot."""
+    wanted = (TOP / name).read_text()
     if mark.is_file() and mark.read_text() == wanted:
         return None
-    say("installing tests/py/requirements-heavy.txt")
-    status, output = run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                          "-r", TOP / "tests/py/requirements-heavy.txt"], 1800)
+    say(f"installing {name}")
+    status, output = run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options,
+                          "-r", TOP / name], seconds)
     if status != 0:
-        return "pip could not install tests/py/requirements-heavy.txt: " + last_line(output)
+        return f"pip could not install {name}: " + last_line(output)
     mark.write_text(wanted)
     return None
+
+
+def set_up_heavy(python):
+    """Into the environment of requirements.txt."""
+    return install(python, "tests/py/requirements-heavy.txt", VENV / "requirements-heavy.txt", 1800)
 
 
 def set_up_environment():

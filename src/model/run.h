@@ -65,7 +65,7 @@ typedef struct aq_run {
     uint32_t input_shard;    /* whose file is open */
     aq_factor factor;        /* of the second moments in use last */
     const aq_calibration_layer *factor_of; /* NULL: none */
-    float *hessian;          /* that the factor is of, NULL where it is not needed any more */
+    float *hessian;          /* H of that factor, which refers to it; NULL: not needed any more */
     size_t hessian_bytes;
     uint32_t factor_rotation;
     const float *factor_scales; /* of the input that it is for; NULL: as it is */

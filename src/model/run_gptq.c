@@ -1,5 +1,6 @@
 /* What GPTQ needs of a run: the second moments of a layer's input, factored. Layers with the same input
  * (to_q and to_v) often follow each other, so the last factor is kept. */
+#include "../quant/gptq.h"
 #include "../quant/rotate.h"
 #include "../simd/simd.h"
 #include "run.h"
@@ -38,11 +39,6 @@ AQ_SIMD_EXACT AQ_LIB aq_status aq_run_hessian(aq_run *run, const aq_plan_tensor 
     return status;
 }
 
-/* The refit of codes on grids needs H beside its factor. */
-static bool aq_run_refits(const aq_quant_spec *spec) {
-    return spec->code != AQ_CODE_TRELLIS && spec->fit != AQ_FIT_FAST;
-}
-
 AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *usable,
                                aq_error *err) {
     const aq_calibration_layer *layer = tensor->statistics;
@@ -53,7 +49,7 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
     if (run->factor_of && run->factor_of->owner == layer->owner &&
         run->factor_rotation == aq_spec_rotation(&tensor->spec) &&
         run->factor_scales == tensor->input_scales &&
-        (run->hessian || !aq_run_refits(&tensor->spec)))
+        (run->hessian || !aq_gptq_refits(&tensor->spec)))
         return AQ_OK;
     aq_run_factor_free(run);
     if (!aq_mul_size(n, n, &bytes) || !aq_mul_size(bytes, sizeof(float), &bytes))
@@ -70,7 +66,7 @@ AQ_LIB aq_status aq_run_factor(aq_run *run, const aq_plan_tensor *tensor, bool *
         run->factor_rotation = aq_spec_rotation(&tensor->spec);
         run->factor_scales = tensor->input_scales;
         if (status == AQ_OK) run->factor_of = layer;
-        if (status == AQ_OK && aq_run_refits(&tensor->spec)) {
+        if (status == AQ_OK && aq_gptq_refits(&tensor->spec)) {
             run->factor.hessian = run->hessian = hessian;
             run->hessian_bytes = bytes;
             hessian = NULL;

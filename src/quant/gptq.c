@@ -200,7 +200,7 @@ AQ_LIB void aq_gptq_block(const aq_context *context, const aq_factor *factor,
     aq_gptq_space work;
     aq_nearest nearest;
     aq_rounding rounding;
-    bool refit = spec->fit != AQ_FIT_FAST && factor->hessian;
+    bool refit = aq_gptq_refits(spec) && factor->hessian;
     if (spec->code == AQ_CODE_TRELLIS) {
         aq_gptq_strip(context, factor, spec, weights, dtype, rows, codes, params, space, outcome,
                       sums);

@@ -17,6 +17,10 @@ struct aq_factor;
 AQ_LIB uint64_t aq_gptq_bytes(const aq_quant_spec *spec, const struct aq_factor *factor,
                               uint64_t rows);
 
+/* Whether parameters and codes are solved again after the feedback, so that the factor must know H:
+ * of codes on grids, unless the fit is fast. */
+AQ_LIB bool aq_gptq_refits(const aq_quant_spec *spec);
+
 /* Of each row, unless NULL: w·H·wᵀ and e·H·eᵀ with e = ŵ − w, so what the layer puts out for the
  * inputs of the Hessian, and what is wrong with it. */
 typedef struct aq_output_sums {
@@ -24,9 +28,9 @@ typedef struct aq_output_sums {
 } aq_output_sums;
 
 /* As aq_quantize_block, of at most AQ_GPTQ_ROWS rows; the parameters are fitted with the Hessian's
- * diagonal as weights, then the codes are chosen with feedback, then both are solved again where the
- * factor has its Hessian and the fit is not fast. The outcome's quality is not that of these codes:
- * measure them. */
+ * diagonal as weights, then the codes are chosen with feedback, then both are solved again if the spec is
+ * such and the factor knows its Hessian. The outcome's quality is not that of these codes: measure
+ * them. */
 AQ_LIB void aq_gptq_block(const aq_context *context, const struct aq_factor *factor,
                           const aq_quant_spec *spec, const void *weights, aq_dtype dtype,
                           uint64_t rows, void *codes, void *params, void *extra, void *space,

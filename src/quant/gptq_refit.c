@@ -45,11 +45,15 @@ static size_t aq_refit_wide(const aq_quant_spec *spec, uint64_t n) {
     return (size_t)((columns + AQ_STRIP - 1) / AQ_STRIP * AQ_STRIP);
 }
 
+AQ_LIB bool aq_gptq_refits(const aq_quant_spec *spec) {
+    return spec->code != AQ_CODE_TRELLIS && spec->fit != AQ_FIT_FAST;
+}
+
 AQ_LIB uint64_t aq_refit_bytes(const aq_quant_spec *spec, uint64_t n) {
     uint64_t wide = aq_refit_wide(spec, n);
-    return spec->code == AQ_CODE_TRELLIS || spec->fit == AQ_FIT_FAST
-               ? 0 : (AQ_SLAB * wide + wide * wide + wide + 2 * AQ_PANEL * wide) * sizeof(float) +
-                         n * sizeof(uint32_t);
+    return aq_gptq_refits(spec)
+               ? (AQ_SLAB * wide + wide * wide + wide + 2 * AQ_PANEL * wide) * sizeof(float) +
+                     n * sizeof(uint32_t) : 0;
 }
 
 static void aq_refit_open(aq_refit *refit, size_t n) {

@@ -272,6 +272,11 @@ static float aq_q8_scale(bool symmetric, float row_scale, int32_t code) {
     return symmetric ? row_scale * (float)code / 128.0f : row_scale * (float)(code + 1) / 256.0f;
 }
 
+/* i of M·i/128. */
+static int32_t aq_q8_min_code(float row_min, float min) {
+    return row_min > 0.0f ? aq_simd_round(min * 128.0f / row_min, -128, 127) : 0;
+}
+
 AQ_LIB void aq_q8_add_min(const aq_row_job *job, aq_q8_row *row, const aq_simd_fit *fit) {
     int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale);
     float scale = aq_q8_scale(job->symmetric, row->scale, code);
@@ -293,16 +298,14 @@ AQ_LIB aq_fit_kind aq_q8_close_min(const aq_row_job *job, aq_q8_row *row, uint8_
 
 AQ_LIB void aq_q8_grid(const aq_row_job *job, const aq_q8_row *row, const aq_simd_fit *fit,
                        aq_simd_grid *grid, uint8_t *out) {
-    int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale), min = 0;
+    int32_t code = aq_q8_scale_code(job->symmetric, row->scale, fit->scale), min;
     grid->scale = aq_q8_scale(job->symmetric, row->scale, code);
     grid->min = 0.0f;
     out[0] = (uint8_t)(code & 0xFF);
     if (job->symmetric) {
         return;
     }
-    if (row->min > 0.0f) {
-        min = aq_simd_round(aq_simd_best_min(fit, grid->scale) * 128.0f / row->min, -128, 127);
-    }
+    min = aq_q8_min_code(row->min, aq_simd_best_min(fit, grid->scale));
     grid->min = row->min * (float)min / 128.0f;
     out[1] = (uint8_t)(min & 0xFF);
 }
@@ -417,8 +420,7 @@ AQ_LIB bool aq_stored_min(const aq_quant_spec *spec, const uint8_t *extra, doubl
     *min = (float)wanted;
     if (spec->params == AQ_PARAM_Q8) {
         row = aq_simd_from_f16(aq_get_u16(extra + 2));
-        *min = row > 0.0f
-                   ? row * (float)aq_simd_round(*min * 128.0f / row, -128, 127) / 128.0f : 0.0f;
+        *min = row * (float)aq_q8_min_code(row, *min) / 128.0f;
     } else if (spec->params == AQ_PARAM_F16) {
         *min = aq_simd_from_f16(aq_simd_to_f16(*min));
     }
@@ -432,10 +434,9 @@ AQ_LIB void aq_grid_store(const aq_quant_spec *spec, const uint8_t *extra,
     if (spec->params == AQ_PARAM_Q8) {
         row = aq_simd_from_f16(aq_get_u16(extra));
         out[0] = (uint8_t)(aq_q8_scale_code(!affine, row, grid->scale) & 0xFF);
-        row = affine ? aq_simd_from_f16(aq_get_u16(extra + 2)) : 0.0f;
         if (affine) {
-            out[1] = (uint8_t)((row > 0.0f ? aq_simd_round(grid->min * 128.0f / row, -128, 127)
-                                           : 0) & 0xFF);
+            row = aq_simd_from_f16(aq_get_u16(extra + 2));
+            out[1] = (uint8_t)(aq_q8_min_code(row, grid->min) & 0xFF);
         }
     } else if (spec->params == AQ_PARAM_F32) {
         aq_put_f32(out, grid->scale);

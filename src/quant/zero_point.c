@@ -19,8 +19,8 @@ typedef struct aq_zero_group {
     float scale, zero, error; /* the best so far; scale 0: none */
 } aq_zero_group;
 
-/* F32 scales have 16 significant bits, so
- * that scale·zero and scale·code are exact like those of the shorter types. */
+/* F32 scales have 16 significant bits, so that scale·zero and scale·code are exact like those of the
+ * shorter types. */
 AQ_LIB float aq_zero_point_scale(aq_param_type params, float scale) {
     uint32_t bits;
     float least = AQ_ZERO_LEAST;

@@ -328,21 +328,29 @@ TEST(feedback_pays) {
     free(weights);
 }
 
-/* Rows as one block, with H at hand or not; the errors of their output with the damped H. */
-static void block_errors(const aq_factor *factor, const aq_quant_spec *spec, const float *weights,
-                         size_t rows, const float *hessian, double *errors) {
-    size_t n = factor->n, i, row;
+/* Rows as one block, with the factor's H at hand or not. */
+static quantized block_of(const aq_factor *factor, const aq_quant_spec *spec, const float *weights,
+                          size_t rows, double *errors) {
     void *space = malloc((size_t)aq_gptq_bytes(spec, factor, rows));
     aq_output_sums sums = {NULL, errors};
     aq_block_outcome outcome;
     quantized q;
     memset(&q, 0, sizeof q);
-    CHECK_STATUS(aq_quantized_size(spec, rows, n, &q.layout, NULL), AQ_OK);
+    CHECK_STATUS(aq_quantized_size(spec, rows, factor->n, &q.layout, NULL), AQ_OK);
     q.bytes = (uint8_t *)calloc(bytes_of(&q) + 1, 1);
     aq_gptq_block(NULL, factor, spec, weights, AQ_DTYPE_F32, rows, q.bytes,
                   q.bytes + q.layout.code_bytes,
                   q.bytes + q.layout.code_bytes + q.layout.param_bytes, space, &outcome, &sums);
     CHECK(!aq_outcome_is_final(&outcome));
+    free(space);
+    return q;
+}
+
+/* The errors of the rows' output with the damped H. */
+static void block_errors(const aq_factor *factor, const aq_quant_spec *spec, const float *weights,
+                         size_t rows, const float *hessian, double *errors) {
+    size_t n = factor->n, i, row;
+    quantized q = block_of(factor, spec, weights, rows, errors);
     float *back = decoded(&q, spec);
     for (row = 0; row < rows; row++) {
         const float *a = weights + row * n, *b = back + row * n;
@@ -358,10 +366,25 @@ static void block_errors(const aq_factor *factor, const aq_quant_spec *spec, con
     }
     free(back);
     free(q.bytes);
-    free(space);
 }
 
-/* No row is worse for having been solved again, and together they are better. */
+/* No row is worse for having been solved again; the rows' errors after it, as a part of those before. */
+static double solved_again(aq_factor *factor, const aq_quant_spec *spec, const float *weights,
+                           size_t rows, const float *hessian) {
+    double before[64], after[64], total = 0.0, sum = 0.0;
+    size_t row;
+    factor->hessian = NULL;
+    block_errors(factor, spec, weights, rows, hessian, before);
+    factor->hessian = hessian;
+    block_errors(factor, spec, weights, rows, hessian, after);
+    for (row = 0; row < rows; row++) {
+        CHECK_RANGE(0.0, after[row], before[row] * 1.0001);
+        total += before[row];
+        sum += after[row];
+    }
+    return sum / total;
+}
+
 TEST(solving_again_pays) {
     static const size_t shapes[4][2] = {{40, 200}, {33, 64}, {5, 31}, {64, 133}};
     static const double parts[3] = {0.9, 0.985, 0.995}; /* of 2, 4 and 8 bits */
@@ -369,7 +392,6 @@ TEST(solving_again_pays) {
     for (s = 0; s < (test_brief() ? 2u : 4u); s++) {
         size_t rows = shapes[s][0], cols = shapes[s][1];
         float *weights = gaussian(rows * cols, 2.0, s + 5), *hessian = hessian_of(cols, 2 * cols, s);
-        double before[64], after[64];
         aq_factor factor;
         for (row = 0; s == 0 && row < cols; row++) { /* one column is never used */
             hessian[7 * cols + row] = hessian[row * cols + 7] = 0.0f;
@@ -379,17 +401,8 @@ TEST(solving_again_pays) {
             for (b = 0; b < 3; b++) {
                 aq_quant_spec spec = spec_of(kinds[kind].code, kinds[kind].params, 2u << b,
                                              s % 2 ? 32 : 64);
-                double total = 0.0, sum = 0.0;
-                factor.hessian = NULL;
-                block_errors(&factor, &spec, weights, rows, hessian, before);
-                factor.hessian = hessian;
-                block_errors(&factor, &spec, weights, rows, hessian, after);
-                for (row = 0; row < rows; row++) {
-                    CHECK_RANGE(0.0, after[row], before[row] * 1.0001);
-                    total += before[row];
-                    sum += after[row];
-                }
-                CHECK_RANGE(0.0, sum, total * (rows < 32 ? 1.0 : parts[b]));
+                CHECK_RANGE(0.0, solved_again(&factor, &spec, weights, rows, hessian),
+                            rows < 32 ? 1.0 : parts[b]);
             }
         }
         aq_factor_free(&factor);
@@ -402,8 +415,7 @@ TEST(solving_again_pays) {
 TEST(huge_second_moments) {
     enum { ROWS = 33, COLS = 96 };
     float *weights = gaussian(ROWS * COLS, 900.0, 3), *hessian = hessian_of(COLS, 200, 3);
-    double before[ROWS], after[ROWS];
-    size_t kind, row, i;
+    size_t kind, i;
     int exponent;
     for (exponent = 97; exponent <= 123; exponent += 13) {
         float *scaled = memory_of(COLS * COLS);
@@ -414,13 +426,7 @@ TEST(huge_second_moments) {
         CHECK_STATUS(aq_factor_make(NULL, 1, scaled, COLS, &factor, NULL), AQ_OK);
         for (kind = 0; kind < 9; kind++) {
             aq_quant_spec spec = spec_of(kinds[kind].code, kinds[kind].params, 2, 32);
-            factor.hessian = NULL;
-            block_errors(&factor, &spec, weights, ROWS, scaled, before);
-            factor.hessian = scaled;
-            block_errors(&factor, &spec, weights, ROWS, scaled, after);
-            for (row = 0; row < ROWS; row++) {
-                CHECK_RANGE(0.0, after[row], before[row] * 1.0001);
-            }
+            CHECK_RANGE(0.0, solved_again(&factor, &spec, weights, ROWS, scaled), 1.0001);
         }
         aq_factor_free(&factor);
         free(scaled);
@@ -464,26 +470,34 @@ TEST(same_everywhere) {
     }
 }
 
-/* Without correlation there is nothing to feed back: the nearest code of each weight. What is solved
- * again would still know more than the search before it, so with the fast fit. */
+/* Without correlation there is nothing to feed back: parameters weighted by the diagonal, and the nearest
+ * code of each weight. (What is solved again would still know more, so the block has no H.) */
 TEST(diagonal_is_rounding) {
     enum { ROWS = 37, COLS = 100 };
-    float *weights = gaussian(ROWS * COLS, 0.05, 77), hessian[COLS * COLS];
-    aq_quant_spec spec = spec_of(AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 32);
-    quantized q;
+    float *weights = gaussian(ROWS * COLS, 0.05, 77), hessian[COLS * COLS], diagonal[COLS];
+    double errors[ROWS];
+    aq_factor factor;
+    int fast;
     size_t i;
-    spec.fit = AQ_FIT_FAST;
     memset(hessian, 0, sizeof hessian);
     for (i = 0; i < COLS; i++) {
-        hessian[i * (COLS + 1)] = i % 10 ? (float)(i % 7) + 0.5f : 0.0f; /* some are dead */
+        diagonal[i] = i % 10 ? (float)(i % 7) + 0.5f : 0.0f; /* some are dead */
+        hessian[i * (COLS + 1)] = diagonal[i];
     }
-    CHECK_STATUS(quantize(&q, NULL, &spec, weights, ROWS, COLS, hessian, NULL), AQ_OK);
-    uint8_t *plain = (uint8_t *)malloc(bytes_of(&q));
-    CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS, NULL, plain,
-                             plain + q.layout.code_bytes, NULL, NULL, NULL), AQ_OK);
-    CHECK(memcmp(plain, q.bytes, bytes_of(&q)) == 0);
-    free(plain);
-    free(q.bytes);
+    CHECK_STATUS(aq_factor_make(NULL, 1, hessian, COLS, &factor, NULL), AQ_OK);
+    for (fast = 0; fast < 2; fast++) {
+        aq_quant_spec spec = spec_of(AQ_CODE_AFFINE, AQ_PARAM_F16, 4, 32);
+        spec.fit = fast ? AQ_FIT_FAST : AQ_FIT_LEAST_SQUARES;
+        quantized q = block_of(&factor, &spec, weights, ROWS, errors);
+        uint8_t *plain = (uint8_t *)malloc(bytes_of(&q));
+        CHECK_STATUS(aq_quantize(NULL, &spec, weights, AQ_DTYPE_F32, ROWS, COLS,
+                                 fast ? NULL : diagonal, plain, plain + q.layout.code_bytes, NULL,
+                                 NULL, NULL), AQ_OK);
+        CHECK(memcmp(plain, q.bytes, bytes_of(&q)) == 0);
+        free(plain);
+        free(q.bytes);
+    }
+    aq_factor_free(&factor);
     free(weights);
 }
 

@@ -25,83 +25,59 @@ typedef union aq_lanes {
 } aq_lanes;
 
 #define AQ_LANES(name, value) aq_lanes name; memcpy(&name, &(value), sizeof(value))
+/* Lane i of `out`, which is 0 at first, for each i; then `out` as the result. */
+#define AQ_EACH(type, lanes, lane)           \
+    aq_lanes out;                            \
+    type result;                             \
+    memset(&out, 0, sizeof out);             \
+    for (int i = 0; i < (lanes); i++) lane;  \
+    memcpy(&result, &out, sizeof result);    \
+    return result
 
 static inline __m128i aq_cvtepi32_epi8(__m512i a) {
     AQ_LANES(in, a);
-    aq_lanes out;
-    __m128i result;
-    for (int i = 0; i < 16; i++) out.u8[i] = (uint8_t)in.u32[i];
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m128i, 16, out.u8[i] = (uint8_t)in.u32[i]);
 }
 
 static inline __m128i aq_cvtepi64_epi8(__m512i a) {
     AQ_LANES(in, a);
-    aq_lanes out;
-    __m128i result;
-    for (int i = 0; i < 16; i++) out.u8[i] = i < 8 ? in.u8[8 * i] : 0;
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m128i, 8, out.u8[i] = in.u8[8 * i]);
 }
 
 static inline __m256i aq_cvtepi32_epi16(__m512i a) {
     AQ_LANES(in, a);
-    aq_lanes out;
-    __m256i result;
-    for (int i = 0; i < 16; i++) out.u16[i] = (uint16_t)in.u32[i];
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m256i, 16, out.u16[i] = (uint16_t)in.u32[i]);
 }
 
 static inline __m512i aq_cvtepu8_epi16(__m256i a) {
     AQ_LANES(in, a);
-    aq_lanes out;
-    __m512i result;
-    for (int i = 0; i < 32; i++) out.u16[i] = in.u8[i];
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m512i, 32, out.u16[i] = in.u8[i]);
 }
 
 static inline __m512i aq_cvtepu8_epi32(__m128i a) {
     AQ_LANES(in, a);
-    aq_lanes out;
-    __m512i result;
-    for (int i = 0; i < 16; i++) out.u32[i] = in.u8[i];
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m512i, 16, out.u32[i] = in.u8[i]);
 }
 
 /* To nearest even, whatever the mode that is asked for: it is the only one. */
-static inline __m256i aq_maskz_cvtps_ph(__mmask16 lanes, __m512 a) {
+static inline __m256i aq_maskz_cvtps_ph(__mmask16 mask, __m512 a) {
     AQ_LANES(in, a);
-    __m128i halves[2];
-    aq_lanes out;
-    __m256i result;
-    halves[0] = _mm256_cvtps_ph(_mm256_loadu_ps(in.f32), 0);
-    halves[1] = _mm256_cvtps_ph(_mm256_loadu_ps(in.f32 + 8), 0);
-    memcpy(&out, halves, sizeof halves);
-    for (int i = 0; i < 16; i++) out.u16[i] = lanes >> i & 1 ? out.u16[i] : 0;
-    memcpy(&result, &out, sizeof result);
-    return result;
+    __m128i first = _mm256_cvtps_ph(_mm256_loadu_ps(in.f32), 0);
+    __m128i second = _mm256_cvtps_ph(_mm256_loadu_ps(in.f32 + 8), 0);
+    AQ_LANES(low, first);
+    AQ_LANES(high, second);
+    AQ_EACH(__m256i, 16, out.u16[i] = !(mask >> i & 1) ? 0 : i < 8 ? low.u16[i] : high.u16[i - 8]);
 }
 
 static inline __m512 aq_permutevar_ps(__m512 a, __m512i b) {
     AQ_LANES(in, a);
     AQ_LANES(which, b);
-    aq_lanes out;
-    __m512 result;
-    for (int i = 0; i < 16; i++) out.f32[i] = in.f32[(i & ~3) | (int)(which.u32[i] & 3u)];
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m512, 16, out.f32[i] = in.f32[(i & ~3) | (int)(which.u32[i] & 3u)]);
 }
 
 static inline __m512 aq_permute_ps(__m512 a, int which) {
     AQ_LANES(in, a);
-    aq_lanes out;
-    __m512 result;
-    for (int i = 0; i < 16; i++) out.f32[i] = in.f32[(i & ~3) | (which >> 2 * (i & 3) & 3)];
-    memcpy(&result, &out, sizeof result);
-    return result;
+    AQ_EACH(__m512, 16, out.f32[i] = in.f32[(i & ~3) | (which >> 2 * (i & 3) & 3)]);
 }
 
 static inline __mmask16 aq_cmpeq_epi16(__m256i a, __m256i b) {
@@ -112,82 +88,55 @@ static inline __mmask16 aq_cmpeq_epi16(__m256i a, __m256i b) {
     return (__mmask16)result;
 }
 
-/* Lanes that are not wanted are not read. */
-static inline __m512i aq_maskz_loadu_epi8(uint64_t lanes, const void *from) {
-    aq_lanes out;
-    __m512i result;
-    for (int i = 0; i < 64; i++) out.u8[i] = lanes >> i & 1 ? ((const uint8_t *)from)[i] : 0;
-    memcpy(&result, &out, sizeof result);
-    return result;
+/* Lanes that are not wanted are neither read nor written. */
+static inline __m512i aq_maskz_loadu_epi8(uint64_t mask, const void *from) {
+    AQ_EACH(__m512i, 64, if (mask >> i & 1) out.u8[i] = ((const uint8_t *)from)[i]);
 }
 
-static inline __m128i aq_maskz_loadu_epi8_128(uint32_t lanes, const void *from) {
-    __m512i all = aq_maskz_loadu_epi8(lanes & 0xFFFFu, from);
-    __m128i result;
-    memcpy(&result, &all, sizeof result);
-    return result;
+static inline __m128i aq_maskz_loadu_epi8_128(uint32_t mask, const void *from) {
+    AQ_EACH(__m128i, 16, if (mask >> i & 1) out.u8[i] = ((const uint8_t *)from)[i]);
 }
 
-static inline __m512i aq_maskz_loadu_epi32(__mmask16 lanes, const void *from) {
-    aq_lanes out;
-    __m512i result;
-    memset(&out, 0, sizeof out);
-    for (int i = 0; i < 16; i++) {
-        if (lanes >> i & 1) memcpy(&out.u32[i], (const char *)from + 4 * i, 4);
-    }
-    memcpy(&result, &out, sizeof result);
-    return result;
+static inline __m256i aq_maskz_loadu_epi16_256(__mmask16 mask, const void *from) {
+    AQ_EACH(__m256i, 16, if (mask >> i & 1) memcpy(&out.u16[i], (const char *)from + 2 * i, 2));
 }
 
-static inline void aq_mask_cvtepi32_storeu_epi8(void *to, __mmask16 lanes, __m512i a) {
+static inline __m512i aq_maskz_loadu_epi32(__mmask16 mask, const void *from) {
+    AQ_EACH(__m512i, 16, if (mask >> i & 1) memcpy(&out.u32[i], (const char *)from + 4 * i, 4));
+}
+
+static inline __m512 aq_maskz_loadu_ps(__mmask16 mask, const void *from) {
+    AQ_EACH(__m512, 16, if (mask >> i & 1) memcpy(&out.f32[i], (const char *)from + 4 * i, 4));
+}
+
+static inline __m512 aq_mask_loadu_ps(__m512 other, __mmask16 mask, const void *from) {
+    AQ_LANES(in, other);
+    AQ_EACH(__m512, 16, memcpy(&out.f32[i], mask >> i & 1 ? (const char *)from + 4 * i
+                                                          : (const char *)&in.f32[i], 4));
+}
+
+static inline void aq_mask_cvtepi32_storeu_epi8(void *to, __mmask16 mask, __m512i a) {
     AQ_LANES(in, a);
     for (int i = 0; i < 16; i++) {
-        if (lanes >> i & 1) ((uint8_t *)to)[i] = (uint8_t)in.u32[i];
+        if (mask >> i & 1) ((uint8_t *)to)[i] = (uint8_t)in.u32[i];
     }
 }
 
-static inline __m512 aq_mask_loadu_ps(__m512 other, __mmask16 lanes, const void *from) {
-    __m512i loaded = aq_maskz_loadu_epi32(lanes, from);
-    AQ_LANES(in, loaded);
-    AQ_LANES(out, other);
-    __m512 result;
-    for (int i = 0; i < 16; i++) out.u32[i] = lanes >> i & 1 ? in.u32[i] : out.u32[i];
-    memcpy(&result, &out, sizeof result);
-    return result;
-}
-
-static inline __m512 aq_maskz_loadu_ps(__mmask16 lanes, const void *from) {
-    __m512i loaded = aq_maskz_loadu_epi32(lanes, from);
-    __m512 result;
-    memcpy(&result, &loaded, sizeof result);
-    return result;
-}
-
-static inline __m256i aq_maskz_loadu_epi16_256(__mmask16 lanes, const void *from) {
-    aq_lanes out;
-    __m256i result;
-    memset(&out, 0, sizeof out);
-    for (int i = 0; i < 16; i++) {
-        if (lanes >> i & 1) memcpy(&out.u16[i], (const char *)from + 2 * i, 2);
-    }
-    memcpy(&result, &out, sizeof result);
-    return result;
-}
-
-static inline void aq_mask_storeu_ps(void *to, __mmask16 lanes, __m512 a) {
+static inline void aq_mask_storeu_ps(void *to, __mmask16 mask, __m512 a) {
     AQ_LANES(in, a);
     for (int i = 0; i < 16; i++) {
-        if (lanes >> i & 1) memcpy((char *)to + 4 * i, &in.u32[i], 4);
+        if (mask >> i & 1) memcpy((char *)to + 4 * i, &in.f32[i], 4);
     }
 }
 
-static inline void aq_mask_storeu_epi16_256(void *to, __mmask16 lanes, __m256i a) {
+static inline void aq_mask_storeu_epi16_256(void *to, __mmask16 mask, __m256i a) {
     AQ_LANES(in, a);
     for (int i = 0; i < 16; i++) {
-        if (lanes >> i & 1) memcpy((char *)to + 2 * i, &in.u16[i], 2);
+        if (mask >> i & 1) memcpy((char *)to + 2 * i, &in.u16[i], 2);
     }
 }
 
+#undef AQ_EACH
 #undef AQ_LANES
 #undef _mm512_mask_loadu_ps
 #undef _mm512_maskz_loadu_ps
